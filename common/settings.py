@@ -132,6 +132,28 @@ class TlsSection(Section):
         return self.files if self.metrics else None
 
 
+class TracesSection(Section):
+    """`[traces]`: spans of calls and updates for an OpenTelemetry collector."""
+
+    endpoint: Annotated[
+        str,
+        Field(
+            pattern=r"^([A-Za-z0-9._-]+|\[[0-9a-fA-F:]+\]):\d{1,5}$|^$",
+            description="HOST:PORT of a collector that takes OTLP over gRPC; empty: no traces",
+        ),
+    ] = ""
+    share: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="share of calls that are recorded, of those whose caller sends no traceparent; with one, its "
+            "sampled flag decides. Updates are always recorded",
+        ),
+    ] = 0.01
+    ca_file: Annotated[Path | None, Field(description="CA certificates of the collector; unset: without TLS")] = None
+
+
 class SettingsFile(BaseSettings):
     """The whole file; a process's subclass declares the sections that it reads."""
 
@@ -148,6 +170,7 @@ class SettingsFile(BaseSettings):
     ]
     logs: LogSettings = LogSettings()
     tls: TlsSection = TlsSection()
+    traces: TracesSection = TracesSection()
     server: Any = None
     runner: Any = None
     health: Any = None

@@ -57,6 +57,7 @@ from updater.store.journal import Journal
 from updater.store.staging import StagingLimits
 from updater.store.state_folder import check_state_dir, read_provenance
 from updater.store.transfer import PaceRules
+from updater.trace_observer import TraceObserver, open_exporter
 from updater.webhooks.metrics import DeliveryReporter
 from updater.webhooks.service import Webhooks
 
@@ -98,7 +99,9 @@ class Updater:
         self._registry = create_registry()
         ReadingCollector(make_process_reader(installed_version()), self._registry)
         metrics = MetricsObserver(self._registry)
-        self._observer: Observer = BroadcastObserver(LogObserver(log), metrics)
+        self._traces = open_exporter(settings.traces, log)
+        traced = [] if self._traces is None else [TraceObserver(self._traces.put)]
+        self._observer: Observer = BroadcastObserver(LogObserver(log), metrics, *traced)
         hooks = settings.updater.webhooks
         reporter = DeliveryReporter(log, self._registry, tuple(one.shown_name for one in hooks))
         self._webhooks = Webhooks(hooks, reporter, clock)
@@ -126,12 +129,16 @@ class Updater:
             SettingsInvalid: the certificate of the metrics port cannot be used.
         """
         with self._serve_operators(), self._serve_metrics():
+            if self._traces is not None:
+                self._traces.start()
             self._log.info("updater_started", models=sorted(self._reloader.settings.updater.models), pid=os.getpid())
             self._start()
             while not self._stopping.is_set():
                 self._write_heartbeat()
                 self._stopping.wait(HEARTBEAT_SECONDS)
             self._stop()
+            if self._traces is not None:
+                self._traces.stop()
         self._log.info("updater_stopped")
 
     def _start(self) -> None:

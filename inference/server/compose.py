@@ -3,11 +3,14 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.address import parse_address
 from common.clock import Clock
 from common.engine_files import ENGINES, Task
 from common.exposure import GRPC_STEP, METRICS_STEP, describe_exposure, describe_open_calls
+from common.logs import Logger
+from common.process_metrics import installed_version
 from common.reload import FileUnusable, ReloadLog
 from common.settings import Mistake, ModelSettings, SettingsInvalid
 from common.tls import watch_certificate
@@ -39,6 +42,10 @@ from inference.server.scheduling.device_share import DeviceShares
 from inference.server.scheduling.held_bytes import HeldRules
 from inference.server.scheduling.limits import LimitRules
 from inference.server.settings import ServerSection, ServerSettings
+
+if TYPE_CHECKING:
+    from common.trace_export import SpanExporter
+    from inference.server.trace_events import EventTracer
 
 
 class ModelFactory:
@@ -118,6 +125,22 @@ def load_access_rules(settings: ServerSettings, log: ReloadLog, clock: Clock) ->
     except FileUnusable as error:
         raise SettingsInvalid([Mistake("server.tokens_file", str(error))]) from error
     return AccessRules(tokens, tuple(_find_exposures(settings)), is_health_open=not settings.health.needs_token)
+
+
+def build_traces(
+    settings: ServerSettings, clock: Clock, log: Logger
+) -> tuple["SpanExporter | None", "EventTracer | None"]:
+    """Sends spans, and makes them of events; neither without a collector in the settings."""
+    section = settings.traces
+    if not section.endpoint:
+        return None, None
+    from common.trace_export import SpanExporter  # noqa: PLC0415  without traces nothing of them is loaded
+    from common.traces import Sampler  # noqa: PLC0415
+    from inference.server.trace_events import EventTracer  # noqa: PLC0415
+
+    service = {"service.name": "hotslot-server", "service.version": installed_version()}
+    exporter = SpanExporter(section.endpoint, section.ca_file, service, log)
+    return exporter, EventTracer(Sampler(section.share), clock, exporter.put)
 
 
 def _find_exposures(settings: ServerSettings) -> list[str]:

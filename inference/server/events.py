@@ -57,6 +57,10 @@ class ItemEnded:
     queued_seconds: float = 0.0
     prepared_seconds: float = 0.0
     computed_seconds: float = 0.0
+    slot: str = ""  # that had it last
+    request_id: str = ""  # of its call
+    traceparent: str = ""  # of its call
+    handover: str = ""  # why a trial failed it; empty if none did
 
 
 @dataclass(frozen=True, slots=True)

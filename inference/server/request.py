@@ -212,6 +212,7 @@ class RequestTags:
     item_id: str = ""  # of an item of a stream
     routing_key: str = ""  # requests of one key go to the same revision
     version: str = ""  # "canary", "stable", a revision or a digest; empty: any
+    traceparent: str = ""  # of the call, in W3C's form; empty if it sent none
 
     @property
     def key(self) -> str:

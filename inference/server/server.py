@@ -85,8 +85,9 @@ class InferenceServer:
         self._drain = Drain()
         self._stop_requested = asyncio.Event()
         self._hurry = asyncio.Event()
-        self._metrics = EventMetrics()
-        self._emit = emit_to_all([EventLogger(log), self._metrics])
+        self._traces, tracer = compose.build_traces(settings, clock, log)
+        self._metrics = EventMetrics(None if tracer is None else tracer.exemplar_of)
+        self._emit = emit_to_all([EventLogger(log), self._metrics, *([] if tracer is None else [tracer])])
         factory = compose.ModelFactory(
             Path(settings.state_dir),
             clock,
@@ -138,6 +139,7 @@ class InferenceServer:
             ListenFailed: says what is wrong with an address.
         """
         async with (
+            self._send_traces(),
             self._serve_metrics() as metrics_port,
             self._serve_public() as (server, port),
             self._serve_control() as control,
@@ -166,6 +168,18 @@ class InferenceServer:
                 )  # ticks continue for the requests in flight
                 for task in background:
                     task.cancel()
+
+    @contextlib.asynccontextmanager
+    async def _send_traces(self) -> AsyncIterator[None]:
+        """Spans are sent while it runs, if a collector is configured."""
+        if self._traces is None:
+            yield
+            return
+        self._traces.start()
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(self._traces.stop)
 
     async def _drain_calls(self) -> None:
         """Report NOT_SERVING, keep serving for `drain_delay_seconds`, then end streams and health watchers."""

@@ -165,7 +165,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         is_echoed = bool(request_id or traceparent)
         call_id = request_id or new_request_id()
         started, timeout = self._clock.monotonic(), context.time_remaining()
-        tags = RequestTags(call_id, "", routing_key, version)
+        tags = RequestTags(call_id, "", routing_key, version, traceparent)
         call = Call(service, method, kind, call_id, traceparent, started, is_echoed, timeout, tags)
         if kind == "unary":
             call.received = 1

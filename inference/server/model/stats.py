@@ -265,27 +265,32 @@ def classify_error(error: BaseException) -> tuple[ItemOutcome, str]:
 def describe_item(model: str, request: PendingRequest, now: float) -> ItemEnded:
     """The event of an accepted item that is done."""
     seconds = now - request.accepted_at
+    tags, attribution = request.tags, request.attribution
+    handover = "" if attribution is None else attribution.reason
+    facts = (request.on_slot, tags.request_id, tags.traceparent, handover)
     if request.outcome.cancelled():
         has_expired = request.has_expired or now >= request.deadline
         outcome = ItemOutcome.EXPIRED if has_expired else ItemOutcome.CANCELLED
         reason = "DEADLINE_EXPIRED" if has_expired else "CANCELLED"
-        return ItemEnded(model, request.revision, request.device, outcome, reason, seconds=seconds)
+        return ItemEnded(model, request.revision, request.device, outcome, reason, (), seconds, 0.0, 0.0, 0.0, *facts)
     error = request.outcome.exception()
     if error is not None:
         outcome, reason = classify_error(error)
-        return ItemEnded(model, request.revision, request.device, outcome, reason, seconds=seconds)
+        return ItemEnded(model, request.revision, request.device, outcome, reason, (), seconds, 0.0, 0.0, 0.0, *facts)
     prediction = request.outcome.result()
     served = prediction.served_by
     return ItemEnded(
-        model=served.model,
-        revision=served.revision,
-        device=served.device,
-        outcome=ItemOutcome.ANSWERED,
-        labels=list_labels(prediction.outcome),
-        seconds=seconds,
-        queued_seconds=prediction.queued_seconds,
-        prepared_seconds=prediction.prepared_seconds,
-        computed_seconds=prediction.computed_seconds,
+        served.model,
+        served.revision,
+        served.device,
+        ItemOutcome.ANSWERED,
+        "",
+        list_labels(prediction.outcome),
+        seconds,
+        prediction.queued_seconds,
+        prediction.prepared_seconds,
+        prediction.computed_seconds,
+        *facts,
     )
 
 
