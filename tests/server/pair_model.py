@@ -36,7 +36,7 @@ from inference.server.model.policy import DeviceRules, RespawnRules, ShortageAct
 from inference.server.model.route import Demand, choose_handover_slot, choose_route
 from inference.server.model.stats import StatsKey
 from inference.server.model.step import Now
-from inference.server.request import INTERNAL
+from inference.server.request import INTERNAL, NO_TAGS, RequestTags
 from inference.server.scheduling.in_flight import Estimate
 
 CARD = "cuda:0"
@@ -74,10 +74,11 @@ class World:
     caller: Caller | None = None
     ending: frozenset[str] = frozenset()  # slots whose process was asked to end
     awaits: frozenset[str] = frozenset()  # slots that send LeaseOver
+    copy: str = ""  # the slot that computes a copy of an answered request; empty: none does
 
     def is_leased(self, name: str) -> bool:
-        """Whether the caller holds a lease on a slot."""
-        return self.caller is not None and name in (self.caller.at, self.caller.lease)
+        """Whether the caller, or a copy, holds a lease on a slot."""
+        return name == self.copy or (self.caller is not None and name in (self.caller.at, self.caller.lease))
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,17 +132,20 @@ def expect(rule: str, *, holds: bool) -> None:
         raise Violated(rule)
 
 
-def explore(setups: tuple[Setup, ...] = SETUPS, *, is_patient: bool = True) -> Report:
+def explore(
+    setups: tuple[Setup, ...] = SETUPS, *, is_patient: bool = True, make: "type[Explorer] | None" = None
+) -> Report:
     """Explore all states of the setups.
 
     Args:
         setups: where to start from.
         is_patient: goes on after a violation, to the end.
+        make: the events; None: without shadows and canaries.
     """
     report = Report()
     seen: dict[SlotRules, dict[World, tuple[World | None, str]]] = {}
     for setup in setups:
-        explorer, ways = Explorer(setup), seen.setdefault(setup.rules, {})
+        explorer, ways = (make or Explorer)(setup), seen.setdefault(setup.rules, {})
         first = explorer.normal(explorer.apply(World(Pair()), setup.start()))
         queue = deque([] if first in ways else [first])
         ways.setdefault(first, (None, f"{setup.name}: boot"))
@@ -286,14 +290,14 @@ class Explorer:
 
     # The caller's way, as `requests` goes it.
 
-    def ask(self, world: World, seconds: float) -> World:
+    def ask(self, world: World, seconds: float, tags: RequestTags = NO_TAGS) -> World:
         """A request is routed."""
         estimate = Estimate(own=0.05, shared_call=0.05)
         dispatcher = SimpleNamespace(
             limit_of=lambda _: 2.0, cost=SimpleNamespace(is_known=True), estimate=lambda *_: estimate
         )
         slots: Any = {name: SimpleNamespace(dispatcher=dispatcher) for name in SLOTS}
-        decision = choose_route(world.pair, slots, Demand(1, INTERNAL, NOW + seconds), NOW)
+        decision = choose_route(world.pair, slots, Demand(1, INTERNAL, NOW + seconds, tags), NOW)
         if decision is None or world.pair[decision.slot].load is None:
             return world
         role = world.pair.role_of(decision.slot)
@@ -361,7 +365,10 @@ class Explorer:
     def settle(self, world: World) -> World:
         """The caller has its outcome, or is gone: its leases end."""
         expect("what is accepted is settled once", holds=world.caller is not None)
-        world = replace(world, caller=None)
+        return self.end_leases(replace(world, caller=None))
+
+    def end_leases(self, world: World) -> World:
+        """Leases have ended: slots that wait for it are told."""
         for name in sorted(world.awaits):
             if not world.is_leased(name):
                 world = self.apply(replace(world, awaits=world.awaits - {name}), m.LeaseOver(name))
@@ -375,6 +382,8 @@ class Explorer:
         world = replace(world, pair=pair, ending=world.ending - {name}, awaits=world.awaits - {name})
         if world.caller is not None and world.caller.lease == name:
             world = replace(world, caller=replace(world.caller, lease=""))
+        if world.copy == name:
+            world = replace(world, copy="")
         if is_at_fault:
             world = self.settle(world)  # it is answered POISON_INPUT
         return self.apply(world, m.ProcessEnded(name, "", is_input_at_fault=is_at_fault))
@@ -442,10 +451,20 @@ class Explorer:
         slots = [_normal_slot(slot, self.devices) for slot in pair]
         pending = None if pair.move.pending_load is None else _normal_load(pair.move.pending_load, "pending")
         trial = None if pair.trial is None else replace(pair.trial, lease_ends=LATER)
+        judged = None if pair.shadow is None else pair.slot_holding(pair.shadow.load_id)
+        shadow = None if judged is None or pair.shadow is None else replace(pair.shadow, load_id=judged.name)
         row = None if pair.cpu_fallback is None else replace(pair.cpu_fallback, bundle_digest="", reason="")
         move = FallbackMove(pending, 0.0, 0.0, LATER if pair.move.not_before > NOW else 0.0)
         pair = replace(
-            pair, a=slots[0], b=slots[1], trial=trial, last_trial=None, generation=1, cpu_fallback=row, move=move
+            pair,
+            a=slots[0],
+            b=slots[1],
+            trial=trial,
+            shadow=shadow,
+            last_trial=None,
+            generation=1,
+            cpu_fallback=row,
+            move=move,
         )
         return _symmetric(replace(world, pair=pair))
 
@@ -535,7 +554,7 @@ def _symmetric(world: World) -> World:
 
 def _with_slots_swapped(world: World) -> World:
     name_of = {"a": "b", "b": "a", "": "", None: None, HELD: HELD}
-    pair, caller, trial = world.pair, world.caller, world.pair.trial
+    pair, caller, trial, shadow = world.pair, world.caller, world.pair.trial, world.pair.shadow
     slots = []
     for slot in (pair.b, pair.a):
         name = name_of[slot.name] or ""
@@ -550,11 +569,12 @@ def _with_slots_swapped(world: World) -> World:
         previous=name_of[pair.previous],
         fallback=name_of[pair.fallback],
         trial=trial,
+        shadow=None if shadow is None else replace(shadow, load_id=name_of[shadow.load_id] or ""),
     )
     if caller is not None:
         caller = replace(caller, at=name_of[caller.at] or "", lease=name_of[caller.lease] or "")
-    names = [frozenset(name_of[name] or "" for name in group) for group in (world.ending, world.awaits)]
-    return World(pair, caller, *names)
+    ending, awaits = (frozenset(name_of[name] or "" for name in group) for group in (world.ending, world.awaits))
+    return World(pair, caller, ending, awaits, name_of[world.copy] or "")
 
 
 def _with_revisions_swapped(world: World) -> World:

@@ -11,10 +11,11 @@ from inference.server.model import messages as m
 from inference.server.model.pair import CPU_DEVICE, Pair, SlotEvent, SlotState, next_state
 from inference.server.model.step import Now
 from inference.server.model.transitions import HANDLERS, apply
-from tests.server import pair_mutations
+from tests.server import pair_mutations, pair_traffic
 from tests.server.pair_model import CARD, SETUPS, explore, new_load
 
 MIN_STATES = 20_000  # fewer would say that the exploration has lost a part of its world
+MIN_TRAFFIC_STATES = 6_500
 NOW = Now(1.0, datetime(2030, 1, 1, tzinfo=UTC))
 RULES = SETUPS[0].rules
 
@@ -29,6 +30,27 @@ def test_every_rule_holds_in_every_state() -> None:
     print(f"{report.states} states of the pair, {report.steps} steps, {seconds:.1f} s of CPU")  # noqa: T201
     assert report.states > MIN_STATES
     assert report.violations == {}
+
+
+@pytest.mark.timeout(240)
+def test_every_rule_holds_with_shadows_and_canaries() -> None:
+    """Copies, percentages of none, some and all, and callers that name a version, in every order with the rest."""
+    began = time.process_time()
+    report = explore(pair_traffic.SMALL_SETUPS, make=pair_traffic.TrafficExplorer)
+
+    print(f"{report.states} states of the pair, {time.process_time() - began:.1f} s of CPU")  # noqa: T201
+    assert report.states > MIN_TRAFFIC_STATES
+    assert report.violations == {}
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("name", pair_traffic.MUTATIONS)
+def test_a_defence_of_traffic_that_is_taken_out_is_noticed(name: str) -> None:
+    """Each defence of shadows and canaries is there for a rule that fails without it."""
+    with pair_traffic.MUTATIONS[name]():
+        report = explore(pair_traffic.SMALL_SETUPS, is_patient=False, make=pair_traffic.TrafficExplorer)
+
+    assert len(report.violations) == 1
 
 
 @pytest.mark.timeout(240)

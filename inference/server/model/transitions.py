@@ -306,8 +306,8 @@ class _Transition(Step):
         role = self.pair.role_of(slot.name)
         if role is not Role.CANDIDATE and (role is not Role.TRIAL or trial is None or trial.previous is None):
             raise Conflict(f"the slot is {role.lower()}, it is compared with no other", reason="SLOT_IN_USE")
-        if not slot.is_loaded or self.pair.active_slot is None:
-            raise Conflict("the load is not complete, or nothing is active", reason="NOT_LOADED")
+        if not slot.is_loaded or self.pair.active_slot is None or (trial is not None and trial.previous is None):
+            raise Conflict("the load is not complete, or there is no kept model to compare with", reason="NOT_LOADED")
         self.begin_shadow(slot, event.policy, event.transaction_id)
 
     def begin_shadow(self, slot: SlotRecord, policy: ShadowPolicy, transaction_id: str) -> None:
