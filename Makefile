@@ -1,6 +1,6 @@
 # `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test lint format protos baseline lock dist tools env clean bench-engine bench-mgeo bench-load bench-memory bench-server bench-calls bench-overload bench-fair bench-swap bench-restart bench-update soak parity fuzz chaos gpu bench-prepare clients-go clients-go-stubs rollouts
+.PHONY: help serve demo test lint format protos baseline lock dist tools env clean bench-engine bench-mgeo bench-load bench-memory bench-server bench-calls bench-overload bench-fair bench-canary bench-shadow bench-swap bench-restart bench-update soak parity fuzz chaos gpu bench-prepare clients-go clients-go-stubs rollouts
 bin := .venv/bin
 # A proxy of this machine cannot reach the local hub.
 hub-http-env := env no_proxy=127.0.0.1
@@ -79,6 +79,12 @@ bench-overload: env tools ## Measure goodput of servers that are offered 1.25 to
 
 bench-fair: env tools ## Measure unary calls beside saturating streams, behind Envoy too, and two models on one device
 	@$(bin)/python -m dev.bench.fair $(ARGS)
+
+bench-canary: env ## Roll out 50 revisions by 5, 25, 50 and 100 % under load, ten of them bad: no call may be lost
+	@$(bin)/python -m dev.bench.canary $(ARGS)
+
+bench-shadow: env tools ## Measure what callers notice while a second slot answers a fifth of their calls too
+	@$(bin)/python -m dev.bench.shadow $(ARGS)
 
 rollouts: env ## Simulate 7,200 rollouts with true error rates: false alarms and what is found, as docs/rollouts.md (10 minutes)
 	@$(bin)/python -m dev.rollouts $(ARGS)
