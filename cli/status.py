@@ -54,6 +54,7 @@ _STATE_STYLES = {
     status_pb2.SLOT_STATE_EMPTY: DIM,
 }
 _SHOWN_NOTES = 4
+_ALL_PERCENT = 100.0
 _SHOWN_FAILURE_CHARS = 200
 
 
@@ -160,7 +161,8 @@ def _model(model: status_pb2.Model, now: datetime) -> RenderableType:
     if model.HasField("trial"):
         left = seconds(model.trial.term_left.ToTimedelta().total_seconds())
         age = _age(model.trial.started_at, now)
-        rows.append(text((f"  slot {model.trial.slot} on trial since {age}, {left} left of its lease", "cyan")))
+        share = f" ({model.trial.percent:g} %)" if model.trial.percent < _ALL_PERCENT else ""
+        rows.append(text((f"  slot {model.trial.slot} on trial{share} since {age}, {left} left of its lease", "cyan")))
     rows.append(Padding(_slots(model), (0, 0, 0, 2)))
     for slot in model.slots:
         if slot.last_failure:

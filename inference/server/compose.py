@@ -30,6 +30,7 @@ from inference.server.model.fallback_file import FILE_NAME, CpuFallbackFile
 from inference.server.model.manager import ModelManager
 from inference.server.model.options import ModelOptions
 from inference.server.model.policy import DeviceRules, RespawnRules, SlotRules
+from inference.server.model.samples import FOLDER_NAME, SampleFiles
 from inference.server.request import Priority
 from inference.server.runner_client.process import RunnerProcess
 from inference.server.runner_client.protocol import RunnerListener
@@ -61,10 +62,12 @@ class ModelFactory:
         start_runner: Callable[[RunnerSpec], StartedRunner],
         is_memory_tight: Callable[[], bool],
     ) -> None:
-        """Start nothing; `warn` gets a sentence if the file of CPU fallbacks is unusable."""
+        """Start nothing; `warn` gets a sentence if a file of the state folder is unusable."""
         file = CpuFallbackFile(state_dir / FILE_NAME, warn)
         shares, memories = DeviceShares(), DeviceMemories()
-        self._shared = _SharedDependencies(clock, emit, drain, file, shares, memories, start_runner, is_memory_tight)
+        self._shared = _SharedDependencies(
+            clock, emit, drain, file, shares, memories, start_runner, is_memory_tight, warn
+        )
 
     def make(self, settings: ServerSettings, model: ModelSettings) -> ModelManager:
         """The manager of a model; `boot` of its commands starts it."""
@@ -223,6 +226,7 @@ class _SharedDependencies:
     device_memories: DeviceMemories
     start_runner: Callable[[RunnerSpec], StartedRunner]
     is_memory_tight: Callable[[], bool]
+    warn: Callable[[str], None]
 
 
 def _model_options(settings: ServerSettings, model: ModelSettings, shared: _SharedDependencies) -> ModelOptions:
@@ -263,7 +267,13 @@ def _model_options(settings: ServerSettings, model: ModelSettings, shared: _Shar
         make_process=make_process,
         engines=list_engines(settings),
         is_memory_tight=shared.is_memory_tight,
+        samples=_sample_files(settings, model.name, shared.warn),
     )
+
+
+def _sample_files(settings: ServerSettings, model: str, warn: Callable[[str], None]) -> SampleFiles | None:
+    limit = settings.server.keep_samples
+    return SampleFiles(Path(settings.state_dir) / FOLDER_NAME / model, limit, warn) if limit else None
 
 
 def _picture_rules(server: ServerSection) -> runner_pb2.PictureRules:

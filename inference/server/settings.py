@@ -172,6 +172,15 @@ class ServerSection(Section):
             description="how long an input that ended two runner processes is refused at once; 0 = not at all",
         ),
     ] = 600.0
+    keep_samples: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=10_000,
+            description="most calls of a comparison that are kept, with what callers sent, because two revisions answer"
+            " them differently: private files in the state folder's samples/, of the last three comparisons; 0 = none",
+        ),
+    ] = 0
     self_test_seconds: Annotated[
         float,
         Change.MODELS,

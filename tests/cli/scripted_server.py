@@ -192,6 +192,7 @@ def model_with_trial() -> status_pb2.Model:
     )
     model.trial.slot = "b"
     model.trial.term_left.FromSeconds(48)
+    model.trial.percent = 25
     model.committed.revision, model.committed.digest, model.committed.origin = "v1.0.0", DIGEST, "import"
     return model
 

@@ -26,7 +26,7 @@ def test_the_status_is_readable_at_80_columns(hotslot: Hotslot, server: Scripted
     assert rows[3][:2] == ["resources", "degraded"]
     assert "memory is at 88 %" in ended.out
     assert "shapes  visual-entailment, committed v1.0.0 3f2a91bc3f2a (import)" in ended.out
-    assert "slot b on trial" in ended.out
+    assert "slot b on trial (25 %)" in ended.out
     assert "48 s left of its lease" in ended.out
     for row in (
         ["slot", "a", "b", "answers"],

@@ -140,6 +140,7 @@ class StatusApi:
             model.trial.started_at.FromDatetime(pair.trial.started_at)
             left = max(0.0, pair.trial.lease_ends - self._clock.monotonic())
             model.trial.term_left.FromNanoseconds(int(left * 1e9))
+            model.trial.percent = pair.trial_percent
         if manager.committed is not None:
             committed = manager.committed
             model.committed.revision = committed.revision

@@ -11,6 +11,7 @@ from inference.server.events import Emit
 from inference.server.model.fallback_file import CpuFallbackFile
 from inference.server.model.pair import Load
 from inference.server.model.policy import SlotRules
+from inference.server.model.samples import SampleFiles
 from inference.server.request import Payload
 from inference.server.runner_client.protocol import RunnerHandle, RunnerListener
 from inference.server.scheduling.admission import Capacity, Drain
@@ -47,6 +48,7 @@ class ModelOptions:
     self_test_seconds: float
     make_process: Callable[[RunnerListener], RunnerHandle]
     engines: Mapping[str, Task]  # engines that this build (with its settings) can load
+    samples: SampleFiles | None = None  # keeps requests whose answers differ; None: they are not kept
     is_memory_tight: Callable[[], bool] = lambda: False  # whether callers' messages need what copies of requests hold
 
     def make_load_request(self, load: Load, reserved_bytes: int) -> runner_pb2.LoadBundle:

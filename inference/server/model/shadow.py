@@ -8,16 +8,17 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from common import errors
 from inference.server.events import AnswersCompared, CopyDropped
-from inference.server.model.comparison import Comparison
+from inference.server.model.comparison import Comparison, write_answer
 from inference.server.model.effects import PairMachine
 from inference.server.model.options import ModelOptions
-from inference.server.model.pair import ANSWERING_ROLES, Shadow, SlotRecord
+from inference.server.model.pair import ANSWERING_ROLES, CPU_DEVICE, Shadow, SlotRecord
 from inference.server.model.route import locate
 from inference.server.request import Outcome, Payload, PendingRequest, RequestTags
+from inference.wire import EntailmentScores
 
 MAX_KEPT = 64  # requests that wait to be copied
 MAX_KEPT_SHARE = 1 / 16  # of the bytes that the model's requests may hold
@@ -28,6 +29,7 @@ PATIENT_SECONDS = 1.0  # after which a copy is also computed beside requests of 
 BUSY_SHARE = 0.75  # of the time that calls of callers take, above which it is not
 WINDOW_SECONDS = 0.5  # for which that share is measured, at least
 BURST_SECONDS = 0.5  # of the time for copies, that may be used ahead
+CARD_BUSY_SHARE = 0.05  # of a card's time that copies take at most: what it computes cannot make way
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,8 @@ class Shadows:
         self._kept: deque[KeptCopy] = deque()
         self.kept_bytes = 0
         self._sent: dict[int, tuple[KeptCopy, PendingRequest]] = {}  # by request id
-        self._spent_seconds = 0.0  # by copies, since the shadow began
+        self._spent_seconds = 0.0  # with copies, since the shadow began
+        self._busy_since = 0.0  # while copies are sent
         self._busy_share = 0.0
         self._measured: tuple[float, float] = (-math.inf, 0.0)  # when, and seconds computed until then
         self._due: asyncio.Handle | None = None
@@ -155,7 +158,8 @@ class Shadows:
         """Compare the answer to a copy, or count why there is none."""
         copy = self._sent.pop(request.id, (None, request))[0]
         comparison = self.comparison
-        self._spent_seconds += max(0.0, self._options.clock.monotonic() - (request.sent_at or math.inf))
+        if not self._sent:
+            self._spent_seconds += self._options.clock.monotonic() - self._busy_since
         if copy is None or comparison is None:
             return
         error = errors.Interrupted("ended") if request.outcome.cancelled() else request.outcome.exception()
@@ -175,7 +179,22 @@ class Shadows:
         judged, reference = (outcome, copy.outcome) if copy.is_judged else (copy.outcome, outcome)
         texts = copy.payload.texts
         different = comparison.add(texts, judged, reference, copy.tags)
+        if different and self._options.samples is not None:
+            self._options.samples.keep(self._describe(copy, judged, reference), copy.payload.picture)
         self._options.emit(AnswersCompared(self._options.model, self._revision, len(texts) - different, different))
+
+    def _describe(self, copy: KeptCopy, judged: Outcome, reference: Outcome) -> dict[str, object]:
+        """A request and both slots' answers, for a person."""
+        texts = copy.payload.texts
+        return {
+            "request_id": copy.tags.request_id,
+            "item_id": copy.tags.item_id,
+            "texts": texts,
+            "revision": self._revision,
+            "answers": [write_answer(*row) for row in zip(texts, judged, strict=True)],
+            "previous_answers": [write_answer(*row) for row in zip(texts, reference, strict=True)],
+            "scores": [asdict(row) if isinstance(row, EntailmentScores) else [*map(asdict, row)] for row in judged],
+        }
 
     def _drop(self, comparison: Comparison, reason: str) -> None:
         comparison.drop(reason)
@@ -204,6 +223,8 @@ class Shadows:
             self._followed = followed
             self._revision = "" if judged.load is None else judged.load.bundle.revision
             self.comparison = Comparison(self._options.task, judged.digest, reference.digest, shadow.started_at)
+            if self._options.samples is not None:
+                self._options.samples.begin(f"{shadow.started_at:%Y%m%dT%H%M%S}-{shadow.load_id}")
         return self.comparison
 
     def _identify(self, shadow: Shadow) -> "_ShadowId":
@@ -217,9 +238,14 @@ class Shadows:
         for copy, request in list(self._sent.values()):
             self._machine.slots[copy.slot].dispatcher.cancel(request)
             request.finish(errors.Interrupted("the comparison is over"))
+        for slot in self._machine.slots.values():
+            if slot.is_lowered:
+                slot.set_serving(is_serving=True)
 
     def _has_budget(self, shadow: Shadow, now: float) -> bool:
-        share = shadow.policy.busy_share
+        share, slot = shadow.policy.busy_share, self._machine.pair.slot_holding(shadow.load_id)
+        if slot is not None and slot.load is not None and slot.load.device != CPU_DEVICE:
+            share = min(share, CARD_BUSY_SHARE)
         return share >= 1 or self._spent_seconds <= share * (now - shadow.begun_at + BURST_SECONDS)
 
     def _measure(self, now: float) -> None:
@@ -255,6 +281,7 @@ class Shadows:
             return
         if pair.role_of(first.slot) in ANSWERING_ROLES and not slot.is_lowered:  # a candidate's priority is low anyway
             slot.set_serving(is_serving=False)
+        self._busy_since = now
         deadline, rows = now + max(COPY_SECONDS, dispatcher.limit_of(first.payload.rows)), 0
         while self._kept and self._kept[0].slot == first.slot:
             rows += self._kept[0].payload.rows

@@ -460,7 +460,8 @@ class ShadowPolicy(_message.Message):
     """
     busy_share: _builtins.float
     """Largest share of its time that the second slot may spend on copies, 0 to 1.
-    Default: 1. Errors: SHADOW_OUT_OF_RANGE.
+    Default: 1; on a GPU never more than 0.05, because it cannot make way in a
+    device call. Errors: SHADOW_OUT_OF_RANGE.
     """
     @_builtins.property
     def max_duration(self) -> _duration_pb2.Duration:

@@ -851,8 +851,13 @@ class Trial(_message.Message):
     SLOT_FIELD_NUMBER: _builtins.int
     STARTED_AT_FIELD_NUMBER: _builtins.int
     TERM_LEFT_FIELD_NUMBER: _builtins.int
+    PERCENT_FIELD_NUMBER: _builtins.int
     slot: _builtins.str
     """Slot on trial, "a" or "b"."""
+    percent: _builtins.float
+    """Percentage of the calls that it gets, 0 to 100; below 100 it is a canary, and
+    the previous slot answers the others.
+    """
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp:
         """When it began."""
@@ -869,10 +874,11 @@ class Trial(_message.Message):
         slot: _builtins.str = ...,
         started_at: _timestamp_pb2.Timestamp | None = ...,
         term_left: _duration_pb2.Duration | None = ...,
+        percent: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["started_at", b"started_at", "term_left", b"term_left"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["slot", b"slot", "started_at", b"started_at", "term_left", b"term_left"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["percent", b"percent", "slot", b"slot", "started_at", b"started_at", "term_left", b"term_left"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
