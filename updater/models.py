@@ -29,7 +29,7 @@ def settings_of_models(settings: UpdaterSettings) -> dict[str, object]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Built:
+class BuiltLoop:
     """A loop that was built, and what stops it."""
 
     model: ModelUpdater
@@ -42,20 +42,22 @@ class _Built:
         self.model.wake.set()
 
 
-class _ModelThread:
+class ModelThread:
     """The thread of one model: runs its loop, then the next one, until there is none."""
 
-    def __init__(self, name: str, built: _Built, on_next: "Callable[[_Built | None], None]", log: logs.Logger) -> None:
+    def __init__(
+        self, name: str, built: BuiltLoop, on_next: "Callable[[BuiltLoop | None], None]", log: logs.Logger
+    ) -> None:
         self.built = built
         self._on_next = on_next
         self._log = log
         self._lock = threading.Lock()
-        self._next: Callable[[], _Built | None] | None = None
+        self._next: Callable[[], BuiltLoop | None] | None = None
         self._is_stopping = False
         self._again = threading.Event()
         self.thread = threading.Thread(target=self._run, name=f"model-{name}", daemon=True)
 
-    def change(self, build: Callable[[], _Built | None]) -> None:
+    def change(self, build: Callable[[], BuiltLoop | None]) -> None:
         """Run another loop after this one has ended; `build` makes it, or returns None: the model is removed."""
         with self._lock:
             self._next = build
@@ -81,7 +83,7 @@ class _ModelThread:
             if not self._build(build):
                 return
 
-    def _build(self, build: Callable[[], _Built | None]) -> bool:
+    def _build(self, build: Callable[[], BuiltLoop | None]) -> bool:
         """Build the next loop; returns whether there is one."""
         self.built.model.close()
         while not self._is_stopping:
@@ -94,6 +96,10 @@ class _ModelThread:
             if built is not None:
                 self.built = built
             self._on_next(built)
+            with self._lock:
+                is_outdated = self._next is not None or self._is_stopping
+            if built is not None and is_outdated:  # another change came while it was built
+                built.stop()
             return built is not None
         return False
 
@@ -114,7 +120,7 @@ class UpdatedModels:
         self.handles: dict[str, ModelHandle] = {}  # of the loops that take commands
         self._log, self._on_unusable, self._forget = log, on_unusable, forget
         self._lock = threading.Lock()  # of the two below, which are replaced and never changed
-        self._threads: Mapping[str, _ModelThread] = {}
+        self._threads: Mapping[str, ModelThread] = {}
         self._removed: Mapping[str, ModelRecord] = {}  # last records: their bundles are not garbage
 
     def build(self, dependencies: UpdaterDependencies) -> None:
@@ -180,18 +186,18 @@ class UpdatedModels:
         for one in self._threads.values():
             one.built.model.close()
 
-    def _change(self, name: str, build: Callable[[], _Built | None]) -> None:
+    def _change(self, name: str, build: Callable[[], BuiltLoop | None]) -> None:
         self.handles.pop(name, None)
         self._threads[name].change(build)
 
-    def _add(self, name: str, built: _Built) -> None:
-        one = _ModelThread(name, built, lambda built: self._on_next(name, built), self._log)
+    def _add(self, name: str, built: BuiltLoop) -> None:
+        one = ModelThread(name, built, lambda built: self._on_next(name, built), self._log)
         with self._lock:
             self._threads = {**self._threads, name: one}
             self._removed = {other: record for other, record in self._removed.items() if other != name}
         self.handles[name] = _handle(built.model)
 
-    def _on_next(self, name: str, built: _Built | None) -> None:
+    def _on_next(self, name: str, built: BuiltLoop | None) -> None:
         """A model's loop was built by other settings, or it was removed."""
         if built is not None:
             self.handles[name] = _handle(built.model)
@@ -204,12 +210,12 @@ class UpdatedModels:
         self._forget(name)
         self._log.info("loop_removed", model=name)
 
-    def _make(self, dependencies: UpdaterDependencies, model: ModelSettings) -> _Built:
+    def _make(self, dependencies: UpdaterDependencies, model: ModelSettings) -> BuiltLoop:
         stopping = threading.Event()
         own = replace(dependencies, stopping=stopping)
         updater = build_model(own, model, self.records)
         shared = (dependencies.clock, dependencies.observer, self._log, stopping, self._on_unusable)
-        return _Built(updater, LoopSupervisor(model.name, updater.loop, *shared), stopping)
+        return BuiltLoop(updater, LoopSupervisor(model.name, updater.loop, *shared), stopping)
 
 
 def _configured(settings: UpdaterSettings) -> Mapping[str, ModelSettings]:

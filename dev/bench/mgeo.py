@@ -42,7 +42,7 @@ def main() -> int:
     options = parser.parse_args()
     begun = time.perf_counter()
     folders = {precision: _bundle(precision) for precision in options.precisions}
-    kinds = [f"--kinds={options.kinds[0]}", *options.kinds[1:]]
+    kinds = ["--kinds", *options.kinds]
     for threads in options.threads:
         number, stock = [f"--threads={threads}"], dict[tuple[str, int], Row]()
         if options.oracle.exists():

@@ -4,7 +4,8 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from types import SimpleNamespace
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -20,6 +21,7 @@ from hotslot.updates.v1 import updates_pb2 as pb
 from hotslot.updates.v1.updates_pb2_grpc import UpdatesServiceStub
 from tests.common.clock import KeptLog
 from updater.daemon import Updater, read_settings
+from updater.models import BuiltLoop, ModelThread
 
 LIMIT_SECONDS = 10.0
 TOP = 'state_dir = "{folder}"\n[updater]\nmetrics_port = -1\n'
@@ -122,3 +124,55 @@ def test_a_file_that_needs_a_restart_changes_nothing(running: Running) -> None:
     assert running.reload().reload.applied
     assert running.log.events.count("settings_refused") == 2
     assert running.status().settings.level == status_pb2.HEALTH_LEVEL_OK
+
+
+class FakeLoops:
+    """Loops that run until they are stopped, and note their names when they begin."""
+
+    def __init__(self) -> None:
+        self.began: list[str] = []
+
+    def make(self, name: str) -> BuiltLoop:
+        """A loop that does nothing."""
+        stopping = threading.Event()
+
+        def run() -> None:
+            self.began.append(name)
+            assert stopping.wait(LIMIT_SECONDS)
+
+        model: Any = SimpleNamespace(wake=threading.Event(), close=lambda: None)
+        supervisor: Any = SimpleNamespace(run=run)
+        return BuiltLoop(model, supervisor, stopping)
+
+
+def test_a_change_that_comes_while_a_loop_is_built_is_not_lost() -> None:
+    """The loop of the change before ends at once."""
+    loops, log = FakeLoops(), cast("Logger", KeptLog())
+    thread = ModelThread("shapes", loops.make("first"), lambda _built: None, log)
+
+    def build_second() -> BuiltLoop:
+        thread.change(lambda: loops.make("third"))
+        return loops.make("second")
+
+    thread.thread.start()
+    thread.change(build_second)
+    eventually(lambda: "third" in loops.began, what="the last loop runs")
+    thread.stop()
+    thread.thread.join(LIMIT_SECONDS)
+    assert not thread.thread.is_alive()
+    assert loops.began[0] == "first"
+
+
+def test_a_stop_that_comes_while_a_loop_is_built_is_not_lost() -> None:
+    """The process ends in good order."""
+    loops, log = FakeLoops(), cast("Logger", KeptLog())
+    thread = ModelThread("shapes", loops.make("first"), lambda _built: None, log)
+
+    def build_second() -> BuiltLoop:
+        thread.stop()
+        return loops.make("second")
+
+    thread.thread.start()
+    thread.change(build_second)
+    thread.thread.join(LIMIT_SECONDS)
+    assert not thread.thread.is_alive()
