@@ -1,6 +1,6 @@
 # `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test lint format protos baseline lock dist tools env clean bench-engine bench-mgeo bench-load bench-memory bench-server bench-calls bench-overload bench-fair bench-canary bench-shadow bench-swap bench-restart bench-update soak parity fuzz chaos gpu bench-prepare clients-go clients-go-stubs rollouts
+.PHONY: help serve demo test lint format protos baseline lock dist tools env clean bench-engine bench-mgeo bench-load bench-memory bench-server bench-calls bench-overload bench-fair bench-canary bench-shadow bench-swap bench-restart bench-update soak parity fuzz chaos gpu bench-prepare clients-go clients-go-stubs rollouts bench-batch
 bin := .venv/bin
 # A proxy of this machine cannot reach the local hub.
 hub-http-env := env no_proxy=127.0.0.1
@@ -88,6 +88,9 @@ bench-shadow: env tools ## Measure what callers notice while a second slot answe
 
 rollouts: env ## Simulate 7,200 rollouts with true error rates: false alarms and what is found, as docs/rollouts.md (10 minutes)
 	@$(bin)/python -m dev.rollouts $(ARGS)
+
+bench-batch: env tools ## Run `hotslot batch` over 100,000 rows and kill it ten times; measure its rate, memory, and callers beside it
+	@$(bin)/python -m dev.bench.batch $(ARGS)
 
 soak: env tools ## Serve mixed traffic with faults and swaps for an hour and check every answer; ARGS="--minutes N"
 	@$(bin)/python -m dev.soak $(ARGS)

@@ -26,6 +26,7 @@ from cli import (
     token,
     updates,
 )
+from cli.batch import command as batch
 from cli.output import print_text
 from common.exit_codes import ExitCode
 
@@ -34,6 +35,7 @@ _EXAMPLES = """Start here:
   hotslot serve --demo
   hotslot predict examples/shapes/pictures/two-red-circles.png "there are two red circles"
   hotslot tag "浙江省杭州市余杭区文一西路969号"
+  hotslot batch pictures --statement "there is a person" --out results.jsonl
   hotslot status --watch
   hotslot healthcheck -addr 127.0.0.1:50051 -service liveness
   hotslot hub add examples/shapes/v1.0.0 v1.0.0
@@ -58,6 +60,7 @@ app = typer.Typer(
 app.command(epilog=serve.EXAMPLE)(serve.serve)
 app.command(epilog=predict.EXAMPLE)(predict.predict)
 app.command(epilog=tag.EXAMPLE)(tag.tag)
+app.command(epilog=batch.EXAMPLE)(batch.batch)
 app.command(epilog=status.EXAMPLE)(status.status)
 app.command(epilog=reload.EXAMPLE)(reload.reload)
 app.command(epilog=console.EXAMPLE)(console.console)

@@ -55,11 +55,11 @@ def connection(endpoint: Endpoint, timeout_seconds: float) -> Iterator[grpc.Chan
 def explain_failure(error: grpc.RpcError, endpoint: Endpoint, timeout_seconds: float) -> CommandFailed:
     """The error message of a failed call, with what to do next."""
     address = endpoint.address
-    if not isinstance(error, grpc.Call):
+    if not isinstance(error, grpc.Call | grpc.aio.AioRpcError):
         return CommandFailed(f"the call to {address} failed: {error}")
     status = _details_of(error)
     if status is not None:
-        return CommandFailed(_format_status(status))
+        return CommandFailed(format_status(status))
     match error.code():
         case grpc.StatusCode.UNAVAILABLE if endpoint.trust is not None and _is_about_tls(error.details()):
             sentence = (
@@ -92,15 +92,16 @@ def _is_closed(details: str | None) -> bool:
     return any(word in (details or "").lower() for word in ("socket closed", "connection reset", "end of tcp stream"))
 
 
-def _details_of(call: grpc.Call) -> status_pb2.Status | None:
+def _details_of(call: grpc.Call | grpc.aio.AioRpcError) -> status_pb2.Status | None:
     """The google.rpc.Status of a failed call, if the server sent one."""
     with contextlib.suppress(ValueError):  # the details contradict the code
-        status: status_pb2.Status | None = rpc_status.from_call(call)
+        status: status_pb2.Status | None = rpc_status.from_call(call)  # type: ignore[arg-type]  # both have its methods
         return status
     return None
 
 
-def _format_status(status: status_pb2.Status) -> str:
+def format_status(status: status_pb2.Status) -> str:
+    """What the server says, with reason, field and the next step."""
     info, wrong = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
     for detail in status.details:
         if not detail.Unpack(info):

@@ -22,6 +22,12 @@ from common.tokens import HEADER, read_token
 
 ADDRESS_VARIABLE = "HOTSLOT_ADDRESS"
 _MAX_PEM_BYTES = 1 << 20
+# A stream over hours: a server that is gone without a word is noticed, and found again soon after it is back.
+_LONG_CALLS = (
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+)
 R = TypeVar("R")
 
 
@@ -79,16 +85,33 @@ class Endpoint:
 
     def open(self) -> grpc.Channel:
         """A channel to it. HTTP proxies of the environment are ignored: the server is usually on this machine."""
-        options: list[tuple[str, Any]] = [("grpc.enable_http_proxy", 0)]
-        target, trust = to_target(self.address), self.trust
-        if trust is None:
-            channel = grpc.insecure_channel(target, options=options)
+        if self.trust is None:
+            channel = grpc.insecure_channel(to_target(self.address), options=self._options())
         else:
-            if trust.name:
-                options.append(("grpc.ssl_target_name_override", trust.name))
-            credentials = grpc.ssl_channel_credentials(trust.ca, trust.key, trust.certificate)
-            channel = grpc.secure_channel(target, credentials, options=options)
+            channel = grpc.secure_channel(to_target(self.address), self._credentials(self.trust), self._options())
         return grpc.intercept_channel(channel, _TokenSender(self.token)) if self.token else channel
+
+    def open_async(self) -> grpc.aio.Channel:
+        """The same for asyncio; `metadata` goes with each call."""
+        options = [*self._options(), *_LONG_CALLS]
+        if self.trust is None:
+            return grpc.aio.insecure_channel(to_target(self.address), options=options)
+        return grpc.aio.secure_channel(to_target(self.address), self._credentials(self.trust), options=options)
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What calls of `open_async` send: the token."""
+        return ((HEADER, f"Bearer {self.token}"),) if self.token else ()
+
+    def _options(self) -> list[tuple[str, Any]]:
+        options: list[tuple[str, Any]] = [("grpc.enable_http_proxy", 0)]
+        if self.trust is not None and self.trust.name:
+            options.append(("grpc.ssl_target_name_override", self.trust.name))
+        return options
+
+    @staticmethod
+    def _credentials(trust: TlsTrust) -> grpc.ChannelCredentials:
+        return grpc.ssl_channel_credentials(trust.ca, trust.key, trust.certificate)
 
 
 class _TokenSender(

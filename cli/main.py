@@ -17,6 +17,13 @@ def run(arguments: Sequence[str] | None = None) -> None:
         code = healthcheck.check(words[1:])
         sys.stderr.flush()
         os._exit(code)  # an ordinary exit waits 0.2 s for gRPC's threads
+    try:
+        _run_command(words)
+    except KeyboardInterrupt:
+        sys.exit(ExitCode.INTERRUPTED)
+
+
+def _run_command(words: list[str]) -> None:
     from common.settings import silence_grpc_logs  # noqa: PLC0415  see above
 
     silence_grpc_logs()
@@ -25,8 +32,6 @@ def run(arguments: Sequence[str] | None = None) -> None:
 
     try:
         app(args=words, prog_name="hotslot")
-    except KeyboardInterrupt:
-        sys.exit(ExitCode.INTERRUPTED)
     except problems.EXPECTED as error:
         sys.exit(problems.report(error))
 
