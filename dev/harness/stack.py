@@ -33,6 +33,7 @@ DEADLINE_SECONDS = 20.0
 ENTAILMENT = "hotslot.entailment.v1.EntailmentService"
 ADDRESS = "hotslot.address.v1.AddressTaggingService"
 STATUS = "hotslot.status.v1.StatusService"
+OPEN_INFERENCE = "inference.GRPCInferenceService"
 SERVER_DEFAULTS: Mapping[str, Any] = {"drain_delay_seconds": 0, "port": 0, "metrics_port": 0}
 RUNNER_DEFAULTS: Mapping[str, Any] = {
     "extra_engines": ENGINES,

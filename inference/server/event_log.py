@@ -6,7 +6,8 @@ from typing import Any, Protocol
 from inference.server import events
 
 _QUIET_SERVICES = ("grpc.health.v1.Health", "hotslot.status.v1.StatusService")  # logged only on errors
-_QUIET_METHODS = ("GetStatus",)  # logged only on errors: the updater calls it every second
+# Logged only on errors: the updater calls the first every second; the others are probes.
+_QUIET_METHODS = ("GetStatus", "ServerLive", "ServerReady", "ModelReady")
 
 
 class LogPort(Protocol):

@@ -1,5 +1,7 @@
 """Which names the health service reports as ready: the models, the services, the whole server."""
 
+from collections.abc import Sequence
+
 from common.logs import Logger
 from common.paths import LIVENESS
 from inference.server.api import status
@@ -9,15 +11,28 @@ from inference.server.model.manager import ModelManager
 from inference.server.model.models import Models
 from inference.server.scheduling.admission import Drain
 
-PUBLIC_SERVICES = (*(api.service for api in TASK_APIS.values()), status.SERVICE)
+PUBLIC_SERVICES = (*(api.service for api in TASK_APIS.values()), status.SERVICE)  # always served
 
 
 class Readiness:
     """Keeps the health of a server's names up to date, and logs its changes."""
 
-    def __init__(self, models: Models, drain: Drain, overall: Overall, log: Logger) -> None:
+    def __init__(
+        self, models: Models, drain: Drain, overall: Overall, log: Logger, of_all_models: Sequence[str] = ()
+    ) -> None:
+        """Report nothing as ready yet.
+
+        Args:
+            models: served now.
+            drain: of the server.
+            overall: how many models must be ready.
+            log: gets the changes.
+            of_all_models: further services, which are ready when the whole server is.
+        """
         self.overall = overall  # may be replaced
-        self.health = HealthRegistry(["", LIVENESS, *PUBLIC_SERVICES, *(one.options.model for one in models.all())])
+        names = [*of_all_models, *(one.options.model for one in models.all())]
+        self.health = HealthRegistry(["", LIVENESS, *PUBLIC_SERVICES, *names])
+        self._of_all_models = of_all_models
         self._models, self._drain, self._log = models, drain, log
         self._given_up: set[str] = set()  # models
 
@@ -30,9 +45,10 @@ class Readiness:
             api.service: overall.combine(ready[one.options.model] for one in self._models.list_of_task(task))
             for task, api in TASK_APIS.items()
         }
+        is_ready = overall.combine(ready.values())
         states = {
             **ready,
-            "": overall.combine(ready.values()),
+            **dict.fromkeys(("", *self._of_all_models), is_ready),
             **of_tasks,
             status.SERVICE: not is_leaving,
             LIVENESS: True,  # answered at all: a restart of the server would not repair a model

@@ -23,7 +23,7 @@ from common.settings import SettingsInvalid
 from common.tls import ServerContexts
 from inference.server import compose
 from inference.server.access import Access
-from inference.server.api import standard_services, status
+from inference.server.api import open_inference, standard_services, status
 from inference.server.api.grpc_server import make_server
 from inference.server.api.interceptors import CallInterceptor
 from inference.server.api.predict import PredictApi
@@ -103,7 +103,8 @@ class InferenceServer:
         self._lag = LoopLag(clock.monotonic)
         self._connections, self._memory = TcpConnections(), MemoryGauge()
         self._held = HeldBytes(compose.held_rules(settings), self._connections, self._memory)
-        self._readiness = Readiness(self.models, self._drain, settings.health.overall, log)
+        more = [open_inference.SERVICE] if settings.server.open_inference else []
+        self._readiness = Readiness(self.models, self._drain, settings.health.overall, log, more)
         self._parts = LiveParts(factory, self._changes, self._access, self._callers, self._held, self._readiness)
         self._live = LiveSettings(settings, self._parts, self._drain, clock, log)
         self._reload_requested = asyncio.Event()
@@ -263,8 +264,21 @@ class InferenceServer:
             parts.status_api.handlers(),
             standard_services.HealthApi(self._readiness.health).handlers(),
         ]
+        names = [*PUBLIC_SERVICES, standard_services.HEALTH_SERVICE]
+        if settings.server.open_inference:
+            names.append(open_inference.SERVICE)
+            handlers.append(
+                open_inference.OpenInferenceApi(
+                    {api.api.task: api for api in parts.predict_apis},
+                    self.models,
+                    self._readiness.health,
+                    self._held,
+                    self._drain,
+                    self._clock,
+                    self._emit,
+                ).handlers()
+            )
         if settings.server.reflection:
-            names = [*PUBLIC_SERVICES, standard_services.HEALTH_SERVICE]
             handlers += standard_services.ReflectionApi(names).handlers()
         return handlers
 

@@ -43,6 +43,9 @@ class ServerSection(Section):
         ),
     ] = None
     reflection: Annotated[bool, Field(description="whether gRPC server reflection is enabled")] = True
+    open_inference: Annotated[
+        bool, Field(description="whether the Open Inference Protocol (version 2) is served beside hotslot's own API")
+    ] = True
     max_message_bytes: Annotated[
         int, Field(ge=MIB, le=63 * MIB, description="largest gRPC message; a larger one ends the call")
     ] = 32 * MIB

@@ -13,7 +13,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from dev.harness.answers import Question, question
 from dev.harness.process import ROOT
-from dev.harness.stack import ADDRESS, ENTAILMENT, STATUS, Stack
+from dev.harness.stack import ADDRESS, ENTAILMENT, OPEN_INFERENCE, STATUS, Stack
 
 HEALTH = "grpc.health.v1.Health"
 REFLECTION = {"grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"}
@@ -82,7 +82,7 @@ def yes_of(row: dict[str, Any]) -> list[float]:
 
 def test_list_names_every_public_service(reflected: Curl) -> None:
     """What a person types first: nothing is missing, nothing private is shown."""
-    assert set(reflected("list").stdout.split()) == {ADDRESS, ENTAILMENT, HEALTH, STATUS} | REFLECTION
+    assert set(reflected("list").stdout.split()) == {ADDRESS, ENTAILMENT, HEALTH, OPEN_INFERENCE, STATUS} | REFLECTION
     assert f"{ENTAILMENT}.StreamPredict" in reflected("list", ENTAILMENT).stdout.split()
 
 
@@ -128,7 +128,7 @@ def test_reflection_says_what_it_does_not_find(stack: Stack, symbol: str) -> Non
     wrong, listed = stub.ServerReflectionInfo(iter(requests), timeout=20)
 
     assert wrong.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
-    assert len(listed.list_services_response.service) == 6
+    assert len(listed.list_services_response.service) == 7
 
 
 def test_a_unary_call_is_answered(curl: Curl, stack: Stack) -> None:

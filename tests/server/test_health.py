@@ -13,7 +13,7 @@ from common.paths import CONTROL_SOCKET, run_folder
 from dev.harness.answers import question
 from dev.harness.metrics import value_of
 from dev.harness.pointer import commit_bundle
-from dev.harness.stack import ADDRESS, DEADLINE_SECONDS, ENTAILMENT, STATUS, Stack, commit_on_disk
+from dev.harness.stack import ADDRESS, DEADLINE_SECONDS, ENTAILMENT, OPEN_INFERENCE, STATUS, Stack, commit_on_disk
 from dev.harness.waiting import eventually
 from hotslot.status.v1 import status_pb2
 from hotslot_watchdog.monitor import HealthProbe
@@ -23,7 +23,7 @@ from tests.stack.fixtures import MakeStack
 from tests.stack.refusal import refusal_of
 
 pb: Any = health_pb2  # List is newer than its stubs
-READINESS = ("", "shapes", ENTAILMENT)
+READINESS = ("", "shapes", ENTAILMENT, OPEN_INFERENCE)
 
 
 def listed(stack: Stack) -> dict[str, bool]:
@@ -65,7 +65,7 @@ def test_everything_is_not_serving_while_the_first_model_loads(make_stack: MakeS
     """NOT_SERVING from the start of the server until the model has passed its self-test."""
     stack = make_stack(script={"load_seconds": 1.5}, until_ready=False)
 
-    assert [listed(stack)[name] for name in (*READINESS, "liveness")] == [False, False, False, True]
+    assert [listed(stack)[name] for name in (*READINESS, "liveness")] == [False, False, False, False, True]
     with pytest.raises(grpc.RpcError) as error:
         stack.predict(question())
     assert refusal_of(error.value).reason == "NOT_READY"
@@ -77,7 +77,7 @@ def test_list_and_check_agree(stack: Stack) -> None:
     """Check returns the state in List for every name."""
     names = listed(stack)
 
-    assert names == {"": True, "shapes": True, ENTAILMENT: True, ADDRESS: False, STATUS: True, "liveness": True}
+    assert names == {**dict.fromkeys((*READINESS, STATUS, "liveness"), True), ADDRESS: False}
     assert {name: stack.is_serving(name) for name in names} == names
 
 
@@ -170,6 +170,7 @@ def test_one_of_three_models_that_never_loads_leaves_the_others_ready(make_stack
             "": True,
             ENTAILMENT: True,
             ADDRESS: False,
+            OPEN_INFERENCE: True,
             STATUS: True,
             "liveness": True,
         }

@@ -1,5 +1,6 @@
 """One server with a model of each task: both answer, each with its own health name, status, metrics and slots."""
 
+import json
 import signal
 from collections.abc import Callable, Iterator
 
@@ -18,7 +19,10 @@ from dev.harness.process import ROOT
 from dev.harness.stack import ADDRESS, DEADLINE_SECONDS, ENTAILMENT, Stack
 from dev.harness.waiting import eventually
 from hotslot.address.v1 import address_pb2
+from hotslot.oip.v2 import open_inference_pb2 as oip
+from hotslot.oip.v2.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from hotslot.status.v1 import status_pb2
+from inference.server.api.tensors import join_elements
 from tests.stack.refusal import refusal_of
 
 ADDRESSES = """
@@ -153,3 +157,21 @@ def test_settings_change_under_load_without_a_lost_call(stack: Stack, hotslot: H
         report = load.report()
     assert (report.failed, report.wrong) == ([], [])
     assert value_of(stack, "hotslot_settings_reload_successful") == 1.0
+
+
+def test_addresses_are_tensors_too(stack: Stack) -> None:
+    """The Open Inference Protocol: the parts as JSON; with two models a request must name one."""
+    request = oip.ModelInferRequest(raw_input_contents=[join_elements([TEXT.encode()])])
+    request.inputs.add(name="addresses", datatype="BYTES", shape=[1])
+    infer = GRPCInferenceServiceStub(stack.channel).ModelInfer
+    with pytest.raises(grpc.RpcError) as caught:
+        infer(request, timeout=DEADLINE_SECONDS)
+    assert refusal_of(caught.value).reason == "MODEL_REQUIRED"
+    request.model_name = "addresses"
+    request.outputs.add(name="components")
+    request.outputs.add(name="spans")
+    response = infer(request, timeout=DEADLINE_SECONDS)
+
+    components, spans = (json.loads(raw[4:]) for raw in response.raw_output_contents)
+    assert tuple((span["kind"], span["start"], span["end"]) for span in spans) == PARTS
+    assert components["prov"] == "浙江省"

@@ -18,7 +18,7 @@ from inference.server.api.task import InputLimits, TaskApi, build_result
 from inference.server.events import Emit
 from inference.server.model.models import Models
 from inference.server.model.stats import IncomingItem
-from inference.server.request import PendingRequest, Prediction
+from inference.server.request import PendingRequest, Prediction, RequestTags
 from inference.server.scheduling.admission import Drain, draining_error
 from inference.server.scheduling.callers import Source, unary_source
 from inference.server.scheduling.held_bytes import HeldBytes
@@ -82,17 +82,25 @@ class PredictApi:
             with IncomingItem(self._emit) as item:
                 source = unary_source(current_call.get().caller)
                 # No variable of this frame refers to the input: a cancelled task keeps its frames.
-                pending = self._begin(item, await self._read_request(reader), context.time_remaining(), source)
+                pending = self.accept(item, await self._read_request(reader), context.time_remaining(), source)
                 reader.hold(pending)
-            current_call.get().fields.update(self.api.describe_input(pending.payload))
-            try:
-                prediction = await pending.outcome
-            finally:
-                if not pending.outcome.done() or pending.outcome.cancelled():
-                    self.cancel_request(pending, has_expired=has_reached_deadline(context))
+            prediction = await self.wait(pending, context)
         response: Message = self.api.build_response(prediction)
-        _note_answer(self.api.describe_answer(response), prediction)
+        note_answer(self.api.describe_answer(response), prediction)
         return response
+
+    async def wait(self, pending: PendingRequest, context: Context) -> Prediction:
+        """The outcome of an accepted request of a call; the request is cancelled if its caller leaves.
+
+        Raises:
+            HotslotError: it has failed.
+        """
+        current_call.get().fields.update(self.api.describe_input(pending.payload))
+        try:
+            return await pending.outcome
+        finally:
+            if not pending.outcome.done() or pending.outcome.cancelled():
+                self.cancel_request(pending, has_expired=has_reached_deadline(context))
 
     async def _read_request(self, reader: MessageReader) -> Any:  # noqa: ANN401  the task's own record
         if self._drain.is_draining:
@@ -107,6 +115,34 @@ class PredictApi:
         """
         with MessageReader(context, self._held, self._clock) as reader:
             await ItemStream(context, TaskStream(self), self.rules.stream, self._drain, reader).run()
+
+    def accept(
+        self,
+        item: IncomingItem,
+        request: Any,  # noqa: ANN401  the task's own record
+        left: float | None,
+        source: Source,
+        tags: RequestTags | None = None,
+    ) -> PendingRequest:
+        """Check a request, and give it to its model.
+
+        Args:
+            item: that counts it.
+            request: as the task parses it.
+            left: seconds until its deadline; None if it has none.
+            source: its caller.
+            tags: None: those of the call.
+
+        Raises:
+            HotslotError: it is refused.
+        """
+        manager = self._models.find_for_call(self.api.model_of(request), self.api.task)
+        item.model = manager.options.model
+        payload = self.api.check(request, self.rules.inputs)
+        limit = self.rules.max_deadline_seconds
+        seconds = limit if left is None else min(left, limit)
+        tags = current_call.get().tags if tags is None else tags
+        return manager.requests.predict(payload, self._clock.monotonic() + seconds, source, tags)
 
     # For streams.
 
@@ -134,32 +170,12 @@ class PredictApi:
         """Accept one item."""
         with IncomingItem(self._emit) as item:
             convert.check_item_id(item_id, is_duplicate=is_duplicate)
-            return self._begin(item, request, deadline_seconds, source, item_id)
+            return self.accept(item, request, deadline_seconds, source, replace(current_call.get().tags, item_id=item_id))
 
     def cancel_request(self, pending: PendingRequest, *, has_expired: bool) -> None:
         """Cancel a request whose caller is gone."""
         for manager in self._models.list_holding(self.api.task):
             manager.requests.cancel(pending, has_expired=has_expired)
-
-    # Helpers.
-
-    def _begin(
-        self,
-        item: IncomingItem,
-        request: Any,  # noqa: ANN401  the task's own record
-        left: float | None,
-        source: Source,
-        item_id: str = "",
-    ) -> PendingRequest:
-        manager = self._models.find_for_call(self.api.model_of(request), self.api.task)
-        item.model = manager.options.model
-        payload = self.api.check(request, self.rules.inputs)
-        limit = self.rules.max_deadline_seconds
-        seconds = limit if left is None else min(left, limit)
-        tags = current_call.get().tags
-        if item_id:
-            tags = replace(tags, item_id=item_id)
-        return manager.requests.predict(payload, self._clock.monotonic() + seconds, source, tags)
 
 
 class TaskStream:
@@ -220,7 +236,7 @@ class TaskStream:
         return make(results=results)
 
 
-def _note_answer(fields: Mapping[str, object], prediction: Prediction) -> None:
+def note_answer(fields: Mapping[str, object], prediction: Prediction) -> None:
     """Record the log fields of an answered call."""
     current_call.get().fields.update(
         model=prediction.served_by.model,
