@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from dev.scripts import http_json
 from dev.scripts.protos import PROTOS, generate
 
 
@@ -14,6 +15,12 @@ def test_generated_code_is_that_of_the_contracts(tmp_path: Path) -> None:
     assert committed == written
     stale = [str(name) for name in written if (tmp_path / name).read_bytes() != (PROTOS / name).read_bytes()]
     assert stale == []
+
+
+def test_what_http_needs_is_that_of_the_contracts() -> None:
+    """The descriptor set of the proxy and the OpenAPI file; if this fails: `make protos`."""
+    built = http_json.build()
+    assert [str(path) for path, content in built.items() if (http_json.ROOT / path).read_bytes() != content] == []
 
 
 def test_every_contract_is_typed() -> None:

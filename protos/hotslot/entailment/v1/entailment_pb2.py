@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&hotslot/entailment/v1/entailment.proto\x12\x15hotslot.entailment.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\"q\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12+\n\x05image\x18\x02 \x01(\x0b\x32\x1c.hotslot.entailment.v1.Image\x12\x12\n\nstatements\x18\x03 \x03(\t\x12\x0f\n\x07premise\x18\x04 \x01(\t\"$\n\x05Image\x12\x11\n\x07\x63ontent\x18\x01 \x01(\x0cH\x00\x42\x08\n\x06source\"\xad\x01\n\x0fPredictResponse\x12\x37\n\x07results\x18\x01 \x03(\x0b\x32&.hotslot.entailment.v1.StatementResult\x12\x32\n\tserved_by\x18\x02 \x01(\x0b\x32\x1f.hotslot.entailment.v1.ServedBy\x12-\n\x06timing\x18\x03 \x01(\x0b\x32\x1d.hotslot.entailment.v1.Timing\"r\n\x0fStatementResult\x12+\n\x05label\x18\x01 \x01(\x0e\x32\x1c.hotslot.entailment.v1.Label\x12\x32\n\x06scores\x18\x02 \x01(\x0b\x32\".hotslot.entailment.v1.LabelScores\"5\n\x0bLabelScores\x12\x0b\n\x03yes\x18\x01 \x01(\x01\x12\n\n\x02no\x18\x02 \x01(\x01\x12\r\n\x05maybe\x18\x03 \x01(\x01\"g\n\x08ServedBy\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x0c\n\x04slot\x18\x05 \x01(\t\x12\x0c\n\x04node\x18\x06 \x01(\t\"\x8d\x01\n\x06Timing\x12)\n\x06queued\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08prepared\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08\x63omputed\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"H\n\x14StreamPredictRequest\x12\x30\n\x05items\x18\x01 \x03(\x0b\x32!.hotslot.entailment.v1.StreamItem\"U\n\nStreamItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x36\n\x07request\x18\x02 \x01(\x0b\x32%.hotslot.entailment.v1.PredictRequest\"M\n\x15StreamPredictResponse\x12\x34\n\x07results\x18\x01 \x03(\x0b\x32#.hotslot.entailment.v1.StreamResult\"\x8b\x01\n\x0cStreamResult\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12:\n\x08response\x18\x02 \x01(\x0b\x32&.hotslot.entailment.v1.PredictResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome*L\n\x05Label\x12\x15\n\x11LABEL_UNSPECIFIED\x10\x00\x12\r\n\tLABEL_YES\x10\x01\x12\x0c\n\x08LABEL_NO\x10\x02\x12\x0f\n\x0bLABEL_MAYBE\x10\x03\x32\xdd\x01\n\x11\x45ntailmentService\x12X\n\x07Predict\x12%.hotslot.entailment.v1.PredictRequest\x1a&.hotslot.entailment.v1.PredictResponse\x12n\n\rStreamPredict\x12+.hotslot.entailment.v1.StreamPredictRequest\x1a,.hotslot.entailment.v1.StreamPredictResponse(\x01\x30\x01\x42Q\n\x18io.hotslot.entailment.v1B\x0f\x45ntailmentProtoP\x01Z\"hotslot/entailment/v1;entailmentv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&hotslot/entailment/v1/entailment.proto\x12\x15hotslot.entailment.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\"q\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12+\n\x05image\x18\x02 \x01(\x0b\x32\x1c.hotslot.entailment.v1.Image\x12\x12\n\nstatements\x18\x03 \x03(\t\x12\x0f\n\x07premise\x18\x04 \x01(\t\"$\n\x05Image\x12\x11\n\x07\x63ontent\x18\x01 \x01(\x0cH\x00\x42\x08\n\x06source\"\xad\x01\n\x0fPredictResponse\x12\x37\n\x07results\x18\x01 \x03(\x0b\x32&.hotslot.entailment.v1.StatementResult\x12\x32\n\tserved_by\x18\x02 \x01(\x0b\x32\x1f.hotslot.entailment.v1.ServedBy\x12-\n\x06timing\x18\x03 \x01(\x0b\x32\x1d.hotslot.entailment.v1.Timing\"r\n\x0fStatementResult\x12+\n\x05label\x18\x01 \x01(\x0e\x32\x1c.hotslot.entailment.v1.Label\x12\x32\n\x06scores\x18\x02 \x01(\x0b\x32\".hotslot.entailment.v1.LabelScores\"5\n\x0bLabelScores\x12\x0b\n\x03yes\x18\x01 \x01(\x01\x12\n\n\x02no\x18\x02 \x01(\x01\x12\r\n\x05maybe\x18\x03 \x01(\x01\"g\n\x08ServedBy\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x0c\n\x04slot\x18\x05 \x01(\t\x12\x0c\n\x04node\x18\x06 \x01(\t\"\x8d\x01\n\x06Timing\x12)\n\x06queued\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08prepared\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08\x63omputed\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"H\n\x14StreamPredictRequest\x12\x30\n\x05items\x18\x01 \x03(\x0b\x32!.hotslot.entailment.v1.StreamItem\"U\n\nStreamItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x36\n\x07request\x18\x02 \x01(\x0b\x32%.hotslot.entailment.v1.PredictRequest\"M\n\x15StreamPredictResponse\x12\x34\n\x07results\x18\x01 \x03(\x0b\x32#.hotslot.entailment.v1.StreamResult\"\x8b\x01\n\x0cStreamResult\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12:\n\x08response\x18\x02 \x01(\x0b\x32&.hotslot.entailment.v1.PredictResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome*L\n\x05Label\x12\x15\n\x11LABEL_UNSPECIFIED\x10\x00\x12\r\n\tLABEL_YES\x10\x01\x12\x0c\n\x08LABEL_NO\x10\x02\x12\x0f\n\x0bLABEL_MAYBE\x10\x03\x32\xad\x02\n\x11\x45ntailmentService\x12\xa7\x01\n\x07Predict\x12%.hotslot.entailment.v1.PredictRequest\x1a&.hotslot.entailment.v1.PredictResponse\"M\x82\xd3\xe4\x93\x02G\"\x16/v1/entailment:predict:\x01*Z*\"%/v1/models/{model}/entailment:predict:\x01*\x12n\n\rStreamPredict\x12+.hotslot.entailment.v1.StreamPredictRequest\x1a,.hotslot.entailment.v1.StreamPredictResponse(\x01\x30\x01\x42Q\n\x18io.hotslot.entailment.v1B\x0f\x45ntailmentProtoP\x01Z\"hotslot/entailment/v1;entailmentv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,30 +35,32 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hotslot.entailment.v1.entai
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\030io.hotslot.entailment.v1B\017EntailmentProtoP\001Z\"hotslot/entailment/v1;entailmentv1'
-  _globals['_LABEL']._serialized_start=1253
-  _globals['_LABEL']._serialized_end=1329
-  _globals['_PREDICTREQUEST']._serialized_start=122
-  _globals['_PREDICTREQUEST']._serialized_end=235
-  _globals['_IMAGE']._serialized_start=237
-  _globals['_IMAGE']._serialized_end=273
-  _globals['_PREDICTRESPONSE']._serialized_start=276
-  _globals['_PREDICTRESPONSE']._serialized_end=449
-  _globals['_STATEMENTRESULT']._serialized_start=451
-  _globals['_STATEMENTRESULT']._serialized_end=565
-  _globals['_LABELSCORES']._serialized_start=567
-  _globals['_LABELSCORES']._serialized_end=620
-  _globals['_SERVEDBY']._serialized_start=622
-  _globals['_SERVEDBY']._serialized_end=725
-  _globals['_TIMING']._serialized_start=728
-  _globals['_TIMING']._serialized_end=869
-  _globals['_STREAMPREDICTREQUEST']._serialized_start=871
-  _globals['_STREAMPREDICTREQUEST']._serialized_end=943
-  _globals['_STREAMITEM']._serialized_start=945
-  _globals['_STREAMITEM']._serialized_end=1030
-  _globals['_STREAMPREDICTRESPONSE']._serialized_start=1032
-  _globals['_STREAMPREDICTRESPONSE']._serialized_end=1109
-  _globals['_STREAMRESULT']._serialized_start=1112
-  _globals['_STREAMRESULT']._serialized_end=1251
-  _globals['_ENTAILMENTSERVICE']._serialized_start=1332
-  _globals['_ENTAILMENTSERVICE']._serialized_end=1553
+  _globals['_ENTAILMENTSERVICE'].methods_by_name['Predict']._loaded_options = None
+  _globals['_ENTAILMENTSERVICE'].methods_by_name['Predict']._serialized_options = b'\202\323\344\223\002G\"\026/v1/entailment:predict:\001*Z*\"%/v1/models/{model}/entailment:predict:\001*'
+  _globals['_LABEL']._serialized_start=1283
+  _globals['_LABEL']._serialized_end=1359
+  _globals['_PREDICTREQUEST']._serialized_start=152
+  _globals['_PREDICTREQUEST']._serialized_end=265
+  _globals['_IMAGE']._serialized_start=267
+  _globals['_IMAGE']._serialized_end=303
+  _globals['_PREDICTRESPONSE']._serialized_start=306
+  _globals['_PREDICTRESPONSE']._serialized_end=479
+  _globals['_STATEMENTRESULT']._serialized_start=481
+  _globals['_STATEMENTRESULT']._serialized_end=595
+  _globals['_LABELSCORES']._serialized_start=597
+  _globals['_LABELSCORES']._serialized_end=650
+  _globals['_SERVEDBY']._serialized_start=652
+  _globals['_SERVEDBY']._serialized_end=755
+  _globals['_TIMING']._serialized_start=758
+  _globals['_TIMING']._serialized_end=899
+  _globals['_STREAMPREDICTREQUEST']._serialized_start=901
+  _globals['_STREAMPREDICTREQUEST']._serialized_end=973
+  _globals['_STREAMITEM']._serialized_start=975
+  _globals['_STREAMITEM']._serialized_end=1060
+  _globals['_STREAMPREDICTRESPONSE']._serialized_start=1062
+  _globals['_STREAMPREDICTRESPONSE']._serialized_end=1139
+  _globals['_STREAMRESULT']._serialized_start=1142
+  _globals['_STREAMRESULT']._serialized_end=1281
+  _globals['_ENTAILMENTSERVICE']._serialized_start=1362
+  _globals['_ENTAILMENTSERVICE']._serialized_end=1663
 # @@protoc_insertion_point(module_scope)

@@ -119,7 +119,7 @@ class ModelReadyRequest(_message.Message):
     served. Errors: MODEL_REQUIRED.
     """
     version: _builtins.str
-    """A revision. Default: the one that answers."""
+    """A version, as in ModelInferRequest."""
     def __init__(
         self,
         *,
@@ -142,9 +142,7 @@ class ModelReadyResponse(_message.Message):
 
     READY_FIELD_NUMBER: _builtins.int
     ready: _builtins.bool
-    """False too if there is no such model, or another revision than the named
-    one answers.
-    """
+    """False too if there is no such model or version."""
     def __init__(
         self,
         *,
@@ -218,7 +216,7 @@ class ModelMetadataRequest(_message.Message):
     name: _builtins.str
     """Name of the model, as configured. Errors: MODEL_UNKNOWN."""
     version: _builtins.str
-    """A revision. Default: the one that answers. Errors: MODEL_VERSION_UNKNOWN."""
+    """A version, as in ModelInferRequest. Errors: VERSION_UNKNOWN."""
     def __init__(
         self,
         *,
@@ -280,7 +278,7 @@ class ModelMetadataResponse(_message.Message):
     """"hotslot_" and the task, for example "hotslot_visual-entailment"."""
     @_builtins.property
     def versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The revision that answers; none while no model is loaded."""
+        """The revisions that are loaded, the one that answers first."""
 
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelMetadataResponse.TensorMetadata]:
@@ -464,7 +462,10 @@ class ModelInferRequest(_message.Message):
     served. Errors: MODEL_UNKNOWN, MODEL_REQUIRED.
     """
     model_version: _builtins.str
-    """A revision. Default: the one that answers. Errors: MODEL_VERSION_UNKNOWN."""
+    """The version that is to answer: a revision, a digest, "stable" or "canary",
+    as the metadata `x-model-version`, which it overrides. Default: any.
+    Errors: VERSION_UNKNOWN.
+    """
     id: _builtins.str
     """The caller's name for the request, echoed. At most 128 characters."""
     @_builtins.property

@@ -101,7 +101,7 @@ class GRPCInferenceServiceServicer:
 
     def ModelMetadata(self, request, context):
         """The tensors of a model. Errors: NOT_FOUND: MODEL_UNKNOWN,
-        MODEL_VERSION_UNKNOWN.
+        VERSION_UNKNOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -113,7 +113,6 @@ class GRPCInferenceServiceServicer:
         Errors: those of Predict of the model's task, and (code, reason):
         INVALID_ARGUMENT: TENSOR_MISSING, TENSOR_UNKNOWN, TENSOR_DUPLICATE,
         TENSOR_DATATYPE, TENSOR_SHAPE, TENSOR_CONTENTS;
-        NOT_FOUND: MODEL_VERSION_UNKNOWN (another revision answers).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

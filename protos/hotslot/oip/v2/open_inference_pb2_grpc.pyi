@@ -53,7 +53,7 @@ class GRPCInferenceServiceStub:
     """The server's name and version."""
     ModelMetadata: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.ModelMetadataRequest, _open_inference_pb2.ModelMetadataResponse]
     """The tensors of a model. Errors: NOT_FOUND: MODEL_UNKNOWN,
-    MODEL_VERSION_UNKNOWN.
+    VERSION_UNKNOWN.
     """
     ModelInfer: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.ModelInferRequest, _open_inference_pb2.ModelInferResponse]
     """Answers one request: a picture and its statements, or addresses.
@@ -61,7 +61,6 @@ class GRPCInferenceServiceStub:
     Errors: those of Predict of the model's task, and (code, reason):
     INVALID_ARGUMENT: TENSOR_MISSING, TENSOR_UNKNOWN, TENSOR_DUPLICATE,
       TENSOR_DATATYPE, TENSOR_SHAPE, TENSOR_CONTENTS;
-    NOT_FOUND: MODEL_VERSION_UNKNOWN (another revision answers).
     """
 
 @_typing.type_check_only
@@ -79,7 +78,7 @@ class GRPCInferenceServiceAsyncStub(GRPCInferenceServiceStub):
     """The server's name and version."""
     ModelMetadata: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.ModelMetadataRequest, _open_inference_pb2.ModelMetadataResponse]  # type: ignore[assignment]
     """The tensors of a model. Errors: NOT_FOUND: MODEL_UNKNOWN,
-    MODEL_VERSION_UNKNOWN.
+    VERSION_UNKNOWN.
     """
     ModelInfer: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.ModelInferRequest, _open_inference_pb2.ModelInferResponse]  # type: ignore[assignment]
     """Answers one request: a picture and its statements, or addresses.
@@ -87,7 +86,6 @@ class GRPCInferenceServiceAsyncStub(GRPCInferenceServiceStub):
     Errors: those of Predict of the model's task, and (code, reason):
     INVALID_ARGUMENT: TENSOR_MISSING, TENSOR_UNKNOWN, TENSOR_DUPLICATE,
       TENSOR_DATATYPE, TENSOR_SHAPE, TENSOR_CONTENTS;
-    NOT_FOUND: MODEL_VERSION_UNKNOWN (another revision answers).
     """
 
 class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -132,7 +130,7 @@ class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_open_inference_pb2.ModelMetadataResponse, _abc.Awaitable[_open_inference_pb2.ModelMetadataResponse]]:
         """The tensors of a model. Errors: NOT_FOUND: MODEL_UNKNOWN,
-        MODEL_VERSION_UNKNOWN.
+        VERSION_UNKNOWN.
         """
 
     @_abc_1.abstractmethod
@@ -146,7 +144,6 @@ class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors: those of Predict of the model's task, and (code, reason):
         INVALID_ARGUMENT: TENSOR_MISSING, TENSOR_UNKNOWN, TENSOR_DUPLICATE,
           TENSOR_DATATYPE, TENSOR_SHAPE, TENSOR_CONTENTS;
-        NOT_FOUND: MODEL_VERSION_UNKNOWN (another revision answers).
         """
 
 def add_GRPCInferenceServiceServicer_to_server(servicer: GRPCInferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ehotslot/status/v1/status.proto\x12\x11hotslot.status.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x18\n\x16GetServerStatusRequest\"\xed\x02\n\x17GetServerStatusResponse\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x31\n\x07process\x18\x03 \x01(\x0b\x32 .hotslot.status.v1.ProcessHealth\x12\x34\n\tresources\x18\x04 \x01(\x0b\x32!.hotslot.status.v1.ResourceHealth\x12\x39\n\x0c\x63\x61pabilities\x18\x05 \x03(\x0b\x32#.hotslot.status.v1.CapabilityHealth\x12)\n\x06limits\x18\x06 \x01(\x0b\x32\x19.hotslot.status.v1.Limits\x12/\n\x06\x61\x63\x63\x65ss\x18\x07 \x01(\x0b\x32\x1f.hotslot.status.v1.AccessStatus\x12\x33\n\x08settings\x18\x08 \x01(\x0b\x32!.hotslot.status.v1.SettingsStatus\"\xc0\x01\n\x0eSettingsStatus\x12-\n\x05level\x18\x01 \x01(\x0e\x32\x1e.hotslot.status.v1.HealthLevel\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12-\n\tloaded_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nrefused_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08warnings\x18\x05 \x03(\t\"\xc4\x01\n\x0c\x41\x63\x63\x65ssStatus\x12-\n\x05level\x18\x01 \x01(\x0e\x32\x1e.hotslot.status.v1.HealthLevel\x12\x0b\n\x03tls\x18\x02 \x01(\x08\x12\x1b\n\x13\x63lient_certificates\x18\x03 \x01(\x08\x12\x0e\n\x06tokens\x18\x04 \x01(\x08\x12\x39\n\x0b\x63\x65rtificate\x18\x05 \x01(\x0b\x32$.hotslot.status.v1.ServerCertificate\x12\x10\n\x08warnings\x18\x06 \x03(\t\"\x96\x01\n\x11ServerCertificate\x12\r\n\x05names\x18\x01 \x03(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12.\n\nnot_before\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tnot_after\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xc8\x01\n\rProcessHealth\x12-\n\x05level\x18\x01 \x01(\x0e\x32\x1e.hotslot.status.v1.HealthLevel\x12.\n\nstarted_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x64raining\x18\x03 \x01(\x08\x12+\n\x08loop_lag\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11\x64ropped_log_lines\x18\x05 \x01(\x03\"\x9c\x02\n\x0eResourceHealth\x12-\n\x05level\x18\x01 \x01(\x0e\x32\x1e.hotslot.status.v1.HealthLevel\x12\x19\n\x11memory_used_bytes\x18\x02 \x01(\x03\x12\x1a\n\x12memory_total_bytes\x18\x03 \x01(\x03\x12\x17\n\x0f\x64isk_free_bytes\x18\x04 \x01(\x03\x12\x18\n\x10\x64isk_total_bytes\x18\x05 \x01(\x03\x12\x18\n\x10\x64\x65scriptors_used\x18\x06 \x01(\x03\x12\x19\n\x11\x64\x65scriptors_limit\x18\x07 \x01(\x03\x12*\n\x04gpus\x18\x08 \x03(\x0b\x32\x1c.hotslot.status.v1.GpuMemory\x12\x10\n\x08warnings\x18\t \x03(\t\"D\n\tGpuMemory\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x12\n\nused_bytes\x18\x02 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x03\"\xb8\x02\n\x10\x43\x61pabilityHealth\x12\r\n\x05model\x18\x01 \x01(\t\x12-\n\x05level\x18\x02 \x01(\x0e\x32\x1e.hotslot.status.v1.HealthLevel\x12\r\n\x05ready\x18\x03 \x01(\x08\x12\x35\n\x11last_inference_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x39\n\x16last_inference_latency\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07waiting\x18\x06 \x01(\x05\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12-\n\x08\x66\x61llback\x18\x08 \x01(\x0b\x32\x1b.hotslot.status.v1.Fallback\x12\x15\n\rpoison_inputs\x18\t \x01(\x05\"~\n\x08\x46\x61llback\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x17\n\x0f\x66\x61llback_device\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12)\n\x05since\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x05 \x01(\t\"\xc5\x03\n\x06Limits\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\x03\x12\x17\n\x0fmax_image_bytes\x18\x02 \x01(\x03\x12\x18\n\x10max_image_pixels\x18\x03 \x01(\x03\x12\x1d\n\x15max_image_side_pixels\x18\x04 \x01(\x05\x12\x16\n\x0emax_statements\x18\x05 \x01(\x05\x12\x1b\n\x13max_statement_chars\x18\x06 \x01(\x05\x12\x15\n\rmax_addresses\x18\x07 \x01(\x05\x12\x18\n\x10max_stream_items\x18\x08 \x01(\x05\x12\x1e\n\x16max_stream_outstanding\x18\t \x01(\x05\x12/\n\x0cmax_deadline\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0fmax_image_scans\x18\x0b \x01(\x05\x12\x31\n\x0emax_image_time\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1e\n\x16max_image_memory_bytes\x18\r \x01(\x03\x12\x10\n\x08pictures\x18\x0e \x01(\t\x12\x19\n\x11max_address_chars\x18\x0f \x01(\x05\"\x13\n\x11ListModelsRequest\">\n\x12ListModelsResponse\x12(\n\x06models\x18\x01 \x03(\x0b\x32\x18.hotslot.status.v1.Model\"\xba\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04task\x18\x02 \x01(\t\x12\x13\n\x0b\x61\x63tive_slot\x18\x03 \x01(\t\x12&\n\x05slots\x18\x04 \x03(\x0b\x32\x17.hotslot.status.v1.Slot\x12\'\n\x05trial\x18\x05 \x01(\x0b\x32\x18.hotslot.status.v1.Trial\x12/\n\tcommitted\x18\x06 \x01(\x0b\x32\x1c.hotslot.status.v1.Committed\"\x8d\x02\n\x04Slot\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\x05state\x18\x02 \x01(\x0e\x32\x1c.hotslot.status.v1.SlotState\x12)\n\x04role\x18\x03 \x01(\x0e\x32\x1b.hotslot.status.v1.SlotRole\x12\x10\n\x08revision\x18\x04 \x01(\t\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12\x11\n\tprecision\x18\x07 \x01(\t\x12\x0b\n\x03pid\x18\x08 \x01(\x05\x12\x16\n\x0eresident_bytes\x18\t \x01(\x03\x12\x10\n\x08restarts\x18\n \x01(\x05\x12\x14\n\x0clast_failure\x18\x0b \x01(\t\x12\r\n\x05notes\x18\x0c \x03(\t\"\x84\x01\n\x05Trial\x12\x0c\n\x04slot\x18\x01 \x01(\t\x12.\n\nstarted_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\tterm_left\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07percent\x18\x04 \x01(\x01\"=\n\tCommitted\x12\x10\n\x08revision\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06origin\x18\x03 \x01(\t*t\n\x0bHealthLevel\x12\x1c\n\x18HEALTH_LEVEL_UNSPECIFIED\x10\x00\x12\x13\n\x0fHEALTH_LEVEL_OK\x10\x01\x12\x19\n\x15HEALTH_LEVEL_DEGRADED\x10\x02\x12\x17\n\x13HEALTH_LEVEL_FAILED\x10\x03*\xcb\x01\n\tSlotState\x12\x1a\n\x16SLOT_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10SLOT_STATE_EMPTY\x10\x01\x12\x17\n\x13SLOT_STATE_STARTING\x10\x02\x12\x14\n\x10SLOT_STATE_READY\x10\x03\x12\x16\n\x12SLOT_STATE_LOADING\x10\x04\x12\x15\n\x11SLOT_STATE_LOADED\x10\x05\x12\x17\n\x13SLOT_STATE_RETIRING\x10\x06\x12\x15\n\x11SLOT_STATE_FAILED\x10\x07*\xad\x01\n\x08SlotRole\x12\x19\n\x15SLOT_ROLE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSLOT_ROLE_FREE\x10\x01\x12\x14\n\x10SLOT_ROLE_ACTIVE\x10\x02\x12\x13\n\x0fSLOT_ROLE_TRIAL\x10\x03\x12\x17\n\x13SLOT_ROLE_CANDIDATE\x10\x04\x12\x16\n\x12SLOT_ROLE_PREVIOUS\x10\x05\x12\x16\n\x12SLOT_ROLE_FALLBACK\x10\x06\x32\xd4\x01\n\rStatusService\x12h\n\x0fGetServerStatus\x12).hotslot.status.v1.GetServerStatusRequest\x1a*.hotslot.status.v1.GetServerStatusResponse\x12Y\n\nListModels\x12$.hotslot.status.v1.ListModelsRequest\x1a%.hotslot.status.v1.ListModelsResponseBA\n\x14io.hotslot.status.v1B\x0bStatusProtoP\x01Z\x1ahotslot/status/v1;statusv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ehotslot/status/v1/status.proto\x12\x11hotslot.status.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x18\n\x16GetServerStatusRequest\"\xed\x02\n\x17GetServerStatusResponse\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x31\n\x07process\x18\x03 \x01(\x0b\x32 .hotslot.status.v1.ProcessHealth\x12\x34\n\tresources\x18\x04 \x01(\x0b\x32!.hotslot.status.v1.ResourceHealth\x12\x39\n\x0c\x63\x61pabilities\x18\x05 \x03(\x0b\x32#.hotslot.status.v1.CapabilityHealth\x12)\n\x06limits\x18\x06 \x01(\x0b\x32\x19.hotslot.status.v1.Limits\x12/\n\x06\x61\x63\x63\x65ss\x18\x07 \x01(\x0b\x32\x1f.hotslot.status.v1.AccessStatus\x12\x33\n\x08settings\x18\x08 \x01(\x0b\x32!.hotslot.status.v1.SettingsStatus\"\xc0\x01\n\x0eSettingsStatus\x12-\n\x05level\x18\x01 \x01(\x0e\x32\x1e.hotslot.status.v1.HealthLevel\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12-\n\tloaded_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nrefused_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08warnings\x18\x05 \x03(\t\"\xc4\x01\n\x0c\x41\x63\x63\x65ssStatus\x12-\n\x05level\x18\x01 \x01(\x0e\x32\x1e.hotslot.status.v1.HealthLevel\x12\x0b\n\x03tls\x18\x02 \x01(\x08\x12\x1b\n\x13\x63lient_certificates\x18\x03 \x01(\x08\x12\x0e\n\x06tokens\x18\x04 \x01(\x08\x12\x39\n\x0b\x63\x65rtificate\x18\x05 \x01(\x0b\x32$.hotslot.status.v1.ServerCertificate\x12\x10\n\x08warnings\x18\x06 \x03(\t\"\x96\x01\n\x11ServerCertificate\x12\r\n\x05names\x18\x01 \x03(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12.\n\nnot_before\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tnot_after\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xc8\x01\n\rProcessHealth\x12-\n\x05level\x18\x01 \x01(\x0e\x32\x1e.hotslot.status.v1.HealthLevel\x12.\n\nstarted_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x64raining\x18\x03 \x01(\x08\x12+\n\x08loop_lag\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11\x64ropped_log_lines\x18\x05 \x01(\x03\"\x9c\x02\n\x0eResourceHealth\x12-\n\x05level\x18\x01 \x01(\x0e\x32\x1e.hotslot.status.v1.HealthLevel\x12\x19\n\x11memory_used_bytes\x18\x02 \x01(\x03\x12\x1a\n\x12memory_total_bytes\x18\x03 \x01(\x03\x12\x17\n\x0f\x64isk_free_bytes\x18\x04 \x01(\x03\x12\x18\n\x10\x64isk_total_bytes\x18\x05 \x01(\x03\x12\x18\n\x10\x64\x65scriptors_used\x18\x06 \x01(\x03\x12\x19\n\x11\x64\x65scriptors_limit\x18\x07 \x01(\x03\x12*\n\x04gpus\x18\x08 \x03(\x0b\x32\x1c.hotslot.status.v1.GpuMemory\x12\x10\n\x08warnings\x18\t \x03(\t\"D\n\tGpuMemory\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x12\n\nused_bytes\x18\x02 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x03\"\xb8\x02\n\x10\x43\x61pabilityHealth\x12\r\n\x05model\x18\x01 \x01(\t\x12-\n\x05level\x18\x02 \x01(\x0e\x32\x1e.hotslot.status.v1.HealthLevel\x12\r\n\x05ready\x18\x03 \x01(\x08\x12\x35\n\x11last_inference_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x39\n\x16last_inference_latency\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07waiting\x18\x06 \x01(\x05\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12-\n\x08\x66\x61llback\x18\x08 \x01(\x0b\x32\x1b.hotslot.status.v1.Fallback\x12\x15\n\rpoison_inputs\x18\t \x01(\x05\"~\n\x08\x46\x61llback\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x17\n\x0f\x66\x61llback_device\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12)\n\x05since\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x05 \x01(\t\"\xc5\x03\n\x06Limits\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\x03\x12\x17\n\x0fmax_image_bytes\x18\x02 \x01(\x03\x12\x18\n\x10max_image_pixels\x18\x03 \x01(\x03\x12\x1d\n\x15max_image_side_pixels\x18\x04 \x01(\x05\x12\x16\n\x0emax_statements\x18\x05 \x01(\x05\x12\x1b\n\x13max_statement_chars\x18\x06 \x01(\x05\x12\x15\n\rmax_addresses\x18\x07 \x01(\x05\x12\x18\n\x10max_stream_items\x18\x08 \x01(\x05\x12\x1e\n\x16max_stream_outstanding\x18\t \x01(\x05\x12/\n\x0cmax_deadline\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0fmax_image_scans\x18\x0b \x01(\x05\x12\x31\n\x0emax_image_time\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1e\n\x16max_image_memory_bytes\x18\r \x01(\x03\x12\x10\n\x08pictures\x18\x0e \x01(\t\x12\x19\n\x11max_address_chars\x18\x0f \x01(\x05\"\x13\n\x11ListModelsRequest\">\n\x12ListModelsResponse\x12(\n\x06models\x18\x01 \x03(\x0b\x32\x18.hotslot.status.v1.Model\"\xba\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04task\x18\x02 \x01(\t\x12\x13\n\x0b\x61\x63tive_slot\x18\x03 \x01(\t\x12&\n\x05slots\x18\x04 \x03(\x0b\x32\x17.hotslot.status.v1.Slot\x12\'\n\x05trial\x18\x05 \x01(\x0b\x32\x18.hotslot.status.v1.Trial\x12/\n\tcommitted\x18\x06 \x01(\x0b\x32\x1c.hotslot.status.v1.Committed\"\x8d\x02\n\x04Slot\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\x05state\x18\x02 \x01(\x0e\x32\x1c.hotslot.status.v1.SlotState\x12)\n\x04role\x18\x03 \x01(\x0e\x32\x1b.hotslot.status.v1.SlotRole\x12\x10\n\x08revision\x18\x04 \x01(\t\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12\x11\n\tprecision\x18\x07 \x01(\t\x12\x0b\n\x03pid\x18\x08 \x01(\x05\x12\x16\n\x0eresident_bytes\x18\t \x01(\x03\x12\x10\n\x08restarts\x18\n \x01(\x05\x12\x14\n\x0clast_failure\x18\x0b \x01(\t\x12\r\n\x05notes\x18\x0c \x03(\t\"\x84\x01\n\x05Trial\x12\x0c\n\x04slot\x18\x01 \x01(\t\x12.\n\nstarted_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\tterm_left\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07percent\x18\x04 \x01(\x01\"=\n\tCommitted\x12\x10\n\x08revision\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06origin\x18\x03 \x01(\t*t\n\x0bHealthLevel\x12\x1c\n\x18HEALTH_LEVEL_UNSPECIFIED\x10\x00\x12\x13\n\x0fHEALTH_LEVEL_OK\x10\x01\x12\x19\n\x15HEALTH_LEVEL_DEGRADED\x10\x02\x12\x17\n\x13HEALTH_LEVEL_FAILED\x10\x03*\xcb\x01\n\tSlotState\x12\x1a\n\x16SLOT_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10SLOT_STATE_EMPTY\x10\x01\x12\x17\n\x13SLOT_STATE_STARTING\x10\x02\x12\x14\n\x10SLOT_STATE_READY\x10\x03\x12\x16\n\x12SLOT_STATE_LOADING\x10\x04\x12\x15\n\x11SLOT_STATE_LOADED\x10\x05\x12\x17\n\x13SLOT_STATE_RETIRING\x10\x06\x12\x15\n\x11SLOT_STATE_FAILED\x10\x07*\xad\x01\n\x08SlotRole\x12\x19\n\x15SLOT_ROLE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSLOT_ROLE_FREE\x10\x01\x12\x14\n\x10SLOT_ROLE_ACTIVE\x10\x02\x12\x13\n\x0fSLOT_ROLE_TRIAL\x10\x03\x12\x17\n\x13SLOT_ROLE_CANDIDATE\x10\x04\x12\x16\n\x12SLOT_ROLE_PREVIOUS\x10\x05\x12\x16\n\x12SLOT_ROLE_FALLBACK\x10\x06\x32\xfc\x01\n\rStatusService\x12|\n\x0fGetServerStatus\x12).hotslot.status.v1.GetServerStatusRequest\x1a*.hotslot.status.v1.GetServerStatusResponse\"\x12\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/status\x12m\n\nListModels\x12$.hotslot.status.v1.ListModelsRequest\x1a%.hotslot.status.v1.ListModelsResponse\"\x12\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/modelsBA\n\x14io.hotslot.status.v1B\x0bStatusProtoP\x01Z\x1ahotslot/status/v1;statusv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,46 +35,50 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hotslot.status.v1.status_pb
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\024io.hotslot.status.v1B\013StatusProtoP\001Z\032hotslot/status/v1;statusv1'
-  _globals['_HEALTHLEVEL']._serialized_start=3262
-  _globals['_HEALTHLEVEL']._serialized_end=3378
-  _globals['_SLOTSTATE']._serialized_start=3381
-  _globals['_SLOTSTATE']._serialized_end=3584
-  _globals['_SLOTROLE']._serialized_start=3587
-  _globals['_SLOTROLE']._serialized_end=3760
-  _globals['_GETSERVERSTATUSREQUEST']._serialized_start=118
-  _globals['_GETSERVERSTATUSREQUEST']._serialized_end=142
-  _globals['_GETSERVERSTATUSRESPONSE']._serialized_start=145
-  _globals['_GETSERVERSTATUSRESPONSE']._serialized_end=510
-  _globals['_SETTINGSSTATUS']._serialized_start=513
-  _globals['_SETTINGSSTATUS']._serialized_end=705
-  _globals['_ACCESSSTATUS']._serialized_start=708
-  _globals['_ACCESSSTATUS']._serialized_end=904
-  _globals['_SERVERCERTIFICATE']._serialized_start=907
-  _globals['_SERVERCERTIFICATE']._serialized_end=1057
-  _globals['_PROCESSHEALTH']._serialized_start=1060
-  _globals['_PROCESSHEALTH']._serialized_end=1260
-  _globals['_RESOURCEHEALTH']._serialized_start=1263
-  _globals['_RESOURCEHEALTH']._serialized_end=1547
-  _globals['_GPUMEMORY']._serialized_start=1549
-  _globals['_GPUMEMORY']._serialized_end=1617
-  _globals['_CAPABILITYHEALTH']._serialized_start=1620
-  _globals['_CAPABILITYHEALTH']._serialized_end=1932
-  _globals['_FALLBACK']._serialized_start=1934
-  _globals['_FALLBACK']._serialized_end=2060
-  _globals['_LIMITS']._serialized_start=2063
-  _globals['_LIMITS']._serialized_end=2516
-  _globals['_LISTMODELSREQUEST']._serialized_start=2518
-  _globals['_LISTMODELSREQUEST']._serialized_end=2537
-  _globals['_LISTMODELSRESPONSE']._serialized_start=2539
-  _globals['_LISTMODELSRESPONSE']._serialized_end=2601
-  _globals['_MODEL']._serialized_start=2604
-  _globals['_MODEL']._serialized_end=2790
-  _globals['_SLOT']._serialized_start=2793
-  _globals['_SLOT']._serialized_end=3062
-  _globals['_TRIAL']._serialized_start=3065
-  _globals['_TRIAL']._serialized_end=3197
-  _globals['_COMMITTED']._serialized_start=3199
-  _globals['_COMMITTED']._serialized_end=3260
-  _globals['_STATUSSERVICE']._serialized_start=3763
-  _globals['_STATUSSERVICE']._serialized_end=3975
+  _globals['_STATUSSERVICE'].methods_by_name['GetServerStatus']._loaded_options = None
+  _globals['_STATUSSERVICE'].methods_by_name['GetServerStatus']._serialized_options = b'\202\323\344\223\002\014\022\n/v1/status'
+  _globals['_STATUSSERVICE'].methods_by_name['ListModels']._loaded_options = None
+  _globals['_STATUSSERVICE'].methods_by_name['ListModels']._serialized_options = b'\202\323\344\223\002\014\022\n/v1/models'
+  _globals['_HEALTHLEVEL']._serialized_start=3292
+  _globals['_HEALTHLEVEL']._serialized_end=3408
+  _globals['_SLOTSTATE']._serialized_start=3411
+  _globals['_SLOTSTATE']._serialized_end=3614
+  _globals['_SLOTROLE']._serialized_start=3617
+  _globals['_SLOTROLE']._serialized_end=3790
+  _globals['_GETSERVERSTATUSREQUEST']._serialized_start=148
+  _globals['_GETSERVERSTATUSREQUEST']._serialized_end=172
+  _globals['_GETSERVERSTATUSRESPONSE']._serialized_start=175
+  _globals['_GETSERVERSTATUSRESPONSE']._serialized_end=540
+  _globals['_SETTINGSSTATUS']._serialized_start=543
+  _globals['_SETTINGSSTATUS']._serialized_end=735
+  _globals['_ACCESSSTATUS']._serialized_start=738
+  _globals['_ACCESSSTATUS']._serialized_end=934
+  _globals['_SERVERCERTIFICATE']._serialized_start=937
+  _globals['_SERVERCERTIFICATE']._serialized_end=1087
+  _globals['_PROCESSHEALTH']._serialized_start=1090
+  _globals['_PROCESSHEALTH']._serialized_end=1290
+  _globals['_RESOURCEHEALTH']._serialized_start=1293
+  _globals['_RESOURCEHEALTH']._serialized_end=1577
+  _globals['_GPUMEMORY']._serialized_start=1579
+  _globals['_GPUMEMORY']._serialized_end=1647
+  _globals['_CAPABILITYHEALTH']._serialized_start=1650
+  _globals['_CAPABILITYHEALTH']._serialized_end=1962
+  _globals['_FALLBACK']._serialized_start=1964
+  _globals['_FALLBACK']._serialized_end=2090
+  _globals['_LIMITS']._serialized_start=2093
+  _globals['_LIMITS']._serialized_end=2546
+  _globals['_LISTMODELSREQUEST']._serialized_start=2548
+  _globals['_LISTMODELSREQUEST']._serialized_end=2567
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2569
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2631
+  _globals['_MODEL']._serialized_start=2634
+  _globals['_MODEL']._serialized_end=2820
+  _globals['_SLOT']._serialized_start=2823
+  _globals['_SLOT']._serialized_end=3092
+  _globals['_TRIAL']._serialized_start=3095
+  _globals['_TRIAL']._serialized_end=3227
+  _globals['_COMMITTED']._serialized_start=3229
+  _globals['_COMMITTED']._serialized_end=3290
+  _globals['_STATUSSERVICE']._serialized_start=3793
+  _globals['_STATUSSERVICE']._serialized_end=4045
 # @@protoc_insertion_point(module_scope)
