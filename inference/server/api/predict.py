@@ -170,7 +170,9 @@ class PredictApi:
         """Accept one item."""
         with IncomingItem(self._emit) as item:
             convert.check_item_id(item_id, is_duplicate=is_duplicate)
-            return self.accept(item, request, deadline_seconds, source, replace(current_call.get().tags, item_id=item_id))
+            return self.accept(
+                item, request, deadline_seconds, source, replace(current_call.get().tags, item_id=item_id)
+            )
 
     def cancel_request(self, pending: PendingRequest, *, has_expired: bool) -> None:
         """Cancel a request whose caller is gone."""

@@ -11,6 +11,7 @@
 package addressv1
 
 import (
+	_ "google.golang.org/genproto/googleapis/api/annotations"
 	status "google.golang.org/genproto/googleapis/rpc/status"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
@@ -783,7 +784,7 @@ var File_hotslot_address_v1_address_proto protoreflect.FileDescriptor
 
 const file_hotslot_address_v1_address_proto_rawDesc = "" +
 	"\n" +
-	" hotslot/address/v1/address.proto\x12\x12hotslot.address.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\"D\n" +
+	" hotslot/address/v1/address.proto\x12\x12hotslot.address.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\"D\n" +
 	"\x0ePredictRequest\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x1c\n" +
 	"\taddresses\x18\x02 \x03(\tR\taddresses\"\xbd\x01\n" +
@@ -835,9 +836,9 @@ const file_hotslot_address_v1_address_proto_rawDesc = "" +
 	"\aitem_id\x18\x01 \x01(\tR\x06itemId\x12A\n" +
 	"\bresponse\x18\x02 \x01(\v2#.hotslot.address.v1.PredictResponseH\x00R\bresponse\x12*\n" +
 	"\x05error\x18\x03 \x01(\v2\x12.google.rpc.StatusH\x00R\x05errorB\t\n" +
-	"\aoutcome2\xd5\x01\n" +
-	"\x15AddressTaggingService\x12R\n" +
-	"\aPredict\x12\".hotslot.address.v1.PredictRequest\x1a#.hotslot.address.v1.PredictResponse\x12h\n" +
+	"\aoutcome2\x9b\x02\n" +
+	"\x15AddressTaggingService\x12\x97\x01\n" +
+	"\aPredict\x12\".hotslot.address.v1.PredictRequest\x1a#.hotslot.address.v1.PredictResponse\"C\x82\xd3\xe4\x93\x02=:\x01*Z%:\x01*\" /v1/models/{model}/addresses:tag\"\x11/v1/addresses:tag\x12h\n" +
 	"\rStreamPredict\x12(.hotslot.address.v1.StreamPredictRequest\x1a).hotslot.address.v1.StreamPredictResponse(\x010\x01BE\n" +
 	"\x15io.hotslot.address.v1B\fAddressProtoP\x01Z\x1chotslot/address/v1;addressv1b\x06proto3"
 

@@ -16,6 +16,7 @@
 package entailmentv1
 
 import (
+	_ "google.golang.org/genproto/googleapis/api/annotations"
 	status "google.golang.org/genproto/googleapis/rpc/status"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
@@ -261,9 +262,9 @@ type isImage_Source interface {
 type Image_Content struct {
 	// The bytes of a JPEG, PNG or WebP file (recognised by content). 1 byte to 16
 	// MiB, at most 64 megapixels and 16,384 pixels a side; by what its header
-	// lets expect, at most 2 seconds and 272 MiB of decoding (a WebP of about 17
-	// megapixels, which cannot be decoded at reduced size); at most 100 scans of
-	// a JPEG. All configurable. Errors: IMAGE_UNREADABLE (damaged, truncated,
+	// lets expect, at most 2 seconds and 272 MiB of decoding (a WebP of about 13
+	// megapixels, 12 with alpha: it takes 20 bytes a pixel and cannot be decoded
+	// at reduced size); at most 100 scans of a JPEG. All configurable. Errors: IMAGE_UNREADABLE (damaged, truncated,
 	// or of another kind; the message says of which), IMAGE_TOO_LARGE (pixels),
 	// IMAGE_TOO_COSTLY (seconds, memory, scans).
 	Content []byte `protobuf:"bytes,1,opt,name=content,proto3,oneof"`
@@ -861,7 +862,7 @@ var File_hotslot_entailment_v1_entailment_proto protoreflect.FileDescriptor
 
 const file_hotslot_entailment_v1_entailment_proto_rawDesc = "" +
 	"\n" +
-	"&hotslot/entailment/v1/entailment.proto\x12\x15hotslot.entailment.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\"\x94\x01\n" +
+	"&hotslot/entailment/v1/entailment.proto\x12\x15hotslot.entailment.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\"\x94\x01\n" +
 	"\x0ePredictRequest\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x122\n" +
 	"\x05image\x18\x02 \x01(\v2\x1c.hotslot.entailment.v1.ImageR\x05image\x12\x1e\n" +
@@ -911,9 +912,9 @@ const file_hotslot_entailment_v1_entailment_proto_rawDesc = "" +
 	"\x11LABEL_UNSPECIFIED\x10\x00\x12\r\n" +
 	"\tLABEL_YES\x10\x01\x12\f\n" +
 	"\bLABEL_NO\x10\x02\x12\x0f\n" +
-	"\vLABEL_MAYBE\x10\x032\xdd\x01\n" +
-	"\x11EntailmentService\x12X\n" +
-	"\aPredict\x12%.hotslot.entailment.v1.PredictRequest\x1a&.hotslot.entailment.v1.PredictResponse\x12n\n" +
+	"\vLABEL_MAYBE\x10\x032\xad\x02\n" +
+	"\x11EntailmentService\x12\xa7\x01\n" +
+	"\aPredict\x12%.hotslot.entailment.v1.PredictRequest\x1a&.hotslot.entailment.v1.PredictResponse\"M\x82\xd3\xe4\x93\x02G:\x01*Z*:\x01*\"%/v1/models/{model}/entailment:predict\"\x16/v1/entailment:predict\x12n\n" +
 	"\rStreamPredict\x12+.hotslot.entailment.v1.StreamPredictRequest\x1a,.hotslot.entailment.v1.StreamPredictResponse(\x010\x01BQ\n" +
 	"\x18io.hotslot.entailment.v1B\x0fEntailmentProtoP\x01Z\"hotslot/entailment/v1;entailmentv1b\x06proto3"
 

@@ -9,6 +9,7 @@
 package statusv1
 
 import (
+	_ "google.golang.org/genproto/googleapis/api/annotations"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
@@ -1719,7 +1720,7 @@ var File_hotslot_status_v1_status_proto protoreflect.FileDescriptor
 
 const file_hotslot_status_v1_status_proto_rawDesc = "" +
 	"\n" +
-	"\x1ehotslot/status/v1/status.proto\x12\x11hotslot.status.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x18\n" +
+	"\x1ehotslot/status/v1/status.proto\x12\x11hotslot.status.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x18\n" +
 	"\x16GetServerStatusRequest\"\xb8\x03\n" +
 	"\x17GetServerStatusResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
@@ -1861,11 +1862,13 @@ const file_hotslot_status_v1_status_proto_rawDesc = "" +
 	"\x0fSLOT_ROLE_TRIAL\x10\x03\x12\x17\n" +
 	"\x13SLOT_ROLE_CANDIDATE\x10\x04\x12\x16\n" +
 	"\x12SLOT_ROLE_PREVIOUS\x10\x05\x12\x16\n" +
-	"\x12SLOT_ROLE_FALLBACK\x10\x062\xd4\x01\n" +
-	"\rStatusService\x12h\n" +
-	"\x0fGetServerStatus\x12).hotslot.status.v1.GetServerStatusRequest\x1a*.hotslot.status.v1.GetServerStatusResponse\x12Y\n" +
+	"\x12SLOT_ROLE_FALLBACK\x10\x062\xfc\x01\n" +
+	"\rStatusService\x12|\n" +
+	"\x0fGetServerStatus\x12).hotslot.status.v1.GetServerStatusRequest\x1a*.hotslot.status.v1.GetServerStatusResponse\"\x12\x82\xd3\xe4\x93\x02\f\x12\n" +
+	"/v1/status\x12m\n" +
 	"\n" +
-	"ListModels\x12$.hotslot.status.v1.ListModelsRequest\x1a%.hotslot.status.v1.ListModelsResponseBA\n" +
+	"ListModels\x12$.hotslot.status.v1.ListModelsRequest\x1a%.hotslot.status.v1.ListModelsResponse\"\x12\x82\xd3\xe4\x93\x02\f\x12\n" +
+	"/v1/modelsBA\n" +
 	"\x14io.hotslot.status.v1B\vStatusProtoP\x01Z\x1ahotslot/status/v1;statusv1b\x06proto3"
 
 var (
