@@ -33,55 +33,62 @@ class BatchPriority(StrEnum):
     INTERACTIVE = "interactive"
 
 
+_In = Annotated[
+    Path,
+    typer.Argument(
+        metavar="IN",
+        help="A folder of pictures; a .csv, .tsv, .jsonl or .parquet file with columns image and statement, or"
+        " address; a .txt file with an address a line.",
+    ),
+]
+_Out = Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Results, a JSON line for each row.")]
+_Statements = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--statement",
+        "-s",
+        metavar="TEXT",
+        help="A sentence about each picture that has none of its own; 1 to 32.",
+        show_default=False,
+    ),
+]
+_Premise = Annotated[
+    str, typer.Option(metavar="TEXT", help="A sentence that is assumed to be true.", show_default=False)
+]
+_Model = Annotated[
+    str,
+    typer.Option("--model", "-m", metavar="NAME", help="Required if several models are served.", show_default=False),
+]
+_Limit = Annotated[int | None, typer.Option(metavar="N", min=1, help="Only the first N rows.", show_default=False)]
+_Concurrency = Annotated[
+    int, typer.Option(metavar="N", min=1, max=MAX_CONCURRENCY, help="Rows that wait for their answer at a time.")
+]
+_Priority = Annotated[
+    BatchPriority,
+    typer.Option(help="bulk: other callers' single calls come first. interactive: it is one of them."),
+]
+_RetryFailed = Annotated[
+    bool, typer.Option("--retry-failed", help="Send rows without an answer again.", show_default=False)
+]
+_Timeout = Annotated[
+    float, typer.Option("--timeout", "-t", metavar="SECONDS", min=1, help="Longest wait for any answer.")
+]
+
+
 @calls_server
 def batch(  # noqa: PLR0913  each is an option
-    source: Annotated[
-        Path,
-        typer.Argument(
-            metavar="IN",
-            help="A folder of pictures; a .csv, .tsv, .jsonl or .parquet file with columns image and statement, or"
-            " address; a .txt file with an address a line.",
-        ),
-    ],
+    source: _In,
     *,
     endpoint: Endpoint,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Results, a JSON line for each row.")],
-    statements: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--statement",
-            "-s",
-            metavar="TEXT",
-            help="A sentence about each picture that has none of its own; 1 to 32.",
-            show_default=False,
-        ),
-    ] = None,
-    premise: Annotated[
-        str, typer.Option(metavar="TEXT", help="A sentence that is assumed to be true.", show_default=False)
-    ] = "",
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model", "-m", metavar="NAME", help="Required if several models are served.", show_default=False
-        ),
-    ] = "",
-    limit: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Only the first N rows.", show_default=False)
-    ] = None,
-    concurrency: Annotated[
-        int, typer.Option(metavar="N", min=1, max=MAX_CONCURRENCY, help="Rows that wait for their answer at a time.")
-    ] = 64,
-    priority: Annotated[
-        BatchPriority,
-        typer.Option(help="bulk: other callers' single calls come first. interactive: it is one of them."),
-    ] = BatchPriority.BULK,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Send rows without an answer again.", show_default=False)
-    ] = False,
-    timeout: Annotated[
-        float,
-        typer.Option("--timeout", "-t", metavar="SECONDS", min=1, help="Longest wait for any answer."),
-    ] = 300.0,
+    out: _Out,
+    statements: _Statements = None,
+    premise: _Premise = "",
+    model: _Model = "",
+    limit: _Limit = None,
+    concurrency: _Concurrency = 64,
+    priority: _Priority = BatchPriority.BULK,
+    retry_failed: _RetryFailed = False,
+    timeout: _Timeout = 300.0,
     as_json: AsJson = False,
 ) -> None:
     """Answer all rows of a folder or a file; goes on where it was stopped.

@@ -267,20 +267,17 @@ class InferenceServer:
         names = [*PUBLIC_SERVICES, standard_services.HEALTH_SERVICE]
         if settings.server.open_inference:
             names.append(open_inference.SERVICE)
-            handlers.append(
-                open_inference.OpenInferenceApi(
-                    {api.api.task: api for api in parts.predict_apis},
-                    self.models,
-                    self._readiness.health,
-                    self._held,
-                    self._drain,
-                    self._clock,
-                    self._emit,
-                ).handlers()
-            )
+            handlers.append(self._make_open_inference().handlers())
         if settings.server.reflection:
             handlers += standard_services.ReflectionApi(names).handlers()
         return handlers
+
+    def _make_open_inference(self) -> open_inference.OpenInferenceApi:
+        tasks = {api.api.task: api for api in self._parts.predict_apis}
+        health = self._readiness.health
+        return open_inference.OpenInferenceApi(
+            tasks, self.models, health, self._held, self._drain, self._clock, self._emit
+        )
 
     async def _stop(self, server: grpc.aio.Server, grace_seconds: float) -> None:
         """End the calls: within the grace period, or at once after a second stop request."""
