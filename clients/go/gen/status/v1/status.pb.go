@@ -1596,7 +1596,10 @@ type Trial struct {
 	StartedAt *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
 	// Time left until the previous slot is activated again, unless the lease is
 	// extended.
-	TermLeft      *durationpb.Duration `protobuf:"bytes,3,opt,name=term_left,json=termLeft,proto3" json:"term_left,omitempty"`
+	TermLeft *durationpb.Duration `protobuf:"bytes,3,opt,name=term_left,json=termLeft,proto3" json:"term_left,omitempty"`
+	// Percentage of the calls that it gets, 0 to 100; below 100 it is a canary, and
+	// the previous slot answers the others.
+	Percent       float64 `protobuf:"fixed64,4,opt,name=percent,proto3" json:"percent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1650,6 +1653,13 @@ func (x *Trial) GetTermLeft() *durationpb.Duration {
 		return x.TermLeft
 	}
 	return nil
+}
+
+func (x *Trial) GetPercent() float64 {
+	if x != nil {
+		return x.Percent
+	}
+	return 0
 }
 
 // The bundle that a restart loads.
@@ -1831,12 +1841,13 @@ const file_hotslot_status_v1_status_proto_rawDesc = "" +
 	"\brestarts\x18\n" +
 	" \x01(\x05R\brestarts\x12!\n" +
 	"\flast_failure\x18\v \x01(\tR\vlastFailure\x12\x14\n" +
-	"\x05notes\x18\f \x03(\tR\x05notes\"\x8e\x01\n" +
+	"\x05notes\x18\f \x03(\tR\x05notes\"\xa8\x01\n" +
 	"\x05Trial\x12\x12\n" +
 	"\x04slot\x18\x01 \x01(\tR\x04slot\x129\n" +
 	"\n" +
 	"started_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x126\n" +
-	"\tterm_left\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\btermLeft\"W\n" +
+	"\tterm_left\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\btermLeft\x12\x18\n" +
+	"\apercent\x18\x04 \x01(\x01R\apercent\"W\n" +
 	"\tCommitted\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\tR\brevision\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x16\n" +
