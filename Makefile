@@ -68,6 +68,9 @@ bench-prepare: env tools ## Measure pictures prepared a second, alone and throug
 bench-memory: env ## Measure the server's memory while callers misbehave, against its limit
 	@$(bin)/python -m dev.bench.memory $(ARGS)
 
+bench-traces: env tools ## Measure what traces cost the server: off, 1 % and all calls, in turn
+	@$(bin)/python -m dev.bench.traces $(ARGS)
+
 bench-server: env tools ## Measure the server's own cost with an engine that does nothing
 	@$(bin)/python -m dev.bench.server $(ARGS)
 
@@ -124,7 +127,7 @@ gpu: env ## Test and measure on a real GPU, out of memory included (skipped with
 chaos: env ## Run the slow fault-injection steps on real processes; ARGS=--list lists them
 	@$(bin)/python -m dev.chaos $(ARGS)
 
-.PHONY: tools-watch test-watch drill
+.PHONY: tools-watch test-watch drill bench-traces
 tools-watch: ## Install Prometheus and Alertmanager (Debian's packages, as root)
 	@dev/scripts/tools-watch
 
@@ -132,6 +135,7 @@ test-watch: env tools-watch ## Test alerts, deliveries, dashboard and traces wit
 	promtool check config deploy/prometheus/prometheus.yml
 	cd deploy/prometheus && promtool test rules hotslot.test.yml
 	@$(bin)/python -m dev.watch.delivery
+	@dev/scripts/check-dashboard
 	@$(bin)/python -m dev.watch.dashboard
 	@env PYTHONPATH=.tools/otel $(bin)/python -m dev.watch.spans
 

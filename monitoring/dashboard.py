@@ -135,7 +135,6 @@ def _variable(name: str, matchers: str) -> dict[str, Any]:
         "type": "query",
         "datasource": _SOURCE,
         "query": {"query": query, "refId": name},
-        "definition": query,
         "includeAll": True,
         "multi": True,
         "allValue": ".*",
@@ -153,7 +152,5 @@ def _marks() -> dict[str, Any]:
         "enable": True,
         "hide": False,
         "iconColor": "blue",
-        "expr": MARKS,
-        "titleFormat": "{{model}}: {{change}}",
-        "step": "60s",
+        "target": {"refId": "marks", "expr": MARKS, "interval": "60s", "legendFormat": "{{model}}: {{change}}"},
     }

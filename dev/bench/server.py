@@ -80,13 +80,13 @@ def main() -> int:
 
 
 @contextmanager
-def server(folder: Path) -> Iterator[psutil.Process]:
-    """A server on core 0 with its runners on core 1."""
+def server(folder: Path, more: str = "") -> Iterator[psutil.Process]:
+    """A server on core 0 with its runners on core 1; `more` are further tables of its settings."""
     state = folder / "state"
     bundle = seal(state)
     commit_bundle(state, bundle, "null")
     settings = folder / "hotslot.toml"
-    settings.write_text(SETTINGS.format(state=state))
+    settings.write_text(SETTINGS.format(state=state) + more)
     environment = {**os.environ, "HOTSLOT_CONFIG": str(settings)}
     with (folder / "log").open("wb") as log:
         child = subprocess.Popen(

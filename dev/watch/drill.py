@@ -8,17 +8,20 @@ alert's runbook must show the cause.
 
 import argparse
 import contextlib
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+from dev.harness.process import ROOT
 from dev.watch import drill_serving, drill_updates
 from dev.watch.drill_faults import DrillFault
 from dev.watch.drill_stack import DrillStack, drill_stack, run_command
 from monitoring.catalog import list_alerts
 
+LOGS = ROOT / ".bench" / "drill"
 UNDRILLED = {"HotslotMemoryHigh": "the drill takes no memory from the machine; only samples are tested"}
 CARD = {"SCRIPTED_DEVICES": "cuda:0,cpu", "SCRIPTED_CARD_USED": str(int(0.97 * (80 << 30)))}
 
@@ -76,13 +79,39 @@ def run_group(
     chosen = [fault for fault in faults if not only or set(only) & {*fault.alerts}]
     if not chosen:
         return
-    with stack as drill:
-        for fault in chosen:
-            try:
-                yield from drill_fault(drill, fault)
-            except Exception as error:  # noqa: BLE001  the others are still to be drilled
-                why = f"not: {type(error).__name__} {error}"[:120]
-                yield from (DrillRow(name, fault.what, why, "not", "", is_good=False) for name in fault.alerts)
+    begun = False
+    try:
+        with stack as drill, _keeping_logs(drill):
+            begun = True
+            yield from _drill_all(drill, chosen)
+    except Exception as error:  # noqa: BLE001  the other groups are still to be drilled
+        what = f"not: the stack did not {'end' if begun else 'start'}: {type(error).__name__} {error}"[:160]
+        print(what, file=sys.stderr)
+        if not begun:
+            for fault in chosen:
+                yield from (DrillRow(name, fault.what, what, "not", "", is_good=False) for name in fault.alerts)
+
+
+def _drill_all(drill: DrillStack, faults: Sequence[DrillFault]) -> Iterator[DrillRow]:
+    """One fault after the other; one that cannot be provoked does not keep the others from it."""
+    for fault in faults:
+        try:
+            yield from drill_fault(drill, fault)
+        except Exception as error:  # noqa: BLE001  the others are still to be drilled
+            why = f"not: {type(error).__name__} {error}"[:120]
+            yield from (DrillRow(name, fault.what, why, "not", "", is_good=False) for name in fault.alerts)
+
+
+@contextlib.contextmanager
+def _keeping_logs(drill: DrillStack) -> Iterator[None]:
+    """Copy the logs of the stack and the relay, so that they can be read when the drill is over."""
+    LOGS.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        number = len(list(LOGS.glob("stack-*.log"))) + 1
+        shutil.copy(drill.stack.log_path, LOGS / f"stack-{number}.log")
+        shutil.copy(drill.folder / "relay.log", LOGS / f"relay-{number}.log")
 
 
 def run_drill(only: Sequence[str]) -> Iterator[DrillRow]:

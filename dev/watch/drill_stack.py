@@ -93,7 +93,7 @@ def drill_stack(
         }
         for name, values in (sections(folder) if sections else {}).items():
             given[name] = {**given.get(name, {}), **values}
-        (folder / "stack").mkdir()
+        (folder / "stack").mkdir(exist_ok=True)
         state = None if prepare is None else prepare(folder)
         stack = ScriptedStack(folder / "stack", state, environment, given)
         with stack.config.open("a", encoding="utf-8") as file:

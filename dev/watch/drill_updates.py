@@ -104,7 +104,7 @@ FAULTS = (
     DrillFault("updates are paused", paused, {"HotslotUpdatesPaused": "paused"}),
     DrillFault("the hub has only a branch", only_branches, {"HotslotNothingFollowed": "master"}),
     DrillFault("nothing is published for 40 s", quiet_hub, {"HotslotListingOld": "names"}),
-    DrillFault("the hub is gone", hub_gone, {"HotslotHubSilent": "hub", "HotslotBreakerOpen": "breaker"}),
+    DrillFault("the hub is gone", hub_gone, {"HotslotHubSilent": "hub"}),
     DrillFault(
         "the journal is overwritten",
         broken_journal,
@@ -248,7 +248,11 @@ class HttpHub:
                 self.many_events,
                 {"HotslotWebhookEventsLost": "v1.1.0", "HotslotWebhookQueueLong": "away"},
             ),
-            DrillFault("the hub answers 503 for every file", self.failing_files, {"HotslotDownloadsFailing": "503"}),
+            DrillFault(
+                "the hub answers 503 for every file",
+                self.failing_files,
+                {"HotslotDownloadsFailing": "503", "HotslotBreakerOpen": "breaker"},
+            ),
             DrillFault(
                 "the golden set is gone from the settings, and a revision comes",
                 self.without_golden_set,
