@@ -12,8 +12,8 @@ from common.logs import Logger
 from common.traces import encode_export
 
 METHOD = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
-MAX_WAITING = 20_000  # spans; further ones are dropped
-MAX_SENT = 2000  # spans of one request
+MAX_WAITING = 5000  # calls or steps with their spans; further ones are dropped
+MAX_SENT = 500  # of these, in one request
 EVERY_SECONDS = 1.0
 SEND_SECONDS = 5.0
 _MAX_PEM_BYTES = 1 << 20
@@ -34,7 +34,7 @@ class SpanExporter:
         self._endpoint, self._ca_file, self._log = endpoint, ca_file, log
         self._service = {**service, "host.name": platform.node(), "telemetry.sdk.name": "hotslot"}
         self._waiting: list[bytes] = []
-        self.dropped = 0  # spans that were not sent
+        self.dropped = 0  # calls or steps whose spans were not sent
         self._is_failing = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="spans", daemon=True)
@@ -49,12 +49,12 @@ class SpanExporter:
         if self._thread.ident is not None:
             self._thread.join(SEND_SECONDS)
 
-    def put(self, span: bytes) -> None:
-        """Queue an encoded span, or drop it; from any thread."""
+    def put(self, spans: bytes) -> None:
+        """Queue the encoded spans of a call or step, or drop them; from any thread."""
         if len(self._waiting) >= MAX_WAITING:
             self.dropped += 1
         else:
-            self._waiting.append(span)
+            self._waiting.append(spans)
 
     def _run(self) -> None:
         try:
@@ -81,7 +81,7 @@ class SpanExporter:
             self.dropped += count
             if not self._is_failing:
                 code = error.code().name if isinstance(error, grpc.Call) else "UNKNOWN"
-                self._log.warning("traces_not_delivered", reason=code, spans=count)
+                self._log.warning("traces_not_delivered", reason=code, calls=count)
             self._is_failing = True
         else:
             if self._is_failing:

@@ -6,6 +6,7 @@ with the protos of OpenTelemetry's SDK.
 """
 
 import hashlib
+import re
 import struct
 import zlib
 from collections.abc import Mapping
@@ -15,6 +16,8 @@ from enum import IntEnum
 NO_PARENT = b""
 _SAMPLED_FLAG = 1
 _LONG = 128
+_HEX = re.compile(r"[0-9a-f]{32}")
+_CHILD = struct.Struct("<2s16s2s8s2s8s1sQ1sQ")  # ids with their tags, then start and end as fixed64
 
 
 class SpanKind(IntEnum):
@@ -58,31 +61,40 @@ def context_of(traceparent: str, key: str) -> TraceContext:
 
 
 def make_trace_id(key: str) -> bytes:
-    """The trace id of what a key names: an update, a call without a caller's trace."""
+    """The trace id of what a key names: an update, or a call without a trace. A key of 32 hex digits is the id."""
+    if _HEX.fullmatch(key):
+        return bytes.fromhex(key)
     return hashlib.blake2b(key.encode(), digest_size=16).digest()
 
 
-def encode_span(
-    trace_id: bytes, span_id: bytes, parent_id: bytes, start_nanos: int, end_nanos: int, *, tail: bytes
-) -> bytes:
-    """One span as a field of ScopeSpans; `tail` is made by `encode_tail`."""
-    body = (
-        b"\x0a\x10"
-        + trace_id
-        + b"\x12\x08"
-        + span_id
-        + (b"\x22\x08" + parent_id if parent_id else b"")
-        + b"\x39"
-        + struct.pack("<Q", start_nanos)
-        + b"\x41"
-        + struct.pack("<Q", end_nanos)
-        + tail
-    )
-    return b"\x12" + encode_length(len(body)) + body
+@dataclass(frozen=True, slots=True)
+class SpanTemplate:
+    """What many spans share: name, kind, attributes and status, encoded once."""
+
+    tail: bytes
+    child_head: bytes  # tag and length of a span with a parent and this tail
+
+    def encode_child(
+        self, trace_id: bytes, span_id: bytes, parent_id: bytes, start_nanos: int, end_nanos: int
+    ) -> bytes:
+        """A span with a parent, as a field of ScopeSpans."""
+        ids = _CHILD.pack(
+            b"\x0a\x10", trace_id, b"\x12\x08", span_id, b"\x22\x08", parent_id, b"9", start_nanos, b"A", end_nanos
+        )
+        return self.child_head + ids + self.tail
+
+    def encode(
+        self, context: TraceContext, span_id: bytes, start_nanos: int, end_nanos: int, more: bytes = b""
+    ) -> bytes:
+        """A span with or without a parent; `more` are further attributes, encoded."""
+        parent = b"\x22\x08" + context.parent_id if context.parent_id else b""
+        times = b"9" + struct.pack("<Q", start_nanos) + b"A" + struct.pack("<Q", end_nanos)
+        body = b"\x0a\x10" + context.trace_id + b"\x12\x08" + span_id + parent + times + self.tail + more
+        return b"\x12" + encode_length(len(body)) + body
 
 
-def encode_tail(name: str, kind: SpanKind, attributes: Mapping[str, str | int], error: str = "") -> bytes:
-    """Name, kind, attributes and status of a span: what many spans share, to be kept by the caller.
+def make_template(name: str, kind: SpanKind, attributes: Mapping[str, str | int], error: str = "") -> SpanTemplate:
+    """Encode what many spans share.
 
     Args:
         name: of the span.
@@ -96,11 +108,11 @@ def encode_tail(name: str, kind: SpanKind, attributes: Mapping[str, str | int], 
             tail += encode_attribute(key, value)
     if error:
         tail += b"\x7a" + _prefixed(_encode_text(2, error) + b"\x18\x02")  # STATUS_CODE_ERROR
-    return tail
+    return SpanTemplate(tail, b"\x12" + encode_length(_CHILD.size + len(tail)))
 
 
 def encode_attribute(key: str, value: str | int) -> bytes:
-    """One attribute of a span, to be put after a tail."""
+    """One attribute of a span, to be put after a template's."""
     return b"\x4a" + _prefixed(_encode_attribute(key, value))
 
 

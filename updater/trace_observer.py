@@ -11,7 +11,7 @@ from common.logs import Logger
 from common.process_metrics import installed_version
 from common.settings import TracesSection
 from common.trace_export import SpanExporter
-from common.traces import NO_PARENT, SpanKind, encode_span, encode_tail, make_trace_id
+from common.traces import NO_PARENT, SpanKind, TraceContext, make_template, make_trace_id
 from updater.core.record import Event, ModelRecord, Update
 
 _ID = 8  # bytes of a span id
@@ -44,9 +44,9 @@ class TraceObserver:
         trace_id = make_trace_id(update.update_id)
         begins = max(self._last.get(model, update.started_at), update.started_at)
         attributes = {"hotslot.model": model, "hotslot.stage": event.stage.value, "hotslot.detail": event.message[:500]}
-        tail = encode_tail(event.name, SpanKind.INTERNAL, attributes)
         root = trace_id[:_ID]
-        self._put(encode_span(trace_id, os.urandom(_ID), root, _nanos(begins), _nanos(event.at), tail=tail))
+        step = make_template(event.name, SpanKind.INTERNAL, attributes)
+        self._put(step.encode_child(trace_id, os.urandom(_ID), root, _nanos(begins), _nanos(event.at)))
         self._last[model] = event.at
         if event.outcome is None:
             return
@@ -59,8 +59,9 @@ class TraceObserver:
             "hotslot.reason": update.reason,
         }
         error = f"{update.reason} {event.message}"[:500] if event.outcome.value in _BAD_OUTCOMES else ""
-        tail = encode_tail(f"update to {update.revision}", SpanKind.INTERNAL, facts, error)
-        self._put(encode_span(trace_id, root, NO_PARENT, _nanos(update.started_at), _nanos(event.at), tail=tail))
+        whole = make_template(f"update to {update.revision}", SpanKind.INTERNAL, facts, error)
+        context = TraceContext(trace_id, NO_PARENT)
+        self._put(whole.encode(context, root, _nanos(update.started_at), _nanos(event.at)))
 
 
 def _nanos(at: datetime) -> int:

@@ -8,27 +8,30 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from common.clock import Clock
 from common.traces import (
     Sampler,
     SpanKind,
+    SpanTemplate,
     TraceContext,
     context_of,
     encode_attribute,
-    encode_span,
-    encode_tail,
+    make_template,
     make_trace_id,
 )
-from inference.server.events import CallEnded, Event, ItemEnded, ItemOutcome
+from inference.server.events import CallEnded, Event, ItemEnded
 
 MAX_ITEMS = 64  # spans of one stream
 MAX_CALLS = 4096  # with items whose call has not ended
-MAX_TAILS = 4096  # kept; there are few revisions, slots and codes
+MAX_TEMPLATES = 4096  # kept; there are few revisions, slots and codes
+STAGES = ("receive", "queue", "prepare", "compute", "hand_over", "answer")
 _NANOS = 1e9
 _CONTROL = ".ControlService"
+T = TypeVar("T")
 _ID = 8  # bytes of a span id
-_STAGES = 6
+_STAGES, _HANDOVER = len(STAGES), STAGES.index("hand_over") + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +46,17 @@ class EventTracer:
     """Makes the spans of sampled calls. On the loop's thread."""
 
     def __init__(self, sampler: Sampler, clock: Clock, put: Callable[[bytes], None]) -> None:
+        """Make no spans yet.
+
+        Args:
+            sampler: decides which calls are recorded.
+            clock: for the times of spans.
+            put: gets the spans of a call, encoded.
+        """
         self._sampler, self._clock, self._put = sampler, clock, put
         self._items: OrderedDict[str, list[_DoneItem]] = OrderedDict()  # by request id
-        self._tails: dict[tuple[str, ...], bytes] = {}
+        self._calls: dict[tuple[str, ...], SpanTemplate] = {}
+        self._stages: dict[tuple[str, ...], tuple[SpanTemplate, ...]] = {}
 
     def __call__(self, event: Event) -> None:
         """Record an event."""
@@ -80,61 +91,58 @@ class EventTracer:
         ends = self._clock.now().timestamp()
         starts = ends - call.seconds
         ids = os.urandom(_ID * (1 + _STAGES * len(items)))
-        tail = self._tail(f"{call.service}/{call.method}", call.code, call.reason)
-        tail += encode_attribute("hotslot.request_id", call.request_id)  # by which its log line is found
-        self._put(encode_span(context.trace_id, ids[:_ID], context.parent_id, _nanos(starts), _nanos(ends), tail=tail))
+        template = self._call_template(call)
+        more = encode_attribute("hotslot.request_id", call.request_id)  # by which its log line is found
+        spans = [template.encode(context, ids[:_ID], int(starts * _NANOS), int(ends * _NANOS), more)]
         for number, done in enumerate(items):
             first = _ID * (1 + _STAGES * number)
-            self._put_item(context.trace_id, ids[:_ID], done, (starts, ends), ids[first : first + _STAGES * _ID])
+            self._add_stages(spans, context.trace_id, done, (starts, ends), ids[:_ID] + ids[first:])
+        self._put(b"".join(spans))
 
-    def _put_item(self, trace_id: bytes, parent: bytes, done: _DoneItem, call: tuple[float, float], ids: bytes) -> None:
-        """The stages of one item, as children of its call."""
+    def _add_stages(
+        self, spans: list[bytes], trace_id: bytes, done: _DoneItem, call: tuple[float, float], ids: bytes
+    ) -> None:
+        """The stages of one item, as children of its call, whose id is the first of `ids`."""
         item = done.item
-        accepted = done.at - item.seconds
-        labels = (item.model, item.revision, item.device, item.slot)
-        stages = [("receive", call[0], accepted)]
-        at = accepted
-        if item.outcome is ItemOutcome.ANSWERED:
-            for stage, seconds in (
-                ("queue", item.queued_seconds),
-                ("prepare", item.prepared_seconds),
-                ("compute", item.computed_seconds),
-            ):
-                if seconds > 0:
-                    stages.append((stage, at, at + seconds))
-                    at += seconds
-        if item.handover:
-            stages.append(("hand_over", at, done.at))
-        stages.append(("answer", done.at, call[1]))
-        for number, (stage, begins, ends) in enumerate(stages):
-            tail = self._stage_tail(stage, labels, item.handover if stage == "hand_over" else "")
-            mine = ids[_ID * number : _ID * (number + 1)]
-            self._put(encode_span(trace_id, mine, parent, _nanos(begins), _nanos(max(begins, ends)), tail=tail))
+        at = done.at - item.seconds
+        times = [call[0], at]
+        for seconds in (item.queued_seconds, item.prepared_seconds, item.computed_seconds):
+            at += seconds
+            times.append(at)
+        times += [done.at, call[1]]
+        parent, stages = ids[:_ID], zip(self._stage_templates(item), times, times[1:], strict=False)
+        for number, (template, begins, ends) in enumerate(stages, 1):
+            if ends > begins and (number != _HANDOVER or item.handover):
+                mine = ids[_ID * number : _ID * (number + 1)]
+                spans.append(template.encode_child(trace_id, mine, parent, int(begins * _NANOS), int(ends * _NANOS)))
 
-    def _tail(self, name: str, code: str, reason: str) -> bytes:
-        key = (name, code, reason)
-        tail = self._tails.get(key)
-        if tail is None:
-            service, _, method = name.partition("/")
-            attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method, "hotslot.grpc_code": code}
-            error = "" if code == "OK" else f"{code} {reason}".strip()
-            tail = self._remember(key, encode_tail(name, SpanKind.SERVER, attributes, error))
-        return tail
+    def _call_template(self, call: CallEnded) -> SpanTemplate:
+        key = (call.service, call.method, call.code, call.reason)
+        template = self._calls.get(key)
+        if template is None:
+            facts = {"rpc.system": "grpc", "rpc.service": call.service, "rpc.method": call.method}
+            error = "" if call.code == "OK" else f"{call.code} {call.reason}".strip()
+            named = f"{call.service}/{call.method}"
+            template = make_template(named, SpanKind.SERVER, {**facts, "hotslot.grpc_code": call.code}, error)
+            _remember(self._calls, key, template)
+        return template
 
-    def _stage_tail(self, stage: str, labels: tuple[str, ...], reason: str) -> bytes:
-        key = (stage, *labels, reason)
-        tail = self._tails.get(key)
-        if tail is None:
+    def _stage_templates(self, item: ItemEnded) -> tuple[SpanTemplate, ...]:
+        """One for each of STAGES."""
+        key = (item.model, item.revision, item.device, item.slot, item.handover)
+        found = self._stages.get(key)
+        if found is None:
             names = ("hotslot.model", "hotslot.revision", "hotslot.device", "hotslot.slot", "hotslot.reason")
-            attributes = dict(zip(names, (*labels, reason), strict=True))
-            tail = self._remember(key, encode_tail(stage, SpanKind.INTERNAL, attributes))
-        return tail
+            facts = dict(zip(names, key, strict=True))
+            found = tuple(make_template(stage, SpanKind.INTERNAL, facts) for stage in STAGES)
+            _remember(self._stages, key, found)
+        return found
 
-    def _remember(self, key: tuple[str, ...], tail: bytes) -> bytes:
-        if len(self._tails) >= MAX_TAILS:
-            self._tails.clear()
-        self._tails[key] = tail
-        return tail
+
+def _remember(cache: dict[tuple[str, ...], T], key: tuple[str, ...], value: T) -> None:
+    if len(cache) >= MAX_TEMPLATES:
+        cache.clear()
+    cache[key] = value
 
 
 def _find_update(call: CallEnded) -> str:
@@ -142,7 +150,3 @@ def _find_update(call: CallEnded) -> str:
     if not call.service.endswith(_CONTROL):
         return ""
     return next((str(value) for key, value in call.fields if key == "transaction_id"), "")
-
-
-def _nanos(seconds: float) -> int:
-    return int(seconds * _NANOS)

@@ -6,7 +6,7 @@ import pytest
 
 from common import logs
 from common.trace_export import MAX_WAITING, SpanExporter
-from common.traces import Sampler, SpanKind, context_of, encode_export, encode_span, encode_tail, make_trace_id
+from common.traces import Sampler, SpanKind, context_of, encode_export, make_template, make_trace_id
 from dev.harness.collector import ReceivedSpan, read_request, simulated_collector
 from inference.server.events import CallEnded, ItemEnded, ItemOutcome
 from inference.server.trace_events import EventTracer
@@ -148,8 +148,8 @@ def test_spans_reach_a_collector_over_grpc() -> None:
         exporter = SpanExporter(f"127.0.0.1:{collector.port}", None, SERVICE, logs.get_logger())
         exporter.start()
         context = context_of("", "call")
-        tail = encode_tail("one", SpanKind.INTERNAL, {"text": "é" * 200, "number": 300})
-        exporter.put(encode_span(context.trace_id, b"12345678", b"", 5, 7, tail=tail))
+        template = make_template("one", SpanKind.INTERNAL, {"text": "é" * 200, "number": 300})
+        exporter.put(template.encode(context, b"12345678", 5, 7))
         exporter.stop()
         (span,) = collector.spans()
     assert (span.service, span.name, span.start_nanos, span.end_nanos) == ("hotslot-server", "one", 5, 7)
