@@ -14,9 +14,11 @@ from inference.server.model.shadow import (
     Activity,
     may_compute,
 )
-from inference.server.request import RequestTags
+from inference.server.request import EntailmentInput, RequestTags
 from inference.server.scheduling.admission import Capacity
 from inference.server.scheduling.callers import UNNAMED
+from inference.server.scheduling.held_bytes import HeldBytes, HeldRules
+from tests.server.simulated_connections import SimConnections, SimMemory
 from tests.server.simulator import World, ask
 from tests.server.test_manager import stats
 
@@ -296,6 +298,31 @@ async def test_what_is_kept_is_dropped_when_callers_need_the_memory(tmp_path: Pa
     await answered(world, 1)
 
     assert found(world).dropped == {"MEMORY": 3}
+
+
+async def test_what_is_kept_is_counted_as_held(tmp_path: Path) -> None:
+    """A message that a caller sent is held until its copy is computed, like those of callers that wait."""
+    held = HeldBytes(HeldRules(1 << 20, 1 << 20, 12.0), SimConnections(), SimMemory())
+    world = await start(tmp_path)
+    await trial(world)
+    world.runner("a").is_hung = True
+    for number in range(2):
+        payload = EntailmentInput(memoryview(b"a picture"), (f"text {number}",), "")
+        pending = world.manager.requests.predict(payload, world.clock.seconds + 30.0)
+        held.hold("caller", payload.holder, payload.size_bytes)
+        del payload
+        assert (await pending.outcome).served_by.revision == "r2"
+        del pending
+        await world.settle()
+    held.tick(0.0)
+    kept = held.message_bytes
+    world.commands.activate(world.previous.load.load_id if world.previous.load else "", 0.0, "t2", 0)
+    world.manager.tick()
+    await world.settle()
+    held.tick(1.0)
+
+    assert kept == 2 * (9 + 4 * 6)
+    assert held.message_bytes == 0
 
 
 async def test_copies_use_no_more_of_their_slots_time_than_allowed(tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ class Requests:
         load = self.pair[slot].load
         if load is not None:
             request.revision, request.device = load.bundle.revision, load.device
-        if not request.internal:
+        if not request.internal and self.pair.shadow is not None:
             self.shadows.on_caller(slot)
         self.machine.slots[slot].submit(request)
 
@@ -211,7 +211,8 @@ class Requests:
         answering = self.pair.answering_slot()
         if answering is not None and slot == answering.name:
             self.last_good_at, self.last_good_seconds = now, seconds
-        self.shadows.on_answer(slot, request, computed.outcome)
+        if self.pair.shadow is not None:
+            self.shadows.on_answer(slot, request, computed.outcome)
         request.finish(prediction)
 
     def _count_against_trial(self, attribution: Attribution) -> None:
