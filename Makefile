@@ -31,6 +31,7 @@ format: env ## Format code and apply automatic fixes
 
 protos: env ## Generate the code beside the .proto files, and the Go client's if there is Go
 	@$(bin)/python -m dev.scripts.protos
+	@$(bin)/python -m dev.scripts.client_protos
 	@if command -v go >/dev/null; then $(bin)/python -m dev.scripts.go_client; fi
 
 clients-go: env ## Build the Go client and run its tests with the race detector (needs Go)

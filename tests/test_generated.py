@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dev.scripts import http_json
+from dev.scripts import client_protos, http_json
 from dev.scripts.protos import PROTOS, generate
 
 
@@ -21,6 +21,12 @@ def test_what_http_needs_is_that_of_the_contracts() -> None:
     """The descriptor set of the proxy and the OpenAPI file; if this fails: `make protos`."""
     built = http_json.build()
     assert [str(path) for path, content in built.items() if (http_json.ROOT / path).read_bytes() != content] == []
+
+
+def test_the_python_client_has_the_contracts(tmp_path: Path) -> None:
+    """Its descriptors and stubs are generated anew without a change; if this fails: `make protos`."""
+    for name in client_protos.generate(tmp_path):
+        assert (tmp_path / name).read_bytes() == (client_protos.TARGET / name).read_bytes(), name
 
 
 def test_every_contract_is_typed() -> None:

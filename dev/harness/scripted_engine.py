@@ -32,9 +32,10 @@ from typing import Any, NoReturn, cast
 
 from common.bundle import Bundle, bundle_folder, compute_bundle_digest, compute_source_digest, hash_file, write_bundle
 from common.errors import InputRefused
+from dev.harness.scripted_tagging import TaggedItem, tag
 from inference.runner.engines.base import (
+    AddressItem,
     BundleRefused,
-    EntailmentItem,
     Item,
     LoadOptions,
     MemoryEstimate,
@@ -75,6 +76,7 @@ class Script:
     """Content of a bundle's `script.json`."""
 
     revision: str = ""
+    task: str = "visual-entailment"  # or "token-classification": see scripted_tagging
     salt: str = ""  # determines the answers; the revision if empty
     load_seconds: float = 0.0
     warm_up_seconds: float = 0.0
@@ -125,7 +127,7 @@ def make_scripted_bundle(state: Path, revision: str, **script: Any) -> Bundle:  
         source_digest=source,
         revision=revision,
         engine=NAME,
-        task="visual-entailment",
+        task=json.loads(text)["task"],
         precision="float32",
         converter=CONVERTER,
         files=files,
@@ -167,9 +169,9 @@ class ScriptedEngine:
 
     def prepare(self, item: Item) -> ScriptedItem:
         """Accept any picture that does not begin with "!bad"."""
-        if not isinstance(item, EntailmentItem):
-            raise TypeError("this engine supports entailment only")
         _pause(self._script.prepare_seconds)
+        if isinstance(item, AddressItem):
+            return TaggedItem(item.addresses)
         if item.image.startswith(b"!bad"):
             raise InputRefused("the picture cannot be read", reason="IMAGE_UNREADABLE", field="image.content")
         for number, statement in enumerate(item.statements):
@@ -187,7 +189,7 @@ class ScriptedEngine:
             raise OutOfMemoryError("on command")
         began = time.monotonic()
         self._take_time(rows)
-        answers = [self._answers(cast("ScriptedItem", part.item), part.start, part.stop) for part in ranges]
+        answers = [self._answers(part.item, part.start, part.stop) for part in ranges]
         self._note_call(ranges, time.monotonic() - began)
         return answers
 
@@ -199,7 +201,7 @@ class ScriptedEngine:
 
     def _note_call(self, ranges: Sequence[RowRange[PreparedItem]], seconds: float) -> None:
         path = os.environ.get(CALLS_VARIABLE)
-        if path:
+        if path and self._script.task == Script.task:
             rows = [[cast("ScriptedItem", part.item).picture, part.rows] for part in ranges]
             call = {"revision": self._scopes[1], "ended": time.time(), "seconds": seconds, "rows": rows}
             with Path(path).open("a", encoding="ascii") as file:
@@ -220,19 +222,29 @@ class ScriptedEngine:
     def close(self) -> None:
         """Nothing to free."""
 
-    def _answers(self, item: ScriptedItem, start: int, stop: int) -> tuple[RowResult, ...]:
+    def _answers(self, item: PreparedItem, start: int, stop: int) -> tuple[RowResult, ...]:
+        if isinstance(item, TaggedItem):
+            return tuple(self._tag(address) for address in item.addresses[start:stop])
+        assert isinstance(item, ScriptedItem)
         return tuple(self._answer(item, statement) for statement in item.statements[start:stop])
+
+    def _tag(self, address: str) -> RowResult:
+        self._run_faults(address)
+        return tag(address)
 
     def _answer(self, item: ScriptedItem, statement: str) -> EntailmentScores:
         scores = _scores(self._salt, item.picture, item.premise, statement)
         if self._script.overflows_on and self._script.overflows_on in statement:
             scores = EntailmentScores(math.nan, scores.no, scores.maybe)
-        for name, seconds in self._commands(statement):
-            if name == "nan":
-                scores = EntailmentScores(math.nan, scores.no, scores.maybe)
-            elif name in _FAULTS:
-                _FAULTS[name](seconds)
+        if "nan" in dict(self._commands(statement)):
+            scores = EntailmentScores(math.nan, scores.no, scores.maybe)
+        self._run_faults(statement)
         return scores
+
+    def _run_faults(self, text: str) -> None:
+        for name, seconds in self._commands(text):
+            if name in _FAULTS:
+                _FAULTS[name](seconds)
 
     def _commands(self, statement: str) -> list[tuple[str, float]]:
         if "!" not in statement:
