@@ -1,6 +1,6 @@
 # `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test lint format protos baseline lock dist tools env clean bench-engine bench-mgeo bench-load bench-memory bench-server bench-calls bench-overload bench-fair bench-canary bench-shadow bench-swap bench-restart bench-update soak parity fuzz chaos gpu bench-prepare clients-go clients-go-stubs rollouts bench-batch
+.PHONY: help serve demo test lint format protos baseline lock dist tools env clean bench-engine bench-mgeo bench-load bench-memory bench-server bench-calls bench-overload bench-fair bench-canary bench-shadow bench-swap bench-restart bench-update soak parity fuzz chaos gpu bench-prepare clients-go clients-go-stubs rollouts bench-batch conformance clients clients-python
 bin := .venv/bin
 # A proxy of this machine cannot reach the local hub.
 hub-http-env := env no_proxy=127.0.0.1
@@ -33,6 +33,11 @@ protos: env ## Generate the code beside the .proto files, and the Go client's if
 	@$(bin)/python -m dev.scripts.protos
 	@$(bin)/python -m dev.scripts.client_protos
 	@if command -v go >/dev/null; then $(bin)/python -m dev.scripts.go_client; fi
+
+clients: clients-python ## Build and test the clients of all languages
+
+clients-python: env ## Build the Python client, and test it
+	@$(bin)/pytest tests/clients/python
 
 clients-go: env ## Build the Go client and run its tests with the race detector (needs Go)
 	@$(bin)/python -m dev.scripts.go_client --check
@@ -98,6 +103,9 @@ bench-batch: env tools ## Run `hotslot batch` over 100,000 rows and kill it ten 
 
 soak: env tools ## Serve mixed traffic with faults and swaps for an hour and check every answer; ARGS="--minutes N"
 	@$(bin)/python -m dev.soak $(ARGS)
+
+conformance: env tools ## Run the table of clients/conformance with the clients of all languages (needs Go and Java; ARGS="--language python")
+	@$(bin)/python -m dev.conformance --write $(ARGS)
 
 bench-swap: env ## Measure gaps that callers see during swaps and crashes, on the demo model
 	@$(bin)/python -m dev.bench.swap $(ARGS)

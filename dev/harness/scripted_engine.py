@@ -56,6 +56,7 @@ CALLS_VARIABLE = "SCRIPTED_CALLS"  # path of a file: receives a JSON line for ea
 SHARED_DEVICE_VARIABLE = "SCRIPTED_SHARED_DEVICE"
 DEVICES_VARIABLE = "SCRIPTED_DEVICES"  # for example "cuda:0,cpu": devices that the runner reports
 SCRIPT_NAME = "script.json"
+_ENTAILMENT = "visual-entailment"
 CONVERTER = "scripted-1"
 _COMMAND = re.compile(r"!(\w+)(?:@(\S+))?(?:\s+([\d.]+))?")
 _GIB = 1 << 30
@@ -76,7 +77,7 @@ class Script:
     """Content of a bundle's `script.json`."""
 
     revision: str = ""
-    task: str = "visual-entailment"  # or "token-classification": see scripted_tagging
+    task: str = _ENTAILMENT  # or "token-classification": see scripted_tagging
     salt: str = ""  # determines the answers; the revision if empty
     load_seconds: float = 0.0
     warm_up_seconds: float = 0.0
@@ -167,7 +168,7 @@ class ScriptedEngine:
         self._salt = script.salt or bundle.revision
         self._scopes = (None, bundle.revision, self.device)
 
-    def prepare(self, item: Item) -> ScriptedItem:
+    def prepare(self, item: Item) -> "ScriptedItem | TaggedItem":
         """Accept any picture that does not begin with "!bad"."""
         _pause(self._script.prepare_seconds)
         if isinstance(item, AddressItem):
@@ -201,7 +202,7 @@ class ScriptedEngine:
 
     def _note_call(self, ranges: Sequence[RowRange[PreparedItem]], seconds: float) -> None:
         path = os.environ.get(CALLS_VARIABLE)
-        if path and self._script.task == Script.task:
+        if path and self._script.task == _ENTAILMENT:
             rows = [[cast("ScriptedItem", part.item).picture, part.rows] for part in ranges]
             call = {"revision": self._scopes[1], "ended": time.time(), "seconds": seconds, "rows": rows}
             with Path(path).open("a", encoding="ascii") as file:

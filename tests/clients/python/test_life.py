@@ -73,7 +73,7 @@ async def test_a_cancelled_task_ends_its_call() -> None:
                 async for _ in client.predict_many(items(10**9)):
                     pass
 
-            tasks = [asyncio.create_task(read()), asyncio.create_task(client.predict(b"picture", ["a"]))]  # type: ignore[list-item]
+            tasks = [asyncio.create_task(read()), asyncio.create_task(client.predict(b"picture", ["a"]))]
             await asyncio.to_thread(service.begun.wait, LIMIT_SECONDS)
             for task in tasks:
                 task.cancel()
