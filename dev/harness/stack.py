@@ -71,6 +71,7 @@ class Stack:
         self._environment = environment
         self.answers = Answers(folder)
         self._model = models[0]
+        self._host = (server or {}).get("host", "127.0.0.1")
         self.config = folder / "hotslot.toml"
         sections = {"server": {**SERVER_DEFAULTS, **(server or {})}, "runner": {**RUNNER_DEFAULTS, **(runner or {})}}
         write_settings(self.config, {"state_dir": str(folder), "node": "test-node"}, models, sections, model)
@@ -96,7 +97,7 @@ class Stack:
         started = self.process.wait_event("server_started")
         self.port, self.metrics_port = int(started["port"]), int(started["metrics_port"])
         self.health_port = int(started["health_port"])
-        self.address = f"127.0.0.1:{self.port}"
+        self.address = f"{self._host}:{self.port}"
         self.channel = self.open_channel(self.address)
         self.control = ControlClient(str(run_folder(self.folder) / CONTROL_SOCKET), self._model)
         self.entailment = EntailmentServiceStub(self.channel)
