@@ -11,6 +11,8 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
+from google.protobuf import descriptor_pb2
+
 from dev.scripts.protos import PROTOS, ROOT, GenerationFailed
 
 PACKAGE = "hotslot_client._protos"
@@ -25,6 +27,7 @@ MODULES = {
     "rpc_status": "google/rpc/status.proto",
     "error_details": "google/rpc/error_details.proto",
 }
+_UNUSED = ("google/api/", "google/protobuf/descriptor.proto")
 _IMPORT = re.compile(r"^from ([a-z0-9_.]+) import ([a-z_]+)_pb2 as (\w+)$", re.MULTILINE)
 
 
@@ -43,11 +46,26 @@ def generate(target: Path) -> list[str]:
             "--include_imports",
             *MODULES.values(),
         )
+        (target / DESCRIPTORS).write_bytes(_strip((target / DESCRIPTORS).read_bytes()))
         for name, proto in MODULES.items():
             stub = (Path(folder) / proto.replace(".proto", "_pb2.pyi")).read_text(encoding="utf-8")
             (target / f"{name}.pyi").write_text(_IMPORT.sub(_rename_import, stub), encoding="utf-8")
             (target / f"{name}.py").write_text(_module(proto), encoding="utf-8")
     return sorted([DESCRIPTORS, *(f"{name}{suffix}" for name in MODULES for suffix in (".py", ".pyi"))])
+
+
+def _strip(descriptors: bytes) -> bytes:
+    """The contracts without the HTTP paths of their methods, which a gRPC client does not use."""
+    found = descriptor_pb2.FileDescriptorSet.FromString(descriptors)
+    kept = [file for file in found.file if not file.name.startswith(_UNUSED)]
+    for file in kept:
+        needed = [name for name in file.dependency if not name.startswith(_UNUSED)]
+        del file.dependency[:]
+        file.dependency.extend(needed)
+        for service in file.service:
+            for method in service.method:
+                method.ClearField("options")
+    return descriptor_pb2.FileDescriptorSet(file=kept).SerializeToString(deterministic=True)
 
 
 def _module(proto: str) -> str:

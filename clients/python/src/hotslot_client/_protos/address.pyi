@@ -123,6 +123,7 @@ class AddressResult(_message.Message):
 
     SPANS_FIELD_NUMBER: _builtins.int
     COMPONENTS_FIELD_NUMBER: _builtins.int
+    ALL_COMPONENTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def spans(self) -> _containers.RepeatedCompositeFieldContainer[Global___Span]:
         """The parts in reading order; they do not overlap."""
@@ -130,8 +131,15 @@ class AddressResult(_message.Message):
     @_builtins.property
     def components(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The text of each kind, for callers that need no positions. Where a kind
-        occurs more than once, the first in reading order; `spans` has all. Keys are
-        the model's kinds.
+        occurs more than once, the first in reading order; `all_components` has all.
+        Keys are the model's kinds.
+        """
+
+    @_builtins.property
+    def all_components(self) -> _containers.RepeatedCompositeFieldContainer[Global___Component]:
+        """The texts of each kind, also of those that occur more than once, as in
+        "intersection of A road and B road". In the order in which the kinds first
+        occur.
         """
 
     def __init__(
@@ -139,14 +147,45 @@ class AddressResult(_message.Message):
         *,
         spans: _abc.Iterable[Global___Span] | None = ...,
         components: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        all_components: _abc.Iterable[Global___Component] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["components", b"components", "spans", b"spans"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_components", b"all_components", "components", b"components", "spans", b"spans"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AddressResult: _TypeAlias = AddressResult  # noqa: Y015
+
+@_typing.final
+class Component(_message.Message):
+    """What an address has of one kind."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    TEXTS_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """Kind, from the model's own labels, for example "road"."""
+    @_builtins.property
+    def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The parts of this kind as written in the address, in reading order. At least
+        one.
+        """
+
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        texts: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "texts", b"texts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Component: _TypeAlias = Component  # noqa: Y015
 
 @_typing.final
 class Span(_message.Message):

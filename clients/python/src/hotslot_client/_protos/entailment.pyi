@@ -143,9 +143,9 @@ class Image(_message.Message):
     content: _builtins.bytes
     """The bytes of a JPEG, PNG or WebP file (recognised by content). 1 byte to 16
     MiB, at most 64 megapixels and 16,384 pixels a side; by what its header
-    lets expect, at most 2 seconds and 272 MiB of decoding (a WebP of about 17
-    megapixels, which cannot be decoded at reduced size); at most 100 scans of
-    a JPEG. All configurable. Errors: IMAGE_UNREADABLE (damaged, truncated,
+    lets expect, at most 2 seconds and 272 MiB of decoding (a WebP of about 13
+    megapixels, 12 with alpha: it takes 20 bytes a pixel and cannot be decoded
+    at reduced size); at most 100 scans of a JPEG. All configurable. Errors: IMAGE_UNREADABLE (damaged, truncated,
     or of another kind; the message says of which), IMAGE_TOO_LARGE (pixels),
     IMAGE_TOO_COSTLY (seconds, memory, scans).
     """
