@@ -20,7 +20,7 @@ from inference.server.model.pair import CPU_DEVICE, OUT_OF_MEMORY, Pair, Role, S
 from inference.server.model.policy import ShortageAction
 from inference.server.model.step import Step
 from inference.server.request import RequestTags
-from tests.server.pair_model import BUNDLES, CARD, LATER, NOW, Explorer, Setup, World, expect, explore
+from tests.server.pair_model import BUNDLES, CARD, LATER, NOW, SETUPS, Explorer, Setup, World, expect, explore
 
 NONE, SOME, EVERY = 0.0, 50.0, 100.0
 COPY_ALL = ShadowPolicy(1.0)
@@ -273,10 +273,20 @@ MUTATIONS: dict[str, Callable[[], AbstractContextManager[None]]] = {
 }
 
 
+class BridgeExplorer(TrafficExplorer):
+    """Adds the move of a model from the card to the CPU, to make room for a candidate."""
+
+    def _loads(self, pair: Pair) -> Iterator[tuple[str, str]]:
+        yield from super()._loads(pair)
+        held = None if pair.active_slot is None else pair.active_slot.load
+        if held is not None and held.device == CARD and CPU_DEVICE in self.setup.devices:
+            yield held.bundle.revision, CPU_DEVICE
+
+
 def main() -> int:
-    """Explore every setup, those with a CPU fallback too."""
+    """Explore every setup, those with a CPU fallback too, with moves from the card to the CPU."""
     began = time.process_time()
-    report = explore(make=TrafficExplorer)
+    report = explore((*SMALL_SETUPS, *SETUPS), make=BridgeExplorer)
     sys.stdout.write(f"{report.states} states, {report.steps} steps, {time.process_time() - began:.1f} s\n")
     for rule, way in report.violations.items():
         sys.stdout.write(f"  VIOLATED {rule}\n    {way}\n")

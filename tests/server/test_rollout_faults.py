@@ -65,6 +65,25 @@ async def hold_cpu_fallback(world: World) -> None:
     pending.release()
 
 
+async def hold_bridge(world: World) -> None:
+    """Both do not fit on the card: the committed revision was moved to the CPU, the new one is on trial on the card."""
+    old = world.active.load
+    assert old is not None
+    await move(world, "r1", CPU_DEVICE)
+    world.commands.commit(world.active.load.load_id if world.active.load else "", "t1", 0)
+    world.commands.retire(old.load_id, 0)
+    await world.settle()
+    await move(world, "r2", CARD)
+
+
+async def move(world: World, revision: str, device: str) -> None:
+    """Load a revision on a device, and let it answer on trial."""
+    load = world.commands.load(world.bundle(revision).bundle_digest, device, "t1", 0)
+    await world.settle()
+    world.commands.activate(load.load_id, 600.0, "t1", 0)
+    await world.settle()
+
+
 HOLDERS: dict[str, Callable[[World], Awaitable[None]]] = {
     "nothing": hold_nothing,
     "candidate": hold_candidate,
@@ -74,6 +93,7 @@ HOLDERS: dict[str, Callable[[World], Awaitable[None]]] = {
     "stable": hold_canary,
     "warm previous": hold_warm_previous,
     "CPU fallback": hold_cpu_fallback,
+    "bridge": hold_bridge,
 }
 BESIDE = {
     "nothing": "nothing",
@@ -84,6 +104,7 @@ BESIDE = {
     "stable": "the canary; the stable one has the call",
     "warm previous": "the previous one, kept warm after the commit",
     "CPU fallback": "its own bundle, being loaded on the CPU",
+    "bridge": "the previous one, which was moved to the CPU to make room",
 }
 FAULTS = {
     "fails": "the slot fails the call",
@@ -101,6 +122,7 @@ ROWS: dict[tuple[str, str], tuple[str, str]] = {
     ("fails", "stable"): ("ENGINE_FAILED", "trial r2, previous r1"),
     ("fails", "warm previous"): ("ENGINE_FAILED", "active r2, previous r1"),
     ("fails", "CPU fallback"): ("ENGINE_FAILED", "active r1 on the CPU"),
+    ("fails", "bridge"): ("r1 on the CPU", "trial r2, previous r1 on the CPU"),
     ("dies", "nothing"): ("r1", "active r1"),
     ("dies", "candidate"): ("r1", "active r1, candidate r2"),
     ("dies", "shadow"): ("r1", "active r1, candidate r2"),
@@ -109,6 +131,7 @@ ROWS: dict[tuple[str, str], tuple[str, str]] = {
     ("dies", "stable"): ("r1", "trial r2, previous r1"),
     ("dies", "warm previous"): ("r2", "active r2, previous r1"),
     ("dies", "CPU fallback"): ("r1", "active r1 on the CPU"),
+    ("dies", "bridge"): ("r1 on the CPU", "trial r2, previous r1 on the CPU"),
     ("hangs", "nothing"): ("r1", "active r1"),
     ("hangs", "candidate"): ("r1", "active r1, candidate r2"),
     ("hangs", "shadow"): ("r1", "active r1, candidate r2"),
@@ -117,6 +140,7 @@ ROWS: dict[tuple[str, str], tuple[str, str]] = {
     ("hangs", "stable"): ("r1", "trial r2, previous r1"),
     ("hangs", "warm previous"): ("r2", "active r2, previous r1"),
     ("hangs", "CPU fallback"): ("r1", "active r1 on the CPU"),
+    ("hangs", "bridge"): ("r1 on the CPU", "trial r2, previous r1 on the CPU"),
     ("no memory", "nothing"): ("r1 on the CPU", "active r1 on the CPU"),
     ("no memory", "candidate"): ("r1 on the CPU", "active r1 on the CPU"),
     ("no memory", "shadow"): ("r1 on the CPU", "active r1 on the CPU"),
@@ -125,6 +149,7 @@ ROWS: dict[tuple[str, str], tuple[str, str]] = {
     ("no memory", "stable"): ("r2", "trial r2, previous r1"),
     ("no memory", "warm previous"): ("r2 on the CPU", "active r2 on the CPU"),
     ("no memory", "CPU fallback"): ("r1 on the CPU", "active r1 on the CPU"),
+    ("no memory", "bridge"): ("r1 on the CPU", "active r1 on the CPU, candidate r2"),
     ("other dies", "nothing"): ("r1", "active r1"),
     ("other dies", "candidate"): ("r1", "active r1"),
     ("other dies", "shadow"): ("r1", "active r1"),
@@ -133,6 +158,7 @@ ROWS: dict[tuple[str, str], tuple[str, str]] = {
     ("other dies", "stable"): ("r1", "trial r2, previous r1"),
     ("other dies", "warm previous"): ("r2", "active r2"),
     ("other dies", "CPU fallback"): ("r1", "active r1"),
+    ("other dies", "bridge"): ("r2", "trial r2, previous r1 on the CPU"),
 }
 
 

@@ -159,15 +159,16 @@ async def test_a_copy_waits_until_no_caller_waits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("activity", "kept_seconds", "expected"),
     [
-        (Activity(is_waiting=False, is_computing=False, busy_share=1.0), 0.0, True),
-        (Activity(is_waiting=True, is_computing=False, busy_share=0.0), 9.0, False),
-        (Activity(is_waiting=False, is_computing=True, busy_share=0.0), 0.0, False),
-        (Activity(is_waiting=False, is_computing=True, busy_share=BUSY_SHARE), PATIENT_SECONDS, True),
-        (Activity(is_waiting=False, is_computing=True, busy_share=BUSY_SHARE + 0.01), 9.0, False),
+        (Activity(is_waiting=False, is_computing=False, busy_share=1.0, is_on_cpu=True), 0.0, True),
+        (Activity(is_waiting=True, is_computing=False, busy_share=0.0, is_on_cpu=True), 9.0, False),
+        (Activity(is_waiting=False, is_computing=True, busy_share=0.0, is_on_cpu=True), 9.0, False),
+        (Activity(is_waiting=False, is_computing=True, busy_share=0.0, is_on_cpu=False), 0.0, False),
+        (Activity(is_waiting=False, is_computing=True, busy_share=BUSY_SHARE, is_on_cpu=False), PATIENT_SECONDS, True),
+        (Activity(is_waiting=False, is_computing=True, busy_share=BUSY_SHARE + 0.01, is_on_cpu=False), 9.0, False),
     ],
 )
 def test_idle_time_comes_first(activity: Activity, kept_seconds: float, *, expected: bool) -> None:
-    """A model that is never idle is compared beside its callers' requests, unless it has much to do."""
+    """A card that is never idle computes copies beside callers' requests, unless it has much to do; a CPU does not."""
     assert may_compute(activity, kept_seconds) == expected
 
 

@@ -25,8 +25,8 @@ MAX_KEPT_SHARE = 1 / 16  # of the bytes that the model's requests may hold
 MAX_KEPT_SECONDS = 10.0  # a copy is dropped if it gets no time until then
 COPY_SECONDS = 10.0  # time limit of a copy that is sent, at least
 CALL_SECONDS = 0.02  # of device time: several copies are sent at once up to this
-PATIENT_SECONDS = 1.0  # after which a copy is also computed beside requests of callers, unless some wait
-BUSY_SHARE = 0.75  # of the time that calls of callers take, above which it is not
+PATIENT_SECONDS = 1.0  # after which a card also computes a copy beside requests of callers, unless some wait
+BUSY_SHARE = 0.75  # of the time that calls of callers take, above which it does not
 WINDOW_SECONDS = 0.5  # for which that share is measured, at least
 BURST_SECONDS = 0.5  # of the time for copies, that may be used ahead
 CARD_BUSY_SHARE = 0.05  # of a card's time that copies take at most: what it computes cannot make way
@@ -39,13 +39,16 @@ class Activity:
     is_waiting: bool  # a request waits in a queue, or another model's rows wait for the device
     is_computing: bool  # a request is unanswered
     busy_share: float  # of the last time, that its calls have taken
+    is_on_cpu: bool  # whether the copy would take the CPUs that callers' requests are computed and served on
 
 
 def may_compute(activity: Activity, kept_seconds: float) -> bool:
     """Whether a copy that has been kept for so long may be computed now. Pure."""
     if activity.is_waiting:
         return False
-    return not activity.is_computing or (kept_seconds >= PATIENT_SECONDS and activity.busy_share <= BUSY_SHARE)
+    if not activity.is_computing:
+        return True
+    return not activity.is_on_cpu and kept_seconds >= PATIENT_SECONDS and activity.busy_share <= BUSY_SHARE
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +280,7 @@ class Shadows:
         slot, dispatcher = self._machine.slots[first.slot], self._machine.slots[first.slot].dispatcher
         if not pair[first.slot].is_loaded or not dispatcher.is_empty:
             return
-        if not may_compute(self._read_activity(), now - first.kept_at):
+        if not may_compute(self._read_activity(first.slot), now - first.kept_at):
             return
         if pair.role_of(first.slot) in ANSWERING_ROLES and not slot.is_lowered:  # a candidate's priority is low anyway
             slot.set_serving(is_serving=False)
@@ -291,7 +294,9 @@ class Shadows:
             request = self._send(copy, deadline)
             self._sent[request.id] = copy, request
 
-    def _read_activity(self) -> Activity:
+    def _read_activity(self, slot: str) -> Activity:
+        load = self._machine.pair[slot].load
         dispatchers = [slot.dispatcher for slot in self._machine.slots.values()]
         is_waiting = any(dispatcher.has_waiting or dispatcher.is_contended for dispatcher in dispatchers)
-        return Activity(is_waiting, self._count_unanswered() > 0, self._busy_share)
+        is_on_cpu = load is not None and load.device == CPU_DEVICE
+        return Activity(is_waiting, self._count_unanswered() > 0, self._busy_share, is_on_cpu)
