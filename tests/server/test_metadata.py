@@ -59,14 +59,15 @@ def test_an_invalid_traceparent_is_dropped(stack: Stack, trace: str) -> None:
 
 
 def test_a_refused_call_has_its_request_id(stack: Stack) -> None:
-    """In the metadata of the error and in the log."""
+    """In the trailers and in the log; without headers, because a client sends no call again that has received some."""
+    ids = (("x-request-id", "refused-1"), ("traceparent", TRACE))
     with pytest.raises(grpc.RpcError) as error:
-        stack.entailment.Predict(
-            question("").request(), timeout=DEADLINE_SECONDS, metadata=(("x-request-id", "refused-1"),)
-        )
+        stack.entailment.Predict(question("").request(), timeout=DEADLINE_SECONDS, metadata=ids)
 
     call: Any = error.value
-    assert dict(call.initial_metadata())["x-request-id"] == "refused-1"
+    found = dict(call.trailing_metadata())
+    assert (found["x-request-id"], found["traceparent"]) == ("refused-1", TRACE)
+    assert list(call.initial_metadata()) == []
     line = stack.process.wait_event("call_ended", request_id="refused-1")
     assert (line["grpc_code"], line["reason"]) == ("InvalidArgument", "STATEMENT_EMPTY")
 

@@ -123,8 +123,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             code = grpc.StatusCode.OK
             try:
                 self._identify(context, metadata, call)
-                await _send_ids(context, call)
+                if call.kind != "unary":
+                    await _send_ids(context, call)
                 response = await behaviour(request, context)
+                if call.kind == "unary":  # a client sends no call again that has received headers
+                    await _send_ids(context, call)
             except asyncio.CancelledError:
                 code = _cancel_code(context)
                 raise
@@ -235,8 +238,10 @@ def code_name(code: grpc.StatusCode) -> str:
 async def _abort(context: Context, error: errors.HotslotError, call: Call) -> None:
     status = errors.to_status(error, *call.details)
     trailers: list[tuple[str, str | bytes]] = [(DETAILS_KEY, status.SerializeToString())]
-    if not call.is_echoed:
+    if not call.is_echoed or call.kind == "unary":
         trailers.append((REQUEST_ID, call.request_id))
+    if call.traceparent and call.kind == "unary":
+        trailers.append((TRACEPARENT, call.traceparent))
     if error.retry_after_seconds is not None:
         trailers.append((PUSHBACK_KEY, str(errors.to_milliseconds(error.retry_after_seconds))))
     try:

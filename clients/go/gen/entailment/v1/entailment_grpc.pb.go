@@ -41,9 +41,10 @@ const (
 // Calls are pure: sending one again is safe. A deadline is the gRPC deadline of
 // the call; a call without one gets the server's configured maximum. Metadata:
 // `x-request-id` (1 to 128 printable ASCII characters without spaces) and
-// `traceparent` are logged and echoed in the initial metadata; if the caller
-// sends neither, the server generates a request id and sends it in the trailing
-// metadata. `x-model-version` names the version that is to answer: `stable`,
+// `traceparent` are logged and echoed: in the initial metadata, or in the
+// trailing metadata of a unary call that fails, since clients retry no call that
+// has received initial metadata. If the caller sends neither, the server
+// generates a request id and sends it in the trailing metadata. `x-model-version` names the version that is to answer: `stable`,
 // `canary` (the revision on trial), a revision or a digest that is loaded now.
 // While a new revision gets a part of the calls, all calls of one
 // `x-routing-key` (256 characters count) go to the same one. `served_by` says
@@ -134,9 +135,10 @@ type EntailmentService_StreamPredictClient = grpc.BidiStreamingClient[StreamPred
 // Calls are pure: sending one again is safe. A deadline is the gRPC deadline of
 // the call; a call without one gets the server's configured maximum. Metadata:
 // `x-request-id` (1 to 128 printable ASCII characters without spaces) and
-// `traceparent` are logged and echoed in the initial metadata; if the caller
-// sends neither, the server generates a request id and sends it in the trailing
-// metadata. `x-model-version` names the version that is to answer: `stable`,
+// `traceparent` are logged and echoed: in the initial metadata, or in the
+// trailing metadata of a unary call that fails, since clients retry no call that
+// has received initial metadata. If the caller sends neither, the server
+// generates a request id and sends it in the trailing metadata. `x-model-version` names the version that is to answer: `stable`,
 // `canary` (the revision on trial), a revision or a digest that is loaded now.
 // While a new revision gets a part of the calls, all calls of one
 // `x-routing-key` (256 characters count) go to the same one. `served_by` says
