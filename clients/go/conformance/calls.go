@@ -138,9 +138,7 @@ func (t task[Request, Item, Response]) stream(ctx context.Context, c *hotslot.Cl
 					results[n] = nil
 				}
 			}
-			seen := failure(err)
-			seen["results"] = results
-			return seen
+			return withResults(failure(err), results, duplicated)
 		}
 		if results[outcome.Index] != nil {
 			duplicated++
@@ -155,11 +153,16 @@ func (t task[Request, Item, Response]) stream(ctx context.Context, c *hotslot.Cl
 			report(map[string]any{"row": r.ID, "reached": arrived})
 		}
 	}
+	return withResults(map[string]any{"outcome": "ended"}, results, duplicated)
+}
+
+func withResults(seen map[string]any, results []any, duplicated int) map[string]any {
 	missing := 0
 	for _, one := range results {
 		if one == nil {
 			missing++
 		}
 	}
-	return map[string]any{"outcome": "ended", "results": results, "duplicated": duplicated, "missing": missing}
+	seen["results"], seen["duplicated"], seen["missing"] = results, duplicated, missing
+	return seen
 }
