@@ -27,6 +27,7 @@ MAX_ITEMS = 64  # spans of one stream
 MAX_CALLS = 4096  # with items whose call has not ended
 MAX_TEMPLATES = 4096  # kept; there are few revisions, slots and codes
 STAGES = ("receive", "queue", "prepare", "compute", "hand_over", "answer")
+EXEMPLAR_SECONDS = 0.1  # between two
 _NANOS = 1e9
 _CONTROL = ".ControlService"
 T = TypeVar("T")
@@ -55,6 +56,7 @@ class EventTracer:
         """
         self._sampler, self._clock, self._put = sampler, clock, put
         self._items: OrderedDict[str, list[_DoneItem]] = OrderedDict()  # by request id
+        self._next_exemplar_at = 0.0  # clock.monotonic()
         self._calls: dict[tuple[str, ...], SpanTemplate] = {}
         self._stages: dict[tuple[str, ...], tuple[SpanTemplate, ...]] = {}
 
@@ -67,9 +69,16 @@ class EventTracer:
             self._end(event)
 
     def exemplar_of(self, item: ItemEnded) -> dict[str, str] | None:
-        """The trace of an item, for the latency histogram; None if it is not sampled."""
+        """The trace of an item, for the latency histogram; None if it is not sampled, or one came a moment before.
+
+        A histogram keeps the last exemplar of each bucket, and one costs as much as two spans.
+        """
         if not item.request_id or not self._sampler.is_sampled(item.traceparent, item.request_id):
             return None
+        now = self._clock.monotonic()
+        if now < self._next_exemplar_at:
+            return None
+        self._next_exemplar_at = now + EXEMPLAR_SECONDS
         return {"trace_id": context_of(item.traceparent, item.request_id).trace_id.hex()}
 
     def _keep(self, item: ItemEnded) -> None:
