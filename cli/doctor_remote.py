@@ -33,6 +33,9 @@ def ask_server(endpoint: Endpoint) -> tuple[StatusReport | None, list[Finding]]:
     try:
         report = fetch_status(endpoint)
     except CommandFailed as error:
+        if "TOKEN_MISSING" in str(error):
+            action = "`hotslot status --token-file FILE` shows its health"
+            return None, [Finding("server", Level.UNKNOWN, "it asks for a token", action)]
         return None, [Finding("server", Level.BAD, str(error), "the lines about processes say whether it runs")]
     return report, list(judge_report(report))
 

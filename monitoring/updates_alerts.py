@@ -74,7 +74,7 @@ UPDATES = AlertGroup(
             "10m",
             "{{ $labels.model }} has no golden set",
             "Without one a new revision cannot be judged: each update waits as HELD for a person.",
-            _STATUS,
+            "hotslot doctor",
             (Step("none was recorded yet", "`hotslot golden record` makes one; name its folder in the settings"),),
             ("updater.models.NAME.golden",),
         ),

@@ -40,7 +40,10 @@ class DrillRow:
 
 def drill_fault(drill: DrillStack, fault: DrillFault) -> Iterator[DrillRow]:
     """Provoke one fault; a row for each of its alerts."""
-    first = len(drill.chat.messages)
+    for name in () if fault.is_from_start else fault.alerts:  # of a fault before
+        with contextlib.suppress(TimeoutError):
+            drill.wait_quiet(name)
+    first = 0 if fault.is_from_start else len(drill.chat.messages)
     fired: dict[str, str] = {}
     shown: dict[str, bool] = {}
     begun = time.monotonic()

@@ -15,3 +15,4 @@ class DrillFault:
     provoke: Callable[[DrillStack], AbstractContextManager[None]]  # the fault lasts while the block runs
     alerts: Mapping[str, str]  # name → a word that the first command of its runbook must print; empty: any output
     told_late: bool = False  # the fault is in the way of the message: it comes when the fault is over
+    is_from_start: bool = False  # the stack was started with it

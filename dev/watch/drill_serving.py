@@ -21,8 +21,14 @@ MIB = 1 << 20
 def settings(_folder: Path) -> Sections:
     """No standby, so that a death is seen; little memory for requests; a runner that is given up soon."""
     return {
-        "runner": {"standby": False, "respawn_give_up": 2, "respawn_first_seconds": 0.2, "respawn_cap_seconds": 1.0},
-        "server": {"max_waiting_bytes": 3 * MIB, "poison_seconds": 60.0},
+        "runner": {
+            "standby": False,
+            "respawn_give_up": 2,
+            "respawn_first_seconds": 0.2,
+            "respawn_cap_seconds": 1.0,
+            "min_timeout_seconds": 30.0,
+        },
+        "server": {"max_waiting_bytes": 64 * MIB, "poison_seconds": 60.0},
     }
 
 
@@ -57,7 +63,7 @@ def impatient(drill: DrillStack) -> Iterator[None]:
 @contextlib.contextmanager
 def large_pictures(drill: DrillStack) -> Iterator[None]:
     """Pictures that wait fill the memory for requests."""
-    with asking(drill.stack, "!slow 4 one", callers=12, pause=0.0, image=os.urandom(400_000)):
+    with asking(drill.stack, "!slow 4 one", callers=20, pause=0.0, image=os.urandom(4_000_000)):
         yield
 
 

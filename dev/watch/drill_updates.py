@@ -166,6 +166,7 @@ ACCESS_FAULTS = (
         "a certificate of one day",
         as_configured,
         {"HotslotCertificateEnds": "certificate", "HotslotCertificateEnded": "certificate"},
+        is_from_start=True,
     ),
     DrillFault("the tokens file has garbage", garbage_tokens, {"HotslotReloadFailed": "tokens"}),
     DrillFault("all tokens are revoked", no_tokens, {"HotslotNoTokens": "token"}),
@@ -213,9 +214,9 @@ class HttpHub:
 
     @contextlib.contextmanager
     def failing_files(self, drill: DrillStack) -> Iterator[None]:
-        """Every file ends with an error of the hub."""
+        """The weights end with an error of the hub."""
         if self.served is not None:
-            self.served.arm("file:* status=503")
+            self.served.arm("file:*.safetensors status=503")
         drill.stack.publish("v1.2.0")
         try:
             yield
@@ -226,8 +227,9 @@ class HttpHub:
     @contextlib.contextmanager
     def many_events(self, drill: DrillStack) -> Iterator[None]:
         """Updates, whose events one receiver refuses and the other does not get."""
-        drill.stack.publish("v1.1.0")
-        drill.stack.wait_committed("v1.1.0")
+        for revision in ("v1.1.0", "v1.1.1"):
+            drill.stack.publish(revision)
+            drill.stack.wait_committed(revision)
         yield
 
     @contextlib.contextmanager
@@ -249,7 +251,7 @@ class HttpHub:
                 {"HotslotWebhookEventsLost": "v1.1.0", "HotslotWebhookQueueLong": "away"},
             ),
             DrillFault(
-                "the hub answers 503 for every file",
+                "the hub answers 503 for the weights",
                 self.failing_files,
                 {"HotslotDownloadsFailing": "503", "HotslotBreakerOpen": "breaker"},
             ),

@@ -1,11 +1,14 @@
 """The alerts as data, and the files that are made of them."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
 
 from cli.alerts import CATALOGS, RULES, make_pages
 from cli.settings import PROJECT_FOLDER
+from dev.watch import drill_serving, drill_updates
+from dev.watch.drill import UNDRILLED
 from dev.watch.rule_cases import find_untested, render_tests
 from monitoring.catalog import list_alerts
 from monitoring.expressions import find_family, find_metrics
@@ -86,3 +89,18 @@ def test_pages_of_alerts_that_are_gone_are_deleted(hotslot: Hotslot, tmp_path: P
 def test_names_are_found_in_an_expression(expression: str, names: set[str]) -> None:
     """Labels, strings, durations and functions are none."""
     assert find_metrics(expression) == names
+
+
+def test_every_alert_has_a_fault_in_the_drill() -> None:
+    """Or a reason why it has none; `make drill` provokes them."""
+    served = drill_updates.HttpHub(contextlib.ExitStack())
+    groups = (
+        drill_updates.FAULTS,
+        served.faults(),
+        drill_updates.ACCESS_FAULTS,
+        drill_serving.CARD_FAULTS,
+        drill_serving.FAULTS,
+    )
+    drilled = {name for faults in groups for fault in faults for name in fault.alerts}
+    assert drilled | {*UNDRILLED} == {alert.name for alert in list_alerts()}
+    assert drilled & {*UNDRILLED} == set()
