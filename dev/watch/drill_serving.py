@@ -219,16 +219,25 @@ FAULTS = (
 
 
 @contextlib.contextmanager
-def full_card(drill: DrillStack) -> Iterator[None]:
-    """A card with 97 percent in use; a request for which it has no memory."""
+def card_in_use(drill: DrillStack) -> Iterator[None]:
+    """The stack was started on a card with 97 percent in use."""
+    del drill
+    yield
+
+
+@contextlib.contextmanager
+def no_memory(drill: DrillStack) -> Iterator[None]:
+    """The card has no memory for a request."""
     with asking(drill.stack, "!oom@cuda:0 one", callers=1):
         yield
 
 
 CARD_FAULTS = (
     DrillFault(
-        "a card with 97 % in use has no memory for a request",
-        full_card,
-        {"HotslotGpuMemoryHigh": "GPU memory", "HotslotGpuMemoryFull": "GPU memory", "HotslotCpuFallback": "cuda:0"},
+        "a card with 97 % in use",
+        card_in_use,
+        {"HotslotGpuMemoryHigh": "GPU memory", "HotslotGpuMemoryFull": "GPU memory"},
+        is_from_start=True,
     ),
+    DrillFault("a card has no memory for a request", no_memory, {"HotslotCpuFallback": "cuda:0"}),
 )

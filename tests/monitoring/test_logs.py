@@ -1,6 +1,7 @@
 """A log is told as a story: `stack.log` is of the real stack, with a kill, a bad revision and a restart."""
 
 import json
+import re
 from pathlib import Path
 
 from cli.settings import PROJECT_FOLDER
@@ -125,3 +126,13 @@ def test_every_event_that_is_explained_is_one_that_the_code_logs() -> None:
     made |= dict.fromkeys(("certificate_refused", "tokens_refused"), "{self.name}_refused")
     code = "\n".join(texts)
     assert sorted(name for name in MEANINGS if made.get(name, f'"{name}"') not in code) == []
+
+
+def test_the_page_leads_from_real_lines_to_causes() -> None:
+    """docs/how-to/read-the-logs.md: each of its lines is one that the story understands."""
+    page = (PROJECT_FOLDER / "docs/how-to/read-the-logs.md").read_text(encoding="utf-8")
+    lines = re.findall(r"```json\n(.*)\n```", page)
+    reading = Reading()
+    assert len(list(read_events(lines, reading))) == len(lines)
+    assert reading.others == 0
+    assert len(lines) >= 15
