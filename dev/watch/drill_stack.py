@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,7 +74,7 @@ class DrillStack:
 def drill_stack(
     sections: Callable[[Path], Sections] | None = None,
     environment: Mapping[str, str] | None = None,
-    prepare: Callable[[Path], Path] | None = None,
+    prepare: Callable[[Path], AbstractContextManager[Path]] | None = None,
     more: Callable[[Path], str] | None = None,
 ) -> Iterator[DrillStack]:
     """Start everything; ended afterwards.
@@ -84,7 +85,11 @@ def drill_stack(
         prepare: makes the state folder, from the folder.
         more: further tables of the settings file, from the folder.
     """
-    with tempfile.TemporaryDirectory(prefix="hotslot-drill-") as place, simulated_chat() as chat:
+    with (
+        tempfile.TemporaryDirectory(prefix="hotslot-drill-") as place,
+        simulated_chat() as chat,
+        contextlib.ExitStack() as exits,
+    ):
         folder = Path(place)
         server, updater = free_port(), free_port()
         given: dict[str, dict[str, object]] = {
@@ -94,7 +99,7 @@ def drill_stack(
         for name, values in (sections(folder) if sections else {}).items():
             given[name] = {**given.get(name, {}), **values}
         (folder / "stack").mkdir(exist_ok=True)
-        state = None if prepare is None else prepare(folder)
+        state = None if prepare is None else exits.enter_context(prepare(folder))
         stack = ScriptedStack(folder / "stack", state, environment, given)
         with stack.config.open("a", encoding="utf-8") as file:
             file.write("" if more is None else more(folder))

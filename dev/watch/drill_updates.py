@@ -176,13 +176,17 @@ ACCESS_FAULTS = (
 )
 
 
-def small_disk(folder: Path) -> Path:
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
     """A file system of a few MB for the state folder; needs root."""
     place = folder / "small"
     place.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m,mode=0700", "hotslot-drill", str(place)]
     subprocess.run(command, check=True, capture_output=True)
-    return place
+    try:
+        yield place
+    finally:
+        subprocess.run(["/usr/bin/env", "umount", "--lazy", str(place)], check=False)
 
 
 WEBHOOKS = """
