@@ -21,6 +21,7 @@ from dev.watch.drill_faults import DrillFault
 from dev.watch.drill_stack import DrillStack, drill_stack, run_command
 from monitoring.catalog import list_alerts
 
+CALM_SECONDS = 60.0  # for the stack to recover from the fault before
 LOGS = ROOT / ".bench" / "drill"
 UNDRILLED = {"HotslotMemoryHigh": "the drill takes no memory from the machine; only samples are tested"}
 CARD = {"SCRIPTED_DEVICES": "cuda:0,cpu", "SCRIPTED_CARD_USED": str(int(0.97 * (80 << 30)))}
@@ -46,10 +47,12 @@ def drill_fault(drill: DrillStack, fault: DrillFault) -> Iterator[DrillRow]:
     first = 0 if fault.is_from_start else len(drill.chat.messages)
     fired: dict[str, str] = {}
     shown: dict[str, bool] = {}
-    begun = time.monotonic()
+    with contextlib.suppress(AssertionError):
+        drill.stack.wait(drill.stack.is_serving, "the stack serves", CALM_SECONDS)
+    begun, at = time.monotonic(), time.time()
     with fault.provoke(drill):
         for name, word in fault.alerts.items():
-            fired[name] = _try(lambda name=name: drill.wait_firing(name))
+            fired[name] = _try(lambda name=name: drill.wait_firing(name, at))
             output = run_command(drill, drill.alert(name).command)
             shown[name] = word.lower() in output.lower()
             if not shown[name]:

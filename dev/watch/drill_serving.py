@@ -109,7 +109,7 @@ def frozen_server(drill: DrillStack) -> Iterator[None]:
 @contextlib.contextmanager
 def few_descriptors(drill: DrillStack) -> Iterator[None]:
     """The server's limit is lowered to little more than what it has open."""
-    pid = drill.stack.pid("server")
+    pid = drill.stack.wait(lambda: drill.stack.pid("server"), "there is a server")
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     used = psutil.Process(pid).num_fds()
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + 2, before[1]))
@@ -179,7 +179,7 @@ def stopped_server(drill: DrillStack) -> Iterator[None]:
 def _find_statements(drill: DrillStack) -> tuple[str, str]:
     """Two statements about one picture with different answers."""
     answers = drill.stack.answers
-    revision = drill.stack.serving()
+    revision = drill.stack.wait(drill.stack.serving, "a revision serves")
     found: dict[int, str] = {}
     for number in range(50):
         asked = question(f"statement {number}", image=b"p")

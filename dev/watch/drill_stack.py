@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dev.harness.chat import SimulatedChat, simulated_chat
 from dev.harness.process import ROOT, free_port
@@ -53,9 +54,21 @@ class DrillStack:
         """One of the shipped alerts."""
         return next(alert for alert in list_alerts() if alert.name == name)
 
-    def wait_firing(self, name: str, limit: float = FIRE_SECONDS) -> float:
-        """Wait until an alert fires; seconds."""
-        return wait_for(lambda: name in self.prometheus.firing(), f"{name} fires", limit)
+    def wait_firing(self, name: str, begun: float, limit: float = FIRE_SECONDS) -> float:
+        """Wait until an alert fires, or has fired since `begun`; returns the seconds from there.
+
+        Args:
+            name: of the alert.
+            begun: time.time() of the fault.
+            limit: longest wait, from now.
+        """
+        query = f'ALERTS{{alertname="{name}", alertstate="firing"}}'
+
+        def find() -> list[dict[str, Any]]:
+            return self.prometheus.query_range(query, time.time() - begun)
+
+        wait_for(find, f"{name} fires", limit)
+        return max(0.0, min(float(at) for series in find() for at, _ in series["values"]) - begun)
 
     def wait_told(self, name: str, first: int = 0, limit: float = FIRE_SECONDS) -> float:
         """Wait until the chat has been told; seconds."""
