@@ -189,6 +189,7 @@ class Table:
             return value, ""
         if not isinstance(value, str) or not value or "\0" in value:
             raise _RowMistake("it has no image")
+        _text({"image": value}, "image")
         return self._path.parent / value, value
 
 

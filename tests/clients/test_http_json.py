@@ -89,7 +89,7 @@ def test_statements_about_a_picture(stack: Stack, real_url: str) -> None:
 
 
 def test_the_commands_of_the_page_run_as_pasted(stack: Stack, real_url: str) -> None:
-    """With curl, but for the port; the first block starts the proxy."""
+    """With curl, but for the port; the first block starts the proxy. This server has no model for addresses."""
     assert stack.is_serving()
     _, *calls = re.findall(r"```sh\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
     script = "".join(calls).replace("http://127.0.0.1:8080", real_url)
@@ -105,7 +105,7 @@ def test_the_commands_of_the_page_run_as_pasted(stack: Stack, real_url: str) -> 
         check=True,
     ).stdout
 
-    assert (shown.count('"servedBy"'), shown.count('"MODEL_UNKNOWN"')) == (1, 2)
+    assert (shown.count('"servedBy"'), shown.count('"MODEL_UNKNOWN"')) == (1, 4)
     assert shown.endswith("404\n")
 
 

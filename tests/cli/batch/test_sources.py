@@ -61,6 +61,7 @@ def test_csv_as_spreadsheets_write_it(tmp_path: Path) -> None:
 def test_a_record_that_cannot_be_used_is_a_row_with_a_mistake(tmp_path: Path) -> None:
     """The rows after it are not concerned."""
     lines = (b'{"image": "a.png"}', b"{", b"[1]", b'{"image": 3}', b"", b"\xff", b'{"image": "b.png", "statements": 1}')
+    lines = (*lines, b'{"image": "\\ud800.png"}', b'{"image": "a.png", "statement": "\\ud800"}')
     source = table(tmp_path / "t.jsonl", b"\n".join(lines))
 
     assert [(row.key, row.mistake) for row in source.rows()] == [
@@ -70,6 +71,8 @@ def test_a_record_that_cannot_be_used_is_a_row_with_a_mistake(tmp_path: Path) ->
         (4, "it has no image"),
         (6, "the line is not UTF-8"),
         (7, "its statements are no list of texts"),
+        (8, "its image has half a character"),
+        (9, "its statement has half a character"),
     ]
     source = table(tmp_path / "t.csv", b"image,statement\na.png,x,y\nb.png,z\n")
     assert [row.mistake for row in source.rows()] == ["it has 3 values, the header 2", ""]
