@@ -5,7 +5,7 @@ with as many streams: that is its limit. Then the batch runs; ten times it is ki
 rate of the last run, which is left alone, is compared with the limit; then unary callers join it, and the factor is the
 99th percentile of their latency over their own device time and one device call. At the end each row must have one line.
 
-    make bench-batch ARGS="--rows 20000 --kills 3"
+    make bench-batch ARGS="--rows 16000 --kills 3 --seconds 8"
 """
 
 import argparse
@@ -38,7 +38,7 @@ RESULTS = Path(".bench/batch.json")
 ROW_SECONDS, CALL_ROWS = 0.0025, 8
 STREAMS, STREAM_ROWS = 2, 32  # as `hotslot batch --concurrency 64`
 PICTURES, PICTURE_BYTES = 64, 20_000
-LIMIT_SECONDS, BESIDE_SECONDS, WARM_SECONDS = 20.0, 30.0, 2.0
+SECONDS, WARM_SECONDS = 30.0, 2.0
 UNARY_CALLERS, UNARY_PAUSE, UNARY_ROWS = 4, 0.25, (1, 1, 1, 8)
 SAMPLE_SECONDS = 0.25
 FIRST_SHARE = 0.5  # of all rows: within them it is killed
@@ -133,7 +133,7 @@ def main() -> int:
     """Measure and print; 1 if a goal was missed."""
     options = _parser().parse_args()
     with tempfile.TemporaryDirectory(prefix="hotslot-") as name:
-        found = measure(Path(name), options.rows, options.kills)
+        found = measure(Path(name), options.rows, options.kills, options.seconds)
     found.misses = list(judge(found))
     console = Console()
     console.print(table_of(found))
@@ -145,19 +145,19 @@ def main() -> int:
     return 1 if found.misses else 0
 
 
-def measure(folder: Path, rows: int, kills: int) -> Measured:
-    """Start a server, measure its limit, then run the batch."""
+def measure(folder: Path, rows: int, kills: int, seconds: float) -> Measured:
+    """Start a server, measure its limit for so many seconds, then run the batch, also beside unary callers."""
     found = Measured(rows, kills)
     table = write_rows(folder, rows)
     script = {"row_seconds": ROW_SECONDS, "max_call_rows": CALL_ROWS}
     state = folder / "state"
     state.mkdir()
     with Stack(state, runner={"min_timeout_seconds": 20}, script=script) as stack:
-        found.limit = measure_limit(stack, folder)
+        found.limit = measure_limit(stack, folder, seconds)
         batch = Batch(stack, table, folder / "results.jsonl")
         kill_often(batch, found)
         process = batch.start()
-        played = finish(batch, process, stack, folder)
+        played = finish(batch, process, stack, folder, seconds)
         found.exit_code = process.wait()
     note_rates(found, batch, played)
     count_rows(found, batch.out)
@@ -176,13 +176,13 @@ def write_rows(folder: Path, rows: int) -> Path:
     return table
 
 
-def measure_limit(stack: Stack, folder: Path) -> float:
+def measure_limit(stack: Stack, folder: Path, seconds: float) -> float:
     """Rows a second that the server answers if it always has enough of them."""
     request = pb.PredictRequest(image=pb.Image(content=os.urandom(PICTURE_BYTES)), statements=["statement"])
     group = Group("limit", [request], mode="stream", clients=STREAMS, window=STREAM_ROWS, leave=True)
-    played = play(stack.address, [group], LIMIT_SECONDS, folder, STREAMS)
-    counted = [one for one in played.outcomes if one.is_answer and WARM_SECONDS <= one.ended <= LIMIT_SECONDS]
-    return len(counted) / (LIMIT_SECONDS - WARM_SECONDS)
+    played = play(stack.address, [group], seconds, folder, STREAMS)
+    counted = [one for one in played.outcomes if one.is_answer and WARM_SECONDS <= one.ended <= seconds]
+    return len(counted) / (seconds - WARM_SECONDS)
 
 
 def kill_often(batch: Batch, found: Measured) -> None:
@@ -197,15 +197,15 @@ def kill_often(batch: Batch, found: Measured) -> None:
         process.wait()
 
 
-def finish(batch: Batch, process: "subprocess.Popen[bytes]", stack: Stack, folder: Path) -> Played:
+def finish(batch: Batch, process: "subprocess.Popen[bytes]", stack: Stack, folder: Path, seconds: float) -> Played:
     """Let it end; in the middle of what is left unary callers join it."""
     begun, joined = time.time(), list[Played]()
     left = len(batch.out.read_bytes().splitlines())
     callers: threading.Thread | None = None
     while process.poll() is None:
         batch.sample(process)
-        if callers is None and time.time() - begun >= BESIDE_SECONDS:
-            callers = threading.Thread(target=lambda: joined.append(play_unary(stack, folder)))
+        if callers is None and time.time() - begun >= seconds:
+            callers = threading.Thread(target=lambda: joined.append(play_unary(stack, folder, seconds)))
             callers.start()
         time.sleep(SAMPLE_SECONDS)
     if callers is None:
@@ -214,7 +214,7 @@ def finish(batch: Batch, process: "subprocess.Popen[bytes]", stack: Stack, folde
     return joined[0]
 
 
-def play_unary(stack: Stack, folder: Path) -> Played:
+def play_unary(stack: Stack, folder: Path, seconds: float) -> Played:
     """Single calls, seldom in each other's way."""
     picture = pb.Image(content=os.urandom(1000))
     requests = [
@@ -222,7 +222,7 @@ def play_unary(stack: Stack, folder: Path) -> Played:
         for rows in UNARY_ROWS
     ]
     group = Group("unary", requests, clients=UNARY_CALLERS, pause=UNARY_PAUSE)
-    return play(stack.address, [group], BESIDE_SECONDS, folder, UNARY_CALLERS)
+    return play(stack.address, [group], seconds, folder, UNARY_CALLERS)
 
 
 def note_rates(found: Measured, batch: Batch, played: Played) -> None:
@@ -290,6 +290,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of the limit, and of the unary callers")
     parser.add_argument("--results", type=Path, default=RESULTS, help="JSON file (default: %(default)s)")
     return parser
 
