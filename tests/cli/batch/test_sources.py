@@ -60,8 +60,8 @@ def test_csv_as_spreadsheets_write_it(tmp_path: Path) -> None:
 
 def test_a_record_that_cannot_be_used_is_a_row_with_a_mistake(tmp_path: Path) -> None:
     """The rows after it are not concerned."""
-    lines = (b'{"image": "a.png"}', b"{", b"[1]", b'{"image": 3}', b"", b"\xff", b'{"image": "b.png", "statements": 1}')
-    lines = (*lines, b'{"image": "\\ud800.png"}', b'{"image": "a.png", "statement": "\\ud800"}')
+    lines = [b'{"image": "a.png"}', b"{", b"[1]", b'{"image": 3}', b"", b"\xff", b'{"image": "b.png", "statements": 1}']
+    lines += [b'{"image": "\\ud800.png"}', b'{"image": "a.png", "statement": "\\ud800"}']
     source = table(tmp_path / "t.jsonl", b"\n".join(lines))
 
     assert [(row.key, row.mistake) for row in source.rows()] == [
