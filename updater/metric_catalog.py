@@ -60,6 +60,13 @@ COMMITTED_INFO = gauge(
     "revision",
     use="Which revision a restart serves.",
 )
+MIX_DISTANCE = gauge(
+    "hotslot_label_mix_distance",
+    "Share of labels, 0 to 1, that moved between the committed revision's answers and the previous one's at the same"
+    " hours of the day.",
+    "model",
+    use="Alert above compare.max_mix_change: the event label_mix_changed names the labels.",
+)
 BREAKER_STATE = gauge(
     "hotslot_breaker_state",
     "State of a circuit breaker: 0 closed, 1 half open, 2 open.",
@@ -149,7 +156,7 @@ _METRICS: tuple[MetricSpec, ...] = (
         BREAKER_STATE,
         BREAKER_LEFT,
     ),
-    *(HUB_ANSWERED, HUB_CHANGED, HUB_NEWEST, HUB_NAMES, HUB_LEFT_OUT, REPUBLISHED),
+    *(HUB_ANSWERED, HUB_CHANGED, HUB_NEWEST, HUB_NAMES, HUB_LEFT_OUT, REPUBLISHED, MIX_DISTANCE),
     *WEBHOOK_METRICS,
     *SETTINGS_METRICS,
     *PROCESS_METRICS,

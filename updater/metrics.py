@@ -73,6 +73,7 @@ class MetricsObserver:
         self._newest = create_gauge(catalog.HUB_NEWEST, registry)
         self._names = create_gauge(catalog.HUB_NAMES, registry)
         self._left_out = create_gauge(catalog.HUB_LEFT_OUT, registry)
+        self._mix_distance = create_gauge(catalog.MIX_DISTANCE, registry)
         self._republished = create_gauge(catalog.REPUBLISHED, registry)
         self._failed_downloads = create_gauge(catalog.FAILED_DOWNLOADS, registry)
         self._snapshot: dict[str, str] = {}
@@ -97,6 +98,7 @@ class MetricsObserver:
         if watch.last_polled_at is not None:
             self._names.labels(model).set(watch.names)
             self._left_out.labels(model).set(watch.left_out)
+        self._mix_distance.labels(model).set(record.mix_distance)
         self._republished.labels(model).set(len(watch.republished))
         self._quarantine.labels(model).set(len(record.quarantine))
         self._paused.labels(model).set(record.paused)

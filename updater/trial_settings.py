@@ -120,6 +120,16 @@ class CompareSection(Section):
         int,
         Field(ge=0, le=10**6, description="compared answers before a trial with as many answers ends by being kept"),
     ] = 100
+    max_mix_change: Annotated[
+        Share,
+        Field(
+            description="share of labels that may move between the answers of a revision and of the one before, at the "
+            "same hours of the day; beyond it label_mix_changed is an event; 0: any"
+        ),
+    ] = 0.1
+    min_labels: Annotated[
+        int, Field(ge=1, le=10**9, description="labels of each revision in an hour of the day before they are compared")
+    ] = 500
 
 
 class ShadowSection(Section):

@@ -14,6 +14,7 @@ from updater.core.facts import (
     TrialEndSnapshot,
     TrialSnapshot,
 )
+from updater.core.label_mix import LabelCount
 from updater.core.ports import EffectFailed
 from updater.core.record import Counts, CpuFallback
 
@@ -70,6 +71,7 @@ class SimServer:
     row_seconds: Callable[[str], float] = lambda _: 0.01  # bundle digest → device seconds a row
     changes: Callable[[str], float] = lambda _: 0.0  # bundle digest → share of answers that it changes
     fails: Callable[[str], str] = lambda _: ""  # bundle digest → reason with which it fails copies
+    labels: dict[str, tuple[LabelCount, ...]] = field(default_factory=dict)  # in the answers of a bundle
     shadow: SimShadow | None = None
     percent: float = 100.0  # of the requests that the trial gets
     load_faults: list[EffectFailure] = field(default_factory=list)  # for the next loads
@@ -178,7 +180,9 @@ class SimServer:
             trial=self._trial(),
             shadow=None if self.shadow is None else self.shadow.seen,
             last_trial=self.last_trial,
-            stats=tuple(RevisionSnapshot(*key, counts) for key, counts in self.counts.items()),
+            stats=tuple(
+                RevisionSnapshot(*key, counts, self.labels.get(key[0], ())) for key, counts in self.counts.items()
+            ),
             devices=tuple(DeviceSnapshot(name, "float32") for name in ((CPU,) if self.card is None else (CPU, CARD))),
             cpu_fallback=self.fallback,
         )

@@ -15,6 +15,7 @@ from updater.core.facts import (
     TrialEndSnapshot,
     TrialSnapshot,
 )
+from updater.core.label_mix import LabelCount
 from updater.core.record import Counts, CpuFallback
 
 _NOT_FINITE, _OUT_OF_MEMORY, _RUNNER_DIED = "NOT_FINITE", "OUT_OF_MEMORY", "RUNNER_DIED"
@@ -43,10 +44,15 @@ def convert_server_state(response: pb.GetStatusResponse, *, last_ended_orderly: 
             if model.HasField("last_trial")
             else None
         ),
-        stats=tuple(RevisionSnapshot(row.bundle_digest, row.device, convert_counts(row)) for row in model.stats),
+        stats=tuple(_convert_stats(row) for row in model.stats),
         devices=tuple(DeviceSnapshot(one.device, one.precision) for one in response.devices),
         cpu_fallback=_convert_fallback(model.cpu_fallback) if model.HasField("cpu_fallback") else None,
     )
+
+
+def _convert_stats(row: pb.RevisionStats) -> RevisionSnapshot:
+    labels = tuple(LabelCount(one.label, one.count) for one in row.labels)
+    return RevisionSnapshot(row.bundle_digest, row.device, convert_counts(row), labels)
 
 
 def convert_counts(row: pb.RevisionStats) -> Counts:

@@ -5,6 +5,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from updater.core.comparison import AnswerComparison
+from updater.core.label_mix import LabelCount
 from updater.core.record import Counts, CpuFallback, Installed
 
 
@@ -119,6 +120,7 @@ class RevisionSnapshot:
     bundle_digest: str
     device: str
     counts: Counts
+    labels: tuple[LabelCount, ...] = ()  # in its answers to callers
 
 
 @dataclass(frozen=True, slots=True)

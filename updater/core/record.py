@@ -13,6 +13,7 @@ from updater.core.breaker import Breaker, BreakerName
 from updater.core.comparison import ChangeRow, ExpectedChanges, GateKey
 from updater.core.costs import CostBucket
 from updater.core.known import ComputedDigest, KnownVersion, Replaced
+from updater.core.label_mix import LabelMark, LabelMix
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,6 +326,11 @@ class ModelRecord:
     failure_ages: tuple[float, ...] = ()  # seconds since each failed update of the last hour
     watch: Watch = Watch()
     warm_seconds_left: float = 0.0  # until the previous slot is retired
+    mix: LabelMix | None = None  # of the committed revision's answers
+    mix_before: LabelMix | None = None  # of the revision that was committed before
+    mix_mark: LabelMark | None = None  # up to which answers are in `mix`
+    mix_distance: float = 0.0  # between the two
+    is_mix_changed: bool = False  # it is larger than allowed
     has_garbage: bool = True  # files that nothing refers to may be there
     trouble: Trouble | None = None
     written_at: datetime | None = None  # when it was last written

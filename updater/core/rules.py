@@ -84,6 +84,8 @@ class CompareRules:
     false_alarms: float = 0.02  # probability that an equally good revision is HELD, for a whole trial
     margin: float = 0.01  # share of changed answers beyond the golden set's bound that is not counted
     min_compared: int = 100  # answers before a trial with traffic is kept, unless `max_seconds` are over
+    max_mix_change: float = 0.1  # share of labels that may move between two revisions at the same hours; 0: any
+    min_labels: int = 500  # of each revision in an hour of the day before it is compared
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from updater.stages import (
     failback,
     finalize,
     gate,
+    label_mix,
     observe,
     reconcile,
     rollout,
@@ -63,7 +64,9 @@ def refresh(record: ModelRecord, facts: Facts, rules: Rules) -> Transition:
         return Transition(transitions.begin_life(record, facts, rules))
     record = transitions.let_time_pass(record, facts, rules)
     record = observe.note_draining(reconcile.note_trouble(record, facts), facts)
-    return failback.note_fallback(record, facts, rules)
+    record, events = failback.note_fallback(record, facts, rules)
+    record, noted = label_mix.note(record, facts, rules)
+    return Transition(record, (*events, *noted))
 
 
 def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Step | CommandResult:

@@ -173,7 +173,10 @@ def _hold_violations(world: World) -> Iterator[str]:
     record = world.record
     allowed = {HeldFor.AGREEMENT, HeldFor.SERVER_CRASHED, HeldFor.MISMATCH}
     allowed |= {HeldFor.DOES_NOT_FIT} if world.card else set()
-    if record.stage is Stage.HELD and world.kind_of(record.under_way.bundle_digest or "good") is Kind.CHANGED:
+    if (
+        record.stage is Stage.HELD
+        and world.kind_of(record.under_way.bundle_digest or f"none {Kind.GOOD}") is Kind.CHANGED
+    ):
         allowed.add(HeldFor.CHANGED_ANSWERS)
     if record.stage is Stage.HELD and record.under_way.source_digest in world.replaced:
         allowed.add(HeldFor.SEEN_BEFORE)
