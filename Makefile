@@ -1,6 +1,6 @@
 # `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test lint format protos baseline lock dist tools env clean bench-engine bench-mgeo bench-load bench-memory bench-server bench-calls bench-overload bench-fair bench-canary bench-shadow bench-swap bench-restart bench-update soak parity fuzz chaos gpu bench-prepare clients-go clients-go-stubs rollouts bench-batch conformance clients clients-python bench-callers
+.PHONY: help serve demo test lint format protos baseline lock dist tools env clean bench-engine bench-mgeo bench-load bench-memory bench-server bench-calls bench-overload bench-fair bench-canary bench-shadow bench-swap bench-restart bench-update soak parity fuzz chaos gpu bench-prepare clients-go clients-java clients-go-stubs rollouts bench-batch conformance clients clients-python bench-callers
 bin := .venv/bin
 # A proxy of this machine cannot reach the local hub.
 hub-http-env := env no_proxy=127.0.0.1
@@ -34,7 +34,7 @@ protos: env ## Generate the code beside the .proto files, and the Go client's if
 	@$(bin)/python -m dev.scripts.client_protos
 	@if command -v go >/dev/null; then $(bin)/python -m dev.scripts.go_client; fi
 
-clients: clients-python ## Build and test the clients of all languages
+clients: clients-python clients-go clients-java ## Build and test the clients of all languages
 
 clients-python: env ## Build the Python client, and test it
 	@$(bin)/pytest tests/clients/python
@@ -42,6 +42,9 @@ clients-python: env ## Build the Python client, and test it
 clients-go: env ## Build the Go client and run its tests with the race detector (needs Go)
 	@$(bin)/python -m dev.scripts.go_client --check
 	@cd clients/go && go vet ./... && go test -race ./...
+
+clients-java: ## Build the Java client, run its tests, make its jars as for publication (needs a JDK 17 and Maven)
+	@mvn -B -ntp -q -f clients/java/pom.xml verify
 
 clients-go-stubs: env ## Generate the Go client's stubs from the contracts (needs Go)
 	@$(bin)/python -m dev.scripts.go_client

@@ -136,7 +136,8 @@ type streamOptions struct {
 }
 
 // Window limits how many items are read from the caller and not answered yet. The default is 64: twice what a server
-// accepts of one stream by default, so that the next item is there when it has room. At least 1.
+// accepts of one stream by default, so that the next item is there when it has room. At
+// least 1. Their pictures are kept until then, to be sent again.
 func Window(n int) StreamOption {
 	return func(o *streamOptions) { o.window = max(1, n) }
 }

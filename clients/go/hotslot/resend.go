@@ -41,6 +41,7 @@ type run[Request, Message, Reply, Response any] struct {
 	stop   chan struct{}        // closed: no further item is asked for
 
 	hasStopped atomic.Bool // set with stop
+	panicked   any         // of the caller's items; read after source is closed
 
 	queue    []*entry[Message]       // to be sent, in the order of their indices
 	delayed  []*entry[Message]       // to be sent later
@@ -96,6 +97,9 @@ func (r *run[Request, Message, Reply, Response]) do(read func(emit func(string, 
 		select {
 		case read, isOpen := <-source:
 			if !isOpen {
+				if r.panicked != nil {
+					panic(r.panicked) // where the caller can recover from it
+				}
 				source = nil
 				break
 			}
@@ -122,6 +126,7 @@ func (r *run[Request, Message, Reply, Response]) do(read func(emit func(string, 
 // readAll reads the caller's items, each when the window has room for it.
 func (r *run[Request, Message, Reply, Response]) readAll(read func(emit func(string, *Request, error) bool)) {
 	defer close(r.source)
+	defer func() { r.panicked = recover() }()
 	waitForRoom := func() bool {
 		select {
 		case <-r.stop:
@@ -214,24 +219,36 @@ func (r *run[Request, Message, Reply, Response]) receive(received event[Response
 		delete(r.inFlight, index)
 		delete(r.alone, index)
 		r.failures, r.failingSince = 0, time.Time{}
-		if result.failure == nil {
-			if !r.deliver(one, result.response, nil) {
-				return false
-			}
-			continue
-		}
-		failure := fromProto(result.failure)
-		one.attempts++
-		if failure.Temporary() && one.attempts < maxItemAttempts && !r.client.noRetries {
-			one.due = time.Now().Add(r.pause(one.attempts, failure))
-			r.delayed = append(r.delayed, one)
-			continue
-		}
-		if !r.deliver(one, nil, failure) {
+		if !r.settle(one, result) {
 			return false
 		}
 	}
 	return true
+}
+
+// settle delivers the outcome of an item, or puts it aside to be sent again.
+func (r *run[Request, Message, Reply, Response]) settle(one *entry[Message], result wireResult[Response]) bool {
+	if result.response != nil {
+		return r.deliver(one, result.response, nil)
+	}
+	failure := errNoOutcome
+	if result.failure != nil {
+		failure = fromProto(result.failure)
+	}
+	one.attempts++
+	due := time.Now().Add(r.pause(one.attempts, failure))
+	if !failure.Temporary() || one.attempts >= maxItemAttempts || r.client.noRetries || r.isTooLate(due) {
+		return r.deliver(one, nil, failure)
+	}
+	one.due = due
+	r.delayed = append(r.delayed, one)
+	return true
+}
+
+// isTooLate reports whether the caller's deadline comes first.
+func (r *run[Request, Message, Reply, Response]) isTooLate(moment time.Time) bool {
+	deadline, hasOne := r.ctx.Deadline()
+	return hasOne && deadline.Before(moment)
 }
 
 // streamEnded decides what becomes of the items of a stream that has ended.
@@ -263,7 +280,7 @@ func (r *run[Request, Message, Reply, Response]) streamEnded(end error) bool {
 	}
 	r.failures++
 	pause := r.pause(r.failures, failure)
-	if now.Add(pause).Sub(r.failingSince) > r.options.maxOutage {
+	if next := now.Add(pause); next.Sub(r.failingSince) > r.options.maxOutage || r.isTooLate(next) {
 		r.fail(failure)
 		return false
 	}
@@ -370,6 +387,8 @@ func (r *run[Request, Message, Reply, Response]) wake(now time.Time) {
 		r.connect()
 	}
 }
+
+var errNoOutcome = fromCode(codes.Internal, "the server sent a result without an outcome")
 
 var errEndedEarly = fromCode(codes.Unavailable, "the stream ended before all of its items were answered")
 

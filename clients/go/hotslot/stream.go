@@ -60,7 +60,8 @@ type TagOutcome = Outcome[addressv1.PredictResponse]
 // another server or when there is one.
 //
 // Items are read in a goroutine of their own, at most a [Window] ahead of the outcomes. A loop that is left early ends
-// the stream; items is then asked for nothing more, but is not waited for if it is just about to return an item.
+// the stream; items is then asked for nothing more, but is not waited for if it is just about to return an item. A
+// picture is not copied: leave it unchanged until its item has an outcome.
 func (c *Client) PredictMany(
 	ctx context.Context, items iter.Seq[PredictItem], opts ...StreamOption,
 ) iter.Seq2[PredictOutcome, error] {

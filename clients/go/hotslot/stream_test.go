@@ -13,6 +13,8 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	entailmentv1 "hotslot.io/client-go/gen/entailment/v1"
 )
 
 func numbered(count int) iter.Seq[PredictItem] {
@@ -379,5 +381,52 @@ func TestAPanicInTheLoopIsThatOfTheLoop(t *testing.T) {
 	}()
 	for range connect(t, []*fakeServer{server}).PredictMany(within(t), numbered(10)) {
 		panic("mine")
+	}
+}
+
+func TestAPanicInTheItemsIsThatOfTheLoop(t *testing.T) {
+	server := (&fakeServer{stream: func(_ int, stream predictStream) error { return answerAll(stream) }}).start(t)
+	defer func() {
+		if found := fmt.Sprint(recover()); found != "mine" {
+			t.Error(found)
+		}
+	}()
+	items := func(yield func(PredictItem) bool) {
+		_ = yield(PredictItem{PredictRequest: request})
+		panic("mine")
+	}
+	for _, err := range connect(t, []*fakeServer{server}).PredictMany(within(t), items) {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	t.Error("the loop goes on")
+}
+
+func TestAResultWithoutAnOutcomeIsAFailure(t *testing.T) {
+	server := (&fakeServer{stream: func(_ int, stream predictStream) error {
+		result := &entailmentv1.StreamResult{ItemId: receive(t, stream)}
+		_ = stream.Send(&entailmentv1.StreamPredictResponse{Results: []*entailmentv1.StreamResult{result}})
+		return answerAll(stream)
+	}}).start(t)
+
+	found, err := collect(t, connect(t, []*fakeServer{server}).PredictMany(within(t), numbered(1)))
+
+	if err != nil || status.Code(found[0].Err) != codes.Internal {
+		t.Errorf("%v, %v", found, err)
+	}
+}
+
+func TestARefusalThatLastsLongerThanTheDeadlineIsTheOutcome(t *testing.T) {
+	server := (&fakeServer{stream: func(_ int, stream predictStream) error {
+		_ = sendFailure(stream, receive(t, stream), refusal(codes.ResourceExhausted, "QUEUE_FULL", retryIn(time.Hour)).Proto())
+		return answerAll(stream)
+	}}).start(t)
+
+	found, err := collect(t, connect(t, []*fakeServer{server}).PredictMany(within(t), numbered(1)))
+
+	var failure *Error
+	if err != nil || !errors.As(found[0].Err, &failure) || failure.Reason != "QUEUE_FULL" {
+		t.Errorf("%v, %v", found, err)
 	}
 }

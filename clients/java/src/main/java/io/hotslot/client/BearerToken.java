@@ -1,0 +1,32 @@
+package io.hotslot.client;
+
+import io.grpc.CallCredentials;
+import io.grpc.Metadata;
+import io.grpc.SecurityLevel;
+import io.grpc.Status;
+import java.util.concurrent.Executor;
+
+/** Sends a token with every call, health checks included. */
+final class BearerToken extends CallCredentials {
+    private static final Metadata.Key<String> KEY =
+            Metadata.Key.of("authorization", Metadata.ASCII_STRING_MARSHALLER);
+
+    private final String token;
+    private final boolean isAllowedInPlaintext;
+
+    BearerToken(String token, boolean isAllowedInPlaintext) {
+        this.token = token;
+        this.isAllowedInPlaintext = isAllowedInPlaintext;
+    }
+
+    @Override
+    public void applyRequestMetadata(RequestInfo call, Executor executor, MetadataApplier applier) {
+        if (!isAllowedInPlaintext && call.getSecurityLevel() != SecurityLevel.PRIVACY_AND_INTEGRITY) {
+            applier.fail(Status.UNAUTHENTICATED.withDescription("a token is sent over TLS alone"));
+            return;
+        }
+        Metadata headers = new Metadata();
+        headers.put(KEY, "Bearer " + token);
+        applier.apply(headers);
+    }
+}
