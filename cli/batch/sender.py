@@ -162,18 +162,31 @@ class Sender:
     async def _run_streams(self, stream: int) -> None:
         failures = 0
         while await self._wait_work():
+            first = await self._take_first(stream)
+            if not first:
+                continue
             outcomes = self._outcomes
-            error = await self._run_stream(stream)
+            error = await self._run_stream(stream, first)
             failures = 0 if self._outcomes > outcomes else failures + 1
             await self._end_stream(stream, error)
             if error is not None or failures:
                 self._judge(error)
                 await asyncio.sleep(retry_delay(failures))
 
-    async def _run_stream(self, stream: int) -> grpc.aio.AioRpcError | None:
-        """One stream until it ends; returns why it ended, None if all rows have their outcome."""
+    async def _take_first(self, stream: int) -> list[Item]:
+        """The first rows of a new stream; none, after a moment, if the other streams have taken them."""
+        async with self._changed:
+            items = self._window.take(stream, self._clock.monotonic())
+            if not items:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(retry_delay(0)):
+                        await self._changed.wait()
+        return items
+
+    async def _run_stream(self, stream: int, first: list[Item]) -> grpc.aio.AioRpcError | None:
+        """One stream until it ends; returns why it ended, None if all its rows have their outcome."""
         call = self._stub.StreamPredict(metadata=self._metadata)
-        writer = asyncio.create_task(self._write_items(stream, call))
+        writer = asyncio.create_task(self._write_items(stream, call, first))
         try:
             while (response := await self._read_response(call)) is not grpc.aio.EOF:
                 await self._take_results(stream, response.results)
@@ -182,8 +195,7 @@ class Sender:
         finally:
             writer.cancel()
             call.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await writer
+            await asyncio.wait({writer})
         return None
 
     async def _read_response(self, call: Any) -> Any:  # noqa: ANN401  gRPC's call and message
@@ -199,12 +211,13 @@ class Sender:
             raise GaveUp(None)
         return read.result()
 
-    async def _write_items(self, stream: int, call: Any) -> None:  # noqa: ANN401
+    async def _write_items(self, stream: int, call: Any, items: list[Item]) -> None:  # noqa: ANN401
         with contextlib.suppress(grpc.aio.AioRpcError, grpc.aio.InternalError, asyncio.InvalidStateError):
             # If the stream has ended, the reader is told why.
-            while items := await self._next_items(stream):
+            while items:
                 message = self._task.build_stream_request([(str(item.number), item.message) for item in items])
                 await call.write(message)
+                items = await self._next_items(stream)
             await call.done_writing()
 
     async def _next_items(self, stream: int) -> list[Item]:

@@ -72,7 +72,8 @@ class Measured:
     unary: int = 0
     unary_failed: int = 0
     unary_p99: float = 0.0  # seconds
-    factor: float = 0.0
+    factor: float = 0.0  # p99 of a unary call's latency, over its own device time and one device call
+    factor_alone: float = 0.0  # the same without the batch: what this machine adds
     resident_early: int = 0  # bytes, most in the first tenth of the last run
     resident_late: int = 0  # … and in its last tenth
     resume_seconds: list[float] = field(default_factory=list)  # from a start until the first new line
@@ -154,6 +155,7 @@ def measure(folder: Path, rows: int, kills: int, seconds: float) -> Measured:
     state.mkdir()
     with Stack(state, runner={"min_timeout_seconds": 20}, script=script) as stack:
         found.limit = measure_limit(stack, folder, seconds)
+        found.factor_alone = measure_factor(play_unary(stack, folder, seconds), found.limit)
         batch = Batch(stack, table, folder / "results.jsonl")
         kill_often(batch, found)
         process = batch.start()
@@ -235,8 +237,7 @@ def note_rates(found: Measured, batch: Batch, played: Played) -> None:
     found.together = found.beside + sum(one.rows for one in inside) / (played.seconds - WARM_SECONDS)
     found.unary, found.unary_failed = len(played.outcomes), sum(not one.is_answer for one in played.outcomes)
     found.unary_p99 = percentile([one.took for one in inside], 0.99)
-    row = 1 / found.limit
-    found.factor = percentile([one.took / (row * (one.rows + CALL_ROWS)) for one in inside], 0.99)
+    found.factor = measure_factor(played, found.limit)
     tenth = max(1, len(last) // 10)
     warm = [one for one in last if one.at >= first_new + WARM_SECONDS] or last
     found.resident_early = max(one.resident_bytes for one in warm[:tenth])
@@ -246,6 +247,12 @@ def note_rates(found: Measured, batch: Batch, played: Played) -> None:
         new = next((one.at for before, one in pairwise(samples) if one.lines > before.lines), None)
         if samples and new is not None:
             found.resume_seconds.append(round(new - samples[0].at, 2))
+
+
+def measure_factor(played: Played, limit: float) -> float:
+    """The 99th percentile of latency over own device time and one device call."""
+    inside = [one for one in played.outcomes if WARM_SECONDS <= one.ended <= played.seconds and one.is_answer]
+    return percentile([one.took * limit / (one.rows + CALL_ROWS) for one in inside], 0.99)
 
 
 def count_rows(found: Measured, out: Path) -> None:
@@ -276,8 +283,8 @@ def table_of(found: Measured) -> Table:
         "the server's limit": f"{found.limit:.0f} rows/s",
         "the batch alone": f"{found.alone:.0f} rows/s, {found.alone / found.limit:.1%}",
         "the batch beside unary callers": f"{found.beside:.0f} rows/s; with theirs {found.together:.0f}",
-        "unary callers, p99": f"{1000 * found.unary_p99:.0f} ms, factor {found.factor:.1f}; {found.unary_failed} of"
-        f" {found.unary} failed",
+        "unary callers, p99": f"{1000 * found.unary_p99:.0f} ms, factor {found.factor:.1f} (without the batch"
+        f" {found.factor_alone:.1f}); {found.unary_failed} of {found.unary} failed",
         "resident, early and late": f"{found.resident_early >> 20} and {found.resident_late >> 20} MiB",
         "from a start until the first new line": f"{max(found.resume_seconds, default=0):.1f} s at most",
     }
