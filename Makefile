@@ -157,6 +157,16 @@ test-watch: env tools-watch ## Test alerts, deliveries, dashboard and traces wit
 drill: env tools-watch ## Provoke the fault of every alert on the real stack; Prometheus must see it, and a chat must be told (about 20 minutes)
 	@$(bin)/python -m dev.watch.drill $(ARGS)
 
+.PHONY: tools-deploy test-deploy image test-image load-report
+tools-deploy: env ## Install proxies, validators and image tools (Debian's packages, as root)
+	@dev/scripts/tools-deploy
+
+test-deploy: env tools tools-deploy ## Run the shipped proxy files, manifests and unit for real; ARGS="proxies kubernetes systemd"
+	@$(bin)/python -m dev.production $(ARGS)
+
+image: env dist tools-deploy ## Build the image without a registry, the demo model baked in (20 GB free)
+	@dev/scripts/image $(ARGS)
+
 env: ## Create .venv if it is not up to date
 	@dev/scripts/bootstrap
 

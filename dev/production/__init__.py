@@ -1,0 +1,1 @@
+"""Proofs that what deploy/ ships runs: proxies, manifests, the systemd unit, the image."""

@@ -1,0 +1,113 @@
+"""What deploy/ ships fits the program: settings, exit codes, periods, checks, metrics. `make test-deploy` runs it."""
+
+import re
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from cli.config_check import list_mistakes
+from cli.settings import Settings
+from common.exit_codes import ExitCode
+from common.settings import load_settings
+from dev.production.report import PAGE, make_page, read_parts
+from dev.production.unit import UNIT, read_unit
+from hotslot_watchdog.launch import WRONG_ENVIRONMENT
+
+ROOT = Path(__file__).resolve().parents[3]
+DEPLOY = ROOT / "deploy"
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def settings_of(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """The settings that a file of this text gives."""
+    path = folder / "hotslot.toml"
+    path.write_text(text.replace("@NAME@", "shapes").replace("@TASK@", "visual-entailment"), encoding="utf-8")
+    monkeypatch.setenv("HOTSLOT_CONFIG", str(path))
+    return load_settings(Settings)
+
+
+@pytest.mark.parametrize("name", ["image-settings.toml", "kubernetes/base/hotslot.toml"])
+def test_shipped_settings_have_no_mistakes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `hotslot config check` finds them."""
+    settings = settings_of((DEPLOY / name).read_text(encoding="utf-8"), tmp_path, monkeypatch)
+
+    assert list_mistakes(settings) == []
+
+
+def test_the_pod_has_time_to_drain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kubernetes kills later than the stack itself would, which is later than a full drain takes."""
+    text = (DEPLOY / "kubernetes" / "base" / "hotslot.toml").read_text(encoding="utf-8")
+    settings = settings_of(text, tmp_path, monkeypatch)
+    drain = settings.server.drain_delay_seconds + settings.server.grace_seconds + settings.runner.retire_seconds
+    manifest = (DEPLOY / "kubernetes" / "base" / "deployment.yaml").read_text(encoding="utf-8")
+    found = re.search(r"terminationGracePeriodSeconds: (\d+)", manifest)
+
+    assert found is not None
+    assert drain < settings.watchdog.stop_seconds < int(found[1])
+
+
+def test_systemd_restarts_only_where_it_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not after wrong settings or in a wrong environment; and it kills later than the stack itself."""
+    service = read_unit(UNIT.read_text(encoding="utf-8"))
+    default = settings_of('[[models]]\nname = "shapes"\n', tmp_path, monkeypatch)
+
+    assert service["RestartPreventExitStatus"].split() == [str(int(ExitCode.WRONG_USE)), str(WRONG_ENVIRONMENT)]
+    assert int(service["TimeoutStopSec"].removesuffix("s")) > default.watchdog.stop_seconds
+
+
+@contextmanager
+def health_server(state: "health_pb2.HealthCheckResponse.ServingStatus.ValueType") -> Iterator[int]:
+    """A server with gRPC's own health service; yields its port."""
+    server = grpc.server(ThreadPoolExecutor(1))
+    servicer = health.HealthServicer()
+    servicer.set("", state)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield port
+    server.stop(None).wait()
+
+
+def check_as_haproxy(port: int) -> bool:
+    """Send the frames of the shipped file; whether what it expects comes."""
+    text = (DEPLOY / "haproxy" / "haproxy.cfg").read_text(encoding="utf-8")
+    sent = bytes.fromhex("".join(re.findall(r"tcp-check send-binary (\w+)", text)))
+    expected = bytes.fromhex(re.findall(r"tcp-check expect binary (\w+)", text)[0])
+    received = b""
+    with socket.create_connection(("127.0.0.1", port), 5) as connection:
+        connection.sendall(sent)
+        while b"grpc-status" not in received and expected not in received:
+            received += connection.recv(65536)
+    return expected in received
+
+
+def test_haproxy_uses_a_server_that_serves_and_no_other() -> None:
+    """Its check is written in bytes."""
+    with health_server(SERVING) as port:
+        assert check_as_haproxy(port)
+    with health_server(NOT_SERVING) as port:
+        assert not check_as_haproxy(port)
+
+
+def test_autoscaling_asks_for_metrics_that_exist() -> None:
+    """The adapter makes each metric of the autoscaler from one of hotslot's."""
+    known = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    rules = (DEPLOY / "kubernetes" / "prometheus-adapter.yaml").read_text(encoding="utf-8")
+    scaler = (DEPLOY / "kubernetes" / "overlays" / "canary" / "autoscaling.yaml").read_text(encoding="utf-8")
+    series = {name.removesuffix("_bucket") for name in re.findall(r"seriesQuery: '(\w+)", rules)}
+    made = set(re.findall(r"name: \{as: (\w+)\}", rules))
+
+    assert [name for name in series if f"| `{name}` |" not in known] == []
+    assert set(re.findall(r"metric: \{name: (\w+)\}", scaler)) - made == set()
+
+
+def test_the_page_shows_the_report() -> None:
+    """docs/deploy-report.md is made of docs/deploy-report.json."""
+    assert PAGE.read_text(encoding="utf-8") == make_page(read_parts())
