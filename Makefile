@@ -162,7 +162,7 @@ tools-deploy: env ## Install proxies, validators and image tools (Debian's packa
 	@dev/scripts/tools-deploy
 
 test-deploy: env tools tools-deploy ## Run the shipped proxy files, manifests and unit for real; ARGS="proxies kubernetes systemd"
-	@$(bin)/python -m dev.production $(ARGS)
+	@env GRPC_VERBOSITY=NONE $(bin)/python -m dev.production $(ARGS)
 
 image: env dist tools-deploy ## Build the image without a registry, the demo model baked in (20 GB free)
 	@dev/scripts/image $(ARGS)

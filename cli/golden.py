@@ -13,6 +13,7 @@ from rich.table import Table
 
 from cli.clients import connection, golden_folder, task_of
 from cli.endpoint import Endpoint, calls_server
+from cli.golden_junit import JunitCase, render_junit
 from cli.golden_tasks import GoldenCall, ItemRefused, ask, find_addresses, find_pictures
 from cli.output import BAD, DIM, GOOD, err, out, print_json, print_text, short, text
 from cli.problems import CommandFailed, WronglyUsed
@@ -230,10 +231,17 @@ def check(
     endpoint: Endpoint,
     timeout: Timeout = 30.0,
     as_json: AsJson = False,
+    junit: Annotated[
+        Path | None,
+        typer.Option("--junit", metavar="FILE", help="Write a JUnit report, a case a question.", show_default=False),
+    ] = None,
 ) -> None:
     """Run a set on the active model; the exit code is 1 if an answer differs."""
     golden = _read(golden_folder(folder, model), model)
-    rows = compare(golden, _answers_of(golden, model, endpoint, timeout)[0])
+    answers, refused = _answers_of(golden, model, endpoint, timeout)
+    rows = compare(golden, answers)
+    if junit is not None:
+        _write_junit(junit, model, golden, rows, refused)
     rules = TASK_ANSWERS[Task(task_of(model))]
     wrong = [row for row in rows if not row.is_right]
     if as_json:
@@ -243,6 +251,25 @@ def check(
         out.print(show_compared(rows, rules))
     if wrong:
         raise typer.Exit(1)
+
+
+def _write_junit(
+    path: Path, model: str, golden: GoldenFolder, rows: Sequence[ComparedAnswer], refused: Mapping[str, str]
+) -> None:
+    reasons = {row.item.item: refused[key] for row in rows if (key := row.item.image or row.item.item) in refused}
+    cases = [JunitCase(row.item.item, row.question, _describe_failure(row)) for row in rows]
+    try:
+        write_atomic(path, render_junit(model, golden.digest, cases, reasons).encode())
+    except OSError as error:
+        raise CommandFailed(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _describe_failure(row: ComparedAnswer) -> str:
+    if row.is_right:
+        return ""
+    if not row.answered:
+        return "no answer"
+    return f"answered {row.answered}, {'expected' if row.expected else 'recorded'} {row.reference}"
 
 
 @app.command(epilog="Example:  hotslot golden show\n\nNext:  `hotslot golden check` runs the set on the active model.")

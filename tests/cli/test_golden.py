@@ -3,6 +3,7 @@
 import json
 import threading
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -52,6 +53,28 @@ def test_addresses_are_recorded_and_checked(hotslot: Hotslot, server: ScriptedSe
     assert "most often: district → city (1)" in wrong.out
     assert "addresses   2, of which 1 have an expected answer" in shown.out
     assert "  district  50.0%" in shown.out
+
+
+def test_a_ci_server_reads_the_check(hotslot: Hotslot, server: ScriptedServer, folder: Path, tmp_path: Path) -> None:
+    """A case a question; a wrong answer is a failure with both answers, and the exit code stays 1."""
+    lines = [
+        {"item": "right", "addresses": ["浙江省 杭州"], "expected": [[["prov", "浙江省"], ["city", "杭州"]]]},
+        {"item": "wrong", "addresses": ["北京市 <&>"], "expected": [[["city", "北京市"]]]},
+    ]
+    (folder / "golden.jsonl").write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
+    path = tmp_path / "report.xml"
+
+    ended = hotslot("golden", "check", "--junit", str(path), "--address", server.address)
+
+    suite = ET.fromstring(path.read_bytes())  # noqa: S314  our own
+    cases = {case.get("classname"): case for case in suite}
+    failure = cases["wrong"].find("failure")
+    assert ended.code == 1
+    assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
+    assert cases["right"].find("failure") is None
+    assert cases["wrong"].get("name") == "北京市 <&>"
+    assert failure is not None
+    assert "expected" in str(failure.get("message"))
 
 
 def test_items_are_sent_beside_each_other(hotslot: Hotslot, server: ScriptedServer, folder: Path) -> None:
