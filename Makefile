@@ -161,7 +161,7 @@ drill: env tools-watch ## Provoke the fault of every alert on the real stack; Pr
 tools-deploy: env ## Install proxies, validators and image tools (Debian's packages, as root)
 	@dev/scripts/tools-deploy
 
-test-deploy: env tools tools-deploy ## Run the shipped proxy files, manifests and unit for real; ARGS="proxies kubernetes systemd"
+test-deploy: env tools tools-deploy ## Run the shipped proxy files, manifests and unit for real; ARGS="proxies kubernetes systemd ci"
 	@env GRPC_VERBOSITY=NONE $(bin)/python -m dev.production $(ARGS)
 
 image: env dist tools-deploy ## Build the image without a registry, the demo model baked in (20 GB free)

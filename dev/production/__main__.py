@@ -12,6 +12,7 @@ from typing import Any
 
 from dev.production.balanced import tell_story
 from dev.production.manifests import check_manifests
+from dev.production.pipeline import check_pipeline
 from dev.production.proxies import PROXIES
 from dev.production.report import write_part
 from dev.production.unit import check_unit
@@ -62,6 +63,11 @@ def _run_systemd(folder: Path) -> tuple[Mapping[str, Any], list[str]]:
     return asdict(report), report.problems
 
 
+def _run_ci(folder: Path) -> tuple[Mapping[str, Any], list[str]]:
+    report = check_pipeline(folder)
+    return asdict(report), report.problems
+
+
 def _version_of(name: str, program: str) -> str:
     done = subprocess.run(
         [program, "--version" if name == "envoy" else "-v"], capture_output=True, text=True, check=False
@@ -74,6 +80,7 @@ PARTS: dict[str, Callable[[Path], tuple[Mapping[str, Any], list[str]]]] = {
     "proxies": _run_proxies,
     "kubernetes": _run_kubernetes,
     "systemd": _run_systemd,
+    "ci": _run_ci,
 }
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ class Step:
     seconds: float
     shares: dict[str, int]  # answers of unary calls by server
     longest_gap_seconds: float  # without any answer
+    ended: float = 0.0  # seconds after the start of the load
 
 
 @dataclass(slots=True)
@@ -62,7 +63,7 @@ class Story:
     """The steps of one proxy, measured while the load runs."""
 
     def __init__(self, report: ProxyReport, load: Load) -> None:
-        self._report, self._load = report, load
+        self._report, self._load, self._began = report, load, time.monotonic()
 
     def wait_for(self, name: str) -> None:
         """Wait until a server that came back answers again."""
@@ -78,7 +79,9 @@ class Story:
         now, seen = time.monotonic(), self._load.report()
         shares = Counter(one.revision for one in seen.answers if one.at >= begun)
         gap = seen.gap_between(begun, now)
-        self._report.steps.append(Step(name, round(now - begun, 2), dict(shares), round(gap, 3)))
+        self._report.steps.append(
+            Step(name, round(now - begun, 2), dict(shares), round(gap, 3), round(now - self._began, 1))
+        )
 
 
 def tell_story(proxy_of: Callable[..., Proxy], version: str, folder: Path) -> ProxyReport:
@@ -150,7 +153,9 @@ def _drain(stack: Stack) -> None:
 def _sum_up(report: ProxyReport, load: Load, streams: StreamLoad) -> None:
     seen, items = load.report(), streams.report
     report.calls = seen.attempts
-    report.failed = [*seen.failed, *items.failed]
+    began = seen.answers[0].at if seen.answers else 0.0
+    failed = [f"{one.sentence}, {one.at - began:.1f} s after the start" for one in seen.refusals]
+    report.failed = [*failed, *items.failed]
     report.wrong = len(seen.wrong) + items.wrong
     report.items, report.items_sent_again, report.streams = sum(items.revisions.values()), items.again, items.streams
     report.slowest_call_seconds, report.slowest_item_seconds = round(seen.slowest, 3), round(items.slowest, 3)

@@ -34,7 +34,13 @@ def make_page(parts: Mapping[str, Part]) -> str:
         "",
         "`make test-deploy` and `make test-image` make this page of `deploy-report.json`; each part says when it ran.",
     ]
-    for name, show in (("proxies", _proxies), ("kubernetes", _kubernetes), ("systemd", _unit), ("image", _image)):
+    for name, show in (
+        ("proxies", _proxies),
+        ("kubernetes", _kubernetes),
+        ("systemd", _unit),
+        ("ci", _ci),
+        ("image", _image),
+    ):
         if name in parts:
             lines += ["", *show(parts[name]), "", _ran_on(parts[name])]
     return "\n".join(lines) + "\n"
@@ -90,6 +96,11 @@ def _share(step: Mapping[str, Any]) -> str:
 
 def _unit(part: Part) -> list[str]:
     return ["## systemd", "", _UNIT.format(**part, limits="; ".join(part["ran"]))]
+
+
+def _ci(part: Part) -> list[str]:
+    head = "The lines of each CI file, run as they stand on the demo model, against a stack that asks for approval:"
+    return ["## CI for models", "", head, "", *(f"* {row}" for row in part["ran"])]
 
 
 def _image(part: Part) -> list[str]:
