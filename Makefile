@@ -164,6 +164,12 @@ tools-deploy: env ## Install proxies, validators and image tools (Debian's packa
 test-deploy: env tools tools-deploy ## Run the shipped proxy files, manifests and unit for real; ARGS="proxies kubernetes systemd ci"
 	@env GRPC_VERBOSITY=NONE $(bin)/python -m dev.production $(ARGS)
 
+test-image: env ## Run the image read-only, without capabilities, as any user: update, limits, drain, exit code
+	@$(bin)/python -m dev.production.image
+
+load-report: env ## Serve 100 clients for five minutes with an update and a kill; docs/load-report.html (ARGS="--seconds 60")
+	@env GRPC_VERBOSITY=NONE $(bin)/python -m dev.production.load_report $(ARGS)
+
 image: env dist tools-deploy ## Build the image without a registry, the demo model baked in (20 GB free)
 	@dev/scripts/image $(ARGS)
 
