@@ -51,8 +51,9 @@ def drill_fault(drill: DrillStack, fault: DrillFault) -> Iterator[DrillRow]:
         drill.stack.wait(drill.stack.is_serving, "the stack serves", CALM_SECONDS)
     begun, at = time.monotonic(), time.time()
     with fault.provoke(drill):
+        provoked = time.time()
         for name, word in fault.alerts.items():
-            fired[name] = _try(lambda name=name: drill.wait_firing(name, at))
+            fired[name] = _try(lambda name=name: drill.wait_firing(name, at, provoked))
             output = run_command(drill, drill.alert(name).command)
             shown[name] = word.lower() in output.lower()
             if not shown[name]:

@@ -4,9 +4,11 @@ import contextlib
 import os
 import resource
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import psutil
 
 from dev.harness.answers import question
@@ -151,18 +153,25 @@ def long_drain(drill: DrillStack) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def broken_bundle(drill: DrillStack) -> Iterator[None]:
-    """The committed bundle no longer loads."""
-    switch = drill.folder / "broken"
-    drill.stack.publish("v1.2.0", fail_load="crash", fail_while=str(switch))
-    drill.stack.wait_committed("v1.2.0")
-    pause(3)
-    switch.touch()
-    os.kill(drill.stack.control.active().pid, signal.SIGKILL)
+def dying_runner(drill: DrillStack) -> Iterator[None]:
+    """SIGKILL for each process of the active slot, as soon as it is there."""
+    stopping = threading.Event()
+
+    def kill() -> None:
+        while not stopping.wait(0.05):
+            with contextlib.suppress(grpc.RpcError, OSError, StopIteration):
+                state = drill.stack.control.status()
+                pid = next(slot.pid for slot in state.slots if slot.load_id == state.active_load_id)
+                if pid:
+                    os.kill(pid, signal.SIGKILL)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
     try:
         yield
     finally:
-        switch.unlink()
+        stopping.set()
+        thread.join(30)
 
 
 @contextlib.contextmanager
@@ -212,7 +221,7 @@ FAULTS = (
     DrillFault(
         "the robot refuses every message (93000)", refusing_chat, {"HotslotAlertsNotDelivered": "93000"}, told_late=True
     ),
-    DrillFault("the committed bundle no longer loads", broken_bundle, {"HotslotModelGivenUp": "died"}),
+    DrillFault("the runner is killed at every start", dying_runner, {"HotslotModelGivenUp": "died"}),
     DrillFault("SIGTERM while calls take 8 s", long_drain, {"HotslotDrainStuck": "draining"}),
     DrillFault("the server is frozen", stopped_server, {"HotslotTargetDown": ""}),
 )

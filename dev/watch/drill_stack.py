@@ -54,12 +54,13 @@ class DrillStack:
         """One of the shipped alerts."""
         return next(alert for alert in list_alerts() if alert.name == name)
 
-    def wait_firing(self, name: str, begun: float, limit: float = FIRE_SECONDS) -> float:
-        """Wait until an alert fires, or has fired since `begun`; returns the seconds from there.
+    def wait_firing(self, name: str, begun: float, provoked: float, limit: float = FIRE_SECONDS) -> float:
+        """Wait until an alert fires, or has fired since `begun`; returns the seconds from the fault.
 
         Args:
             name: of the alert.
-            begun: time.time() of the fault.
+            begun: time.time() before anything was done.
+            provoked: time.time() when the fault was there.
             limit: longest wait, from now.
         """
         query = f'ALERTS{{alertname="{name}", alertstate="firing"}}'
@@ -68,7 +69,7 @@ class DrillStack:
             return self.prometheus.query_range(query, time.time() - begun)
 
         wait_for(find, f"{name} fires", limit)
-        return max(0.0, min(float(at) for series in find() for at, _ in series["values"]) - begun)
+        return max(0.0, min(float(at) for series in find() for at, _ in series["values"]) - provoked)
 
     def wait_told(self, name: str, first: int = 0, limit: float = FIRE_SECONDS) -> float:
         """Wait until the chat has been told; seconds."""
