@@ -118,7 +118,11 @@ class CompareSection(Section):
     ] = 0.01
     min_compared: Annotated[
         int,
-        Field(ge=0, le=10**6, description="compared answers before a trial with as many answers ends by being kept"),
+        Field(
+            ge=0,
+            le=10**6,
+            description="compared answers before a trial with as many answers is kept; at most a window is added",
+        ),
     ] = 100
     max_mix_change: Annotated[
         Share,

@@ -113,8 +113,10 @@ def _judge_answers(
         return replace(judgement, verdict=TrialVerdict.CHANGED_ANSWERS, reason=reason, message=changes.beyond)
     answered = subtract_counts(transitions.find_counts(update, server), update.at_activation).answered
     is_short = server.shadow is not None and changes.compared < rules.compare.min_compared <= answered
-    is_open = is_short or changes.is_doubtful
-    if judgement.verdict in _KEPT and is_open and update.stage_seconds < rules.observe.max_seconds:
+    longest = rules.observe.max_seconds
+    if not changes.is_doubtful:  # a full machine compares nothing, however long it is waited for
+        longest = min(longest, 2 * rules.observe.window_seconds) if is_short else 0.0
+    if judgement.verdict in _KEPT and update.stage_seconds < longest:
         message = f"{judgement.message}; {changes.compared} answers were compared, which is not enough"
         return replace(judgement, verdict=TrialVerdict.WAIT, message=message)
     return judgement
