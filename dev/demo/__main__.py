@@ -2,7 +2,8 @@
 
 Callers call continuously, without retries; every attempt counts. Meanwhile a better model is published and committed,
 a worse one is refused, one that fails on a word is rolled back, and a runner and the updater are killed. Then the same
-happens to a second model of another task, which the same server has served all the time.
+happens to a second model of another task, which the same server has served all the time. At the end of each a model
+with a weakness that its golden set cannot see is HELD, because its trial compares answers.
 """
 
 import argparse
@@ -20,9 +21,10 @@ from rich.console import Console
 
 from common.paths import CONTROL_SOCKET, run_folder
 from dev.demo.addresses import add_addresses
+from dev.demo.changes import add_address_changes, add_changes, count_changed, narrow_golden, show_changes
 from dev.demo.follow import LOOK_SECONDS, PATIENCE_SECONDS, Followed, Operator
 from dev.demo.run import DemoRun
-from dev.demo.stack import AGAIN, BETTER, FIRST, OVERFLOWING, WORSE, DemoStack, build
+from dev.demo.stack import AGAIN, BETTER, CONFUSED, EQUALS, FIRST, OVERFLOWING, WORSE, DemoStack, build
 from dev.demo.table import show
 from dev.harness.control import ControlClient
 from dev.harness.waiting import eventually
@@ -45,7 +47,7 @@ def give(folder: Path, console: Console) -> int:
     """Run the whole demo; 0 if all expectations were met."""
     console.print("making revisions, and computing their right answers with the bare engine …")
     demo = build(folder)
-    demos = (demo, add_addresses(demo))
+    demos = (add_changes(demo), add_address_changes(add_addresses(demo)))
     with demo.stack as stack:
         began = time.monotonic()
         with contextlib.ExitStack() as clients:
@@ -96,6 +98,8 @@ def run_scenes(run: DemoRun) -> None:
     worse_is_refused(run)
     overflowing_is_taken_back(run)
     updater_is_killed(run)
+    weakness_is_held(run, AGAIN)
+    equal_ones_are_kept(run)
     time.sleep(SETTLE_SECONDS)
 
 
@@ -107,6 +111,7 @@ def run_address_scenes(run: DemoRun) -> None:
     standby(run)
     worse_is_refused(run)
     overflowing_is_taken_back(run)
+    weakness_is_held(run, BETTER)
     time.sleep(SETTLE_SECONDS)
 
 
@@ -183,6 +188,33 @@ def updater_is_killed(run: DemoRun) -> None:
     run.operator.follow(followed, on_stage)
     run.expect(so=has_killed, otherwise="the updater was not killed: the update was over too soon")
     report_end(run, followed, "COMMITTED")
+
+
+def weakness_is_held(run: DemoRun, active: str) -> None:
+    """Publish a model with a weakness that the golden set cannot see: its trial compares answers, and it is HELD."""
+    words = ", ".join(run.demo.words)
+    kept = narrow_golden(run.demo.golden, run.demo.words)
+    run.say(f"the golden set is the one of {kept} items from before anybody asked for {words}")
+    run.load.questions = run.demo.more
+    changed = count_changed(run, active, CONFUSED, run.demo.more)
+    what = f"a model that confuses them: {changed} of {len(run.demo.more)} answers change, and none of the golden ones"
+    followed = publish(run, CONFUSED, what)
+    run.operator.follow(followed, stage_listener(run, followed))
+    report_end(run, followed, "HELD")
+    found = run.operator.evidence(followed)
+    run.say(f"      {found.update.message}")
+    show_changes(run, found)
+    run.expect(so=found.update.reason == "CHANGED_ANSWERS", otherwise=f"{CONFUSED} is held for {found.update.reason}")
+    committed = run.operator.status().committed_revision
+    run.expect(so=committed == active, otherwise=f"{committed} is committed, not {active}")
+
+
+def equal_ones_are_kept(run: DemoRun) -> None:
+    """Publish models that are as good and answer a little otherwise: they are committed."""
+    for revision in EQUALS:
+        followed = publish(run, revision, "a model that is as good, as another training would be")
+        run.operator.follow(followed, stage_listener(run, followed))
+        report_end(run, followed, "COMMITTED")
 
 
 def publish(run: DemoRun, revision: str, what: str) -> Followed:

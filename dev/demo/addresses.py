@@ -8,7 +8,17 @@ from pathlib import Path
 from common.bundle import Bundle, bundle_folder
 from common.engine_files import Task
 from common.sealing import ConvertLimits, run_convert
-from dev.demo.stack import BETTER, FIRST, OVERFLOWING, WORSE, DemoStack, mix_spoiling, model_settings, source_folder
+from dev.demo.stack import (
+    BETTER,
+    FIRST,
+    OVERFLOWING,
+    WORSE,
+    DemoStack,
+    golden_folder,
+    mix_spoiling,
+    model_settings,
+    source_folder,
+)
 from dev.harness.answers import AddressQuestion, Spans
 from dev.harness.demo_model import seal_revisions
 from dev.harness.load import AddressLoad
@@ -41,7 +51,9 @@ def add_addresses(demo: DemoStack, keep_warm_seconds: int = 2) -> DemoStack:
     worsen_directory(source(BETTER), source(WORSE))
     overflow_directory(source(BETTER), source(OVERFLOWING))
     with stack.config.open("a", encoding="utf-8") as file:
-        file.write(model_settings(stack, MODEL, ADDRESSES / "golden", keep_warm_seconds, Task.ADDRESS_TAGGING))
+        golden = golden_folder(folder, MODEL)
+        shutil.copytree(ADDRESSES / "golden", golden)
+        file.write(model_settings(stack, MODEL, golden, keep_warm_seconds, Task.ADDRESS_TAGGING))
     questions = read_questions(ITEMS)
     # Shops, as people name them. No golden item has the character.
     spoiling = [AddressQuestion((f"{asked.addresses[0]}{CHARACTER}麟小吃店",)) for asked in questions[:SPOILING_ITEMS]]

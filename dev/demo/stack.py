@@ -25,6 +25,7 @@ from examples.shapes.worsen import worsen_directory
 PORT = 50174
 ITEMS = 60
 BETTER, WORSE, OVERFLOWING, AGAIN = "v1.1.0", "v1.2.0", "v1.3.0", "v1.4.0"
+CONFUSED, EQUALS = "v1.5.0", ("v1.6.0", "v1.7.0")
 FIRST = "v1.0.0"
 CALLERS = 4
 CALLER_PAUSE_SECONDS = 0.02  # between two calls: the machine has other work, too
@@ -61,6 +62,9 @@ window_seconds = 5
 max_seconds = 60
 trial_lease_seconds = 30
 keep_warm_seconds = {keep_warm}
+
+[updater.models.{model}.compare]
+share = 0.5
 """
 
 
@@ -77,6 +81,13 @@ class DemoStack:
     callers: int = CALLERS
     make_load: type[Load] = Load
     tolerance: float = TOLERANCE
+    more: tuple[AnyQuestion, ...] = ()  # of the chapter about answers: all golden questions
+    words: tuple[str, ...] = ()  # that the confused revision confuses
+
+    @property
+    def golden(self) -> Path:
+        """The folder of the model's golden set."""
+        return golden_folder(self.folder, self.model)
 
     def source(self, revision: str) -> Path:
         """The folder of a revision, as downloaded or trained."""
@@ -118,9 +129,10 @@ def build(folder: Path, keep_warm_seconds: int = 2) -> DemoStack:
     worsen_directory(_source(folder, BETTER), _source(folder, WORSE))
     overflow_directory(_source(folder, BETTER), _source(folder, OVERFLOWING))
     publish_again(_source(folder, BETTER), _source(folder, AGAIN))
-    stack = SupervisedStack(folder)
+    stack, golden = SupervisedStack(folder), golden_folder(folder, MODEL)
+    shutil.copytree(SHAPES / "golden", golden)
     stack.config.write_text(
-        SETTINGS.format(state=stack.state) + model_settings(stack, MODEL, SHAPES / "golden", keep_warm_seconds),
+        SETTINGS.format(state=stack.state) + model_settings(stack, MODEL, golden, keep_warm_seconds),
         encoding="utf-8",
     )
     items, spoiling = golden_items(ITEMS), _spoiling_items()
@@ -149,6 +161,11 @@ def publish_again(folder: Path, out: Path) -> None:
 def source_folder(folder: Path, model: str, revision: str) -> Path:
     """Where a revision of a model is made."""
     return folder / "models" / model / revision
+
+
+def golden_folder(folder: Path, model: str) -> Path:
+    """Where the golden set of a model lies; a copy, which a chapter replaces."""
+    return folder / "golden" / model
 
 
 def mix_spoiling(questions: Sequence[AnyQuestion], spoiling: Sequence[AnyQuestion]) -> tuple[AnyQuestion, ...]:
