@@ -1,6 +1,6 @@
 # `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test lint format protos baseline lock dist tools env clean bench-engine bench-mgeo bench-load bench-memory bench-server bench-calls bench-overload bench-fair bench-canary bench-shadow bench-swap bench-restart bench-update soak parity fuzz chaos gpu bench-prepare clients-go clients-java clients-go-stubs rollouts bench-batch conformance clients clients-python bench-callers
+.PHONY: help serve demo test lint format protos baseline lock dist tools env clean bench-engine bench-mgeo bench-load bench-memory bench-server bench-calls bench-overload bench-fair bench-canary bench-shadow bench-swap bench-restart bench-update soak parity fuzz chaos gpu bench-prepare clients-go clients-java clients-go-stubs rollouts bench-batch conformance clients clients-python bench-callers backfill
 bin := .venv/bin
 # A proxy of this machine cannot reach the local hub.
 hub-http-env := env no_proxy=127.0.0.1
@@ -109,6 +109,9 @@ soak: env tools ## Serve mixed traffic with faults and swaps for an hour and che
 
 conformance: env tools ## Run the table of clients/conformance with the clients of all languages (needs Go and Java; ARGS="--language python")
 	@$(bin)/python -m dev.conformance --write $(ARGS)
+
+backfill: env ## Run the examples for Ray and Spark against two servers, one of which is restarted (needs Java; 1 GB under .bench)
+	@$(bin)/python -m dev.conformance.backfill $(ARGS)
 
 bench-callers: env ## Count what swaps, failing trials, kills and restarts cost the callers of each client (ARGS="--language python")
 	@$(bin)/python -m dev.conformance.swaps --write $(ARGS)
