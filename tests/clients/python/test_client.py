@@ -248,12 +248,23 @@ def test_an_item_that_breaks_every_stream_has_an_error(make: Make) -> None:
 
 
 def test_an_item_larger_than_a_message_has_an_error(make: Make, tmp_path: Path) -> None:
-    """It is not sent; so has one whose file is missing."""
-    given = [hc.EntailmentItem(bytes(33 << 20), ["a"]), hc.EntailmentItem(tmp_path / "none.png", ["a"]), *items(2)]
+    """It is not sent; so have one whose file is missing, and one whose text is none."""
+    given = [
+        hc.EntailmentItem(bytes(33 << 20), ["a"]),
+        hc.EntailmentItem(tmp_path / "none.png", ["a"]),
+        hc.EntailmentItem(b"picture", ["\ud800"]),
+        *items(2),
+    ]
     with Service().serve() as service, make(service.address) as client:
         outcomes = list(client.predict_many(given))
 
-    assert [type(one.error) for one in outcomes] == [hc.Overloaded, FileNotFoundError, type(None), type(None)]
+    assert [type(one.error) for one in outcomes] == [
+        hc.Overloaded,
+        FileNotFoundError,
+        UnicodeEncodeError,
+        type(None),
+        type(None),
+    ]
 
 
 @pytest.mark.parametrize("code", [Code.UNAUTHENTICATED, Code.UNIMPLEMENTED, Code.NOT_FOUND])
@@ -394,7 +405,7 @@ def test_no_server_is_an_outage(make: Make) -> None:
 
 def test_metadata_is_sent(make: Make) -> None:
     """The token, which may change, and the caller's request id."""
-    tokens = iter(["first", "second"])
+    tokens = iter(["first", "second\n"])
     with Service().serve() as service, make(service.address, token=lambda: next(tokens)) as client:
         client.predict(b"picture", ["a"], request_id="mine")
         list(client.predict_many(items(1)))

@@ -189,7 +189,7 @@ class AsyncStreamRun(Generic[ItemT, AnswerT]):
             return True, False
         try:
             request = serialize(self._task.build_request(item))
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             self._window.add_failed(item, error)
         else:
             self._window.add(item, request)

@@ -88,7 +88,7 @@ class Connection:
 
     def metadata(self, request_id: str = "") -> tuple[tuple[str, str], ...]:
         """Metadata of a call."""
-        token = self.token() if callable(self.token) else self.token
+        token = (self.token() if callable(self.token) else self.token).strip()  # files end with a line end
         pairs = (("authorization", f"Bearer {token}" if token else ""), ("x-request-id", request_id))
         return tuple(pair for pair in pairs if pair[1])
 

@@ -78,7 +78,7 @@ class StreamRun(Generic[ItemT, AnswerT]):
             return False
         try:
             request = serialize(self._task.build_request(item))
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             self._window.add_failed(item, error)
         else:
             self._window.add(item, request)

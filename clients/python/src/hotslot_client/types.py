@@ -126,7 +126,7 @@ class Outcome(Generic[ItemT, AnswerT]):
     index: int  # of the item among the items of the stream, from 0
     item: ItemT
     answer: AnswerT | None = None
-    error: Exception | None = None  # a HotslotError, or an OSError if the picture's file cannot be read
+    error: Exception | None = None  # a HotslotError; an OSError or UnicodeError if the item cannot be sent
 
     def get(self) -> AnswerT:
         """The answer.
@@ -134,6 +134,7 @@ class Outcome(Generic[ItemT, AnswerT]):
         Raises:
             HotslotError: there is none.
             OSError: the picture's file cannot be read.
+            UnicodeError: a text has half a character (a lone surrogate).
         """
         if self.error is not None:
             raise self.error
