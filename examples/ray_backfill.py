@@ -51,7 +51,7 @@ def main() -> int:
             fn_constructor_args=(options.address, options.statements),
             concurrency=options.workers,
             num_cpus=0.1,  # a worker waits for servers
-            max_retries=3,
+            max_task_retries=3,
         )
         .take_all()
     )

@@ -6,8 +6,8 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,7 +26,11 @@ class Language:
     command: Sequence[str]
     folder: Path = ROOT
     build: Sequence[str] = ()
-    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the checkout has the client."""
+        return self.folder.is_dir()
 
 
 _GO = ROOT / "clients" / "go"
@@ -34,10 +38,9 @@ _GO_RUNNER = ROOT / ".tools" / "clients" / "go-conformance"
 _JAVA = ROOT / "clients" / "java"
 LANGUAGES = {
     "python": Language("python", [sys.executable, str(ROOT / "clients" / "python" / "conformance.py")]),
-    "go": Language(
-        "go", [str(_GO_RUNNER)], _GO, ["go", "build", "-o", str(_GO_RUNNER), "./conformance"], {"GOFLAGS": "-mod=mod"}
-    ),
+    "go": Language("go", [str(_GO_RUNNER)], _GO, ["go", "build", "-o", str(_GO_RUNNER), "./conformance"]),
     "java": Language("java", [str(_JAVA / "conformance")], _JAVA),
+    "grpcurl": Language("grpcurl", [sys.executable, "-m", "dev.conformance.grpcurl"]),
 }
 
 
