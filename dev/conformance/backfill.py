@@ -116,6 +116,7 @@ def call(tool: str, folder: Path, results: Path, address: str) -> str:
         ]
     path = os.pathsep.join((str(ENVIRONMENT / "bin"), os.environ["PATH"]))
     variables = {**os.environ, "PATH": path, "PYSPARK_PYTHON": str(ENVIRONMENT / "bin" / "python")}
+    variables["RAY_raylet_start_wait_time_s"] = "120"  # this machine is busy
     variables.pop("PYTHONPATH", None)
     done = subprocess.run(
         list(map(str, command)), env=variables, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False
