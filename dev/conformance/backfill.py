@@ -73,7 +73,7 @@ def make_server(folder: Path) -> Stack:
 def run(tool: str, folder: Path, address: str, second: Stack, count: int) -> bool:
     """Run one of the examples twice, the first time with a restart of a server; whether every picture has one line."""
     results = folder / f"results-{tool}"
-    restarted = threading.Thread(target=restart_when_begun, args=(results, second))
+    restarted = threading.Thread(target=restart_when_begun, args=(results, second), daemon=True)
     restarted.start()
     began = time.monotonic()
     printed = call(tool, folder, results, address)
