@@ -30,6 +30,7 @@ from hotslot.entailment.v1.entailment_pb2_grpc import EntailmentServiceStub
 from hotslot.status.v1.status_pb2_grpc import StatusServiceStub
 
 DEADLINE_SECONDS = 20.0
+START_SECONDS = 90.0  # on a machine that other work has filled
 ENTAILMENT = "hotslot.entailment.v1.EntailmentService"
 ADDRESS = "hotslot.address.v1.AddressTaggingService"
 STATUS = "hotslot.status.v1.StatusService"
@@ -94,7 +95,7 @@ class Stack:
     def start(self, *, until_ready: bool = True) -> Self:
         """Start the server; wait until it listens, or until it serves."""
         self.process = ServerProcess(self.folder, self.config, self._environment)
-        started = self.process.wait_event("server_started")
+        started = self.process.wait_event("server_started", START_SECONDS)
         self.port, self.metrics_port = int(started["port"]), int(started["metrics_port"])
         self.health_port = int(started["health_port"])
         self.address = f"{self._host}:{self.port}"
