@@ -148,7 +148,7 @@ COLUMNS = ("what", "client", "calls", "failed", "longest, s", "items", "failed",
 def cells(run: Run) -> list[str]:
     """One line of the table."""
     names = ("calls", "failed", "longest_seconds", "items", "failed_items", "duplicated", "missing")
-    found = [f"{run.counts[name]:,}" for name in names]
+    found = [f"{round(run.counts[name], 3):,}" for name in names]
     revisions = ", ".join(f"{name} {number:,}" for name, number in sorted(run.counts["revisions"].items()))
     failures = "; ".join(f"{name}: {number}" for name, number in run.counts["failures"].items())
     return [run.what, run.language, *found, f"{revisions} {failures}".strip()]
