@@ -201,17 +201,20 @@ def kill_often(batch: Batch, found: Measured) -> None:
 
 def finish(batch: Batch, process: "subprocess.Popen[bytes]", stack: Stack, folder: Path, seconds: float) -> Played:
     """Let it end; in the middle of what is left unary callers join it."""
-    begun, joined = time.time(), list[Played]()
-    left = len(batch.out.read_bytes().splitlines())
+    joined = list[Played]()
+    before, begun = batch.sample(process), time.time()
     callers: threading.Thread | None = None
     while process.poll() is None:
-        batch.sample(process)
+        if batch.sample(process) == before:
+            begun = time.time()  # it has sent nothing yet
         if callers is None and time.time() - begun >= seconds:
             callers = threading.Thread(target=lambda: joined.append(play_unary(stack, folder, seconds)))
             callers.start()
         time.sleep(SAMPLE_SECONDS)
     if callers is None:
-        raise AssertionError(f"the batch ended after {time.time() - begun:.0f} s; give more --rows ({left} were done)")
+        raise AssertionError(
+            f"the batch ended after {time.time() - begun:.0f} s; give more --rows ({before} were done)"
+        )
     callers.join()
     return joined[0]
 
