@@ -33,6 +33,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="hotslot-") as folder:
         script = {"call_seconds": CALL_SECONDS}
         with ScriptedStack(Path(folder), script=script) as stack:
+            _compute_answers(stack)
             load = stack.load(options.clients, options.pace)
             with load:
                 marks, began = _play(stack, load, options.seconds)
@@ -42,6 +43,13 @@ def main() -> int:
     options.out.write_text(render_page(page), encoding="utf-8")
     print(f"{page.sentence}\n{options.out}")
     return 1 if report.failed or report.wrong or code else 0
+
+
+def _compute_answers(stack: ScriptedStack) -> None:
+    """The next revision's answers, before it is published: its first answer comes while it is on trial."""
+    hub, stack.hub = stack.hub, stack.folder / "prepared"
+    stack.publish(NEXT)
+    stack.hub = hub
 
 
 def _play(stack: ScriptedStack, load: Load, seconds: float) -> tuple[list[Mark], float]:
