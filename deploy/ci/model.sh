@@ -1,11 +1,11 @@
 #!/bin/sh
 # The steps by which a trained model reaches the servers. GitLab, GitHub Actions and Jenkins call them (files beside this one).
 #
-#   model.sh check DIR NAME GOLDEN [REPORT]   serve DIR in a scratch folder and run its golden set; 1 if an answer differs
+#   model.sh check DIR NAME GOLDEN [REPORT]   serve DIR in a scratch folder and run its golden set; 1 if too few are right
 #   model.sh publish DIR NAME REVISION HUB    publish DIR in a folder hub
 #   model.sh approve NAME REVISION            wait until a server asks for approval of REVISION, and approve it
 #
-# HOTSLOT names the command (default: hotslot). `check` and `publish` run where the model was built; `approve` runs on the
+# HOTSLOT names the command (default: hotslot), MIN_ACCURACY the share of right answers that `check` wants (default: 1, all). `check` and `publish` run where the model was built; `approve` runs on the
 # server's host, whose settings have [updater.models.NAME.policy] mode = "approve".
 set -eu
 hotslot=${HOTSLOT:-hotslot}
@@ -38,7 +38,8 @@ check() {
         fi
         sleep 0.5
     done
-    $hotslot golden check "$3" --model "$2" --address "127.0.0.1:${PORT:-50061}" --junit "${4:-golden.xml}"
+    $hotslot golden check "$3" --model "$2" --address "127.0.0.1:${PORT:-50061}" --junit "${4:-golden.xml}" \
+        --min-accuracy "${MIN_ACCURACY:-1}"
 }
 
 # The source digest of REVISION while it is held; "committed" once it serves.

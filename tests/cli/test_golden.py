@@ -75,6 +75,9 @@ def test_a_ci_server_reads_the_check(hotslot: Hotslot, server: ScriptedServer, f
     assert cases["wrong"].get("name") == "北京市 <&>"
     assert failure is not None
     assert "expected" in str(failure.get("message"))
+    half = hotslot("golden", "check", "--min-accuracy", "0.5", "--address", server.address)
+    more = hotslot("golden", "check", "--min-accuracy", "0.51", "--address", server.address)
+    assert (half.code, more.code) == (0, 1)
 
 
 def test_items_are_sent_beside_each_other(hotslot: Hotslot, server: ScriptedServer, folder: Path) -> None:
