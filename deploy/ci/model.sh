@@ -50,7 +50,7 @@ row = json.load(sys.stdin)["models"][0]
 current = row["current"] or {}
 if row["committed_revision"] == sys.argv[1]:
     print("committed")
-elif current.get("revision") == sys.argv[1] and current.get("stage") == "HELD":
+elif current.get("revision") == sys.argv[1] and current.get("stage") == "held":
     print(current["source_digest"])
 ' "$2"
 }
@@ -68,7 +68,7 @@ approve() {
         esac
         tries=$((tries + 1))
         [ "$tries" -le "${TRIES:-600}" ] || fail "$2 was not installed; \`hotslot updates status\` says why"
-        sleep 1
+        sleep "${PAUSE:-1}"
     done
 }
 
