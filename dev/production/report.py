@@ -23,7 +23,7 @@ def read_parts() -> dict[str, Part]:
 def write_part(name: str, content: Part) -> None:
     """Replace one part, with date, commit and machine, and make the page."""
     parts = {**read_parts(), name: {**content, **_circumstances()}}
-    REPORT.write_text(json.dumps(parts, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+    REPORT.write_text(json.dumps(parts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     PAGE.write_text(make_page(parts), encoding="utf-8")
 
 
