@@ -39,7 +39,7 @@ _JAVA = ROOT / "clients" / "java"
 LANGUAGES = {
     "python": Language("python", [sys.executable, str(ROOT / "clients" / "python" / "conformance.py")]),
     "go": Language("go", [str(_GO_RUNNER)], _GO, ["go", "build", "-o", str(_GO_RUNNER), "./conformance"]),
-    "java": Language("java", [str(_JAVA / "conformance")], _JAVA),
+    "java": Language("java", [str(_JAVA / "conformance")], _JAVA, [str(_JAVA / "conformance"), "--build"]),
     "grpcurl": Language("grpcurl", [sys.executable, "-m", "dev.conformance.grpcurl"]),
 }
 
