@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -67,7 +68,7 @@ def check_pipeline(folder: Path) -> PipelineReport:
     with _stack(folder, hub) as environment:
         for name, revision in zip(FILES, ("v1.1.0", "v1.1.1", "v1.1.2"), strict=True):
             report_path = folder / f"{name}.xml"
-            values = {"MODEL": "shapes", "MODEL_DIR": str(SHAPES / "v1.1.0"), "GOLDEN": str(SHAPES / "golden")}
+            values = {"MODEL": "shapes", "MODEL_DIR": str(_trained(folder, revision)), "GOLDEN": str(SHAPES / "golden")}
             values |= {
                 "MIN_ACCURACY": "0.85",
                 "HUB": str(hub),
@@ -95,6 +96,15 @@ def check_pipeline(folder: Path) -> PipelineReport:
             suite = ET.fromstring(report_path.read_bytes())  # noqa: S314  our own
             report.ran.append(f"{name}: JUnit report: {suite.get('tests')} tests, {suite.get('failures')} failures")
     return report
+
+
+def _trained(folder: Path, revision: str) -> Path:
+    """The demo model as another content: a revision with that of the committed one is not installed."""
+    made = folder / f"trained-{revision}"
+    shutil.copytree(SHAPES / "v1.1.0", made)
+    with (made / "configuration.json").open("a", encoding="utf-8") as file:
+        file.write(f"{' ' * int(revision[-1])}\n")
+    return made
 
 
 @contextmanager
