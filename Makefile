@@ -145,6 +145,16 @@ gpu: env ## Test and measure on a real GPU, out of memory included (skipped with
 chaos: env ## Run the slow fault-injection steps on real processes; ARGS=--list lists them
 	@$(bin)/python -m dev.chaos $(ARGS)
 
+.PHONY: docs
+docs: env ## Build the site of the documentation into .bench/site, strictly
+	@dev/scripts/docs-env
+	@env NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build && echo "hotslot: the site is in .bench/site; open .bench/site/index.html"
+
+.PHONY: test-console
+test-console: env ## Drive a real Chromium through every page of the console, with axe and screenshots (four minutes)
+	@dev/scripts/tools-console
+	@env PYTHONPATH=.tools/console $(bin)/pytest -q -p no:cacheprovider --override-ini=timeout=300 tests/browser $(ARGS)
+
 .PHONY: tools-watch test-watch drill bench-traces
 tools-watch: ## Install Prometheus and Alertmanager (Debian's packages, as root)
 	@dev/scripts/tools-watch

@@ -141,8 +141,15 @@ def announce(settings: Settings, ended: threading.Event) -> None:
     shown = text("\n", ("hotslot is ready", GOOD), f" at {address}. Try, in another terminal:\n")
     for line in lines:
         shown.append(f"\n    {line}", "bold")
+    if settings.console.enabled and settings.console.port:
+        shown.append(f"\n\nOr in a browser: {_console_url(settings)}")
     shown.append("\n\nCtrl-C stops it.\n", DIM)
     err.print(shown, soft_wrap=True)
+
+
+def _console_url(settings: Settings) -> str:
+    host = parse_address(settings.console.host, settings.console.port).client_target()
+    return f"http://{host}{settings.console.base_path}/"
 
 
 def _grpcurl_flags(settings: Settings) -> str:

@@ -20,7 +20,7 @@ from hotslot.status.v1 import status_pb2 as server_pb2
 from hotslot.status.v1 import status_pb2_grpc as server_pb2_grpc
 from hotslot.updates.v1 import updates_pb2, updates_pb2_grpc
 
-STATUS_SECONDS = 4.0
+STATUS_SECONDS = 8.0
 ANSWER_SECONDS = 30.0
 COMMAND_SECONDS = 30.0
 HUB_SECONDS = 120.0  # for commands that wait for the hub

@@ -1,5 +1,6 @@
 """The page that watches: slots, updates under way, traffic and health, refreshed by server-sent events."""
 
+import hashlib
 from collections.abc import AsyncIterator
 
 from starlette.requests import Request
@@ -31,8 +32,12 @@ class RenderedParts:
 
 
 def _render_parts(request: Request, snapshot: Snapshot) -> dict[str, str]:
+    """Event name → HTML; the models as a whole first, for pages that show others."""
     views = list_models(snapshot, console_of(request).live.histories)
-    parts = {"health": render_part(request, "_health.html", snapshot=snapshot)}
+    parts = {
+        "models": render_part(request, "_models.html", snapshot=snapshot, views=views),
+        "health": render_part(request, "_health.html", snapshot=snapshot),
+    }
     for view in views:
         parts[f"model-{view.number}"] = render_part(request, "_model.html", view=view)
     return parts
@@ -43,7 +48,7 @@ async def overview(request: Request) -> Response:
     console = console_of(request)
     snapshot = await console.live.current()
     views = list_models(snapshot, console.live.histories)
-    return render(request, "watch.html", snapshot=snapshot, views=views)
+    return render(request, "watch.html", snapshot=snapshot, views=views, shown=_digest_names(snapshot))
 
 
 async def live(request: Request) -> Response:
@@ -55,17 +60,28 @@ async def live(request: Request) -> Response:
 
     async def events() -> AsyncIterator[str]:
         sent: dict[str, str] = {}
+        shown = request.query_params.get("shown", "")
         yield "retry: 2000\n\n"
         async for snapshot in console.live.watch():
             if snapshot.at is None:
                 continue
             for name, html in parts.find(request, snapshot).items():
-                if sent.get(name) != html:
+                if name == "models":
+                    if _digest_names(snapshot) != shown:
+                        shown, sent = _digest_names(snapshot), {}
+                        yield _format_event(name, html)
+                elif sent.get(name) != html:
                     sent[name] = html
                     yield _format_event(name, html)
 
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
     return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
+
+
+def _digest_names(snapshot: Snapshot) -> str:
+    """Which models a page shows, in what order; a page that was loaded while the server was away shows none."""
+    names = "\n".join(model.name for model in snapshot.models)
+    return hashlib.sha256(names.encode()).hexdigest()[:16]
 
 
 def _format_event(name: str, html: str) -> str:

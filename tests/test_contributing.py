@@ -1,4 +1,4 @@
-"""What CONTRIBUTING.md and README.md name exists, and what any page links to."""
+"""What CONTRIBUTING.md and README.md name exists."""
 
 import re
 from pathlib import Path
@@ -36,16 +36,3 @@ def test_every_path_that_a_page_names_exists(page: str) -> None:
     paths = named_paths(text)
     assert paths
     assert [path for path in paths if not exists(path, text)] == []
-
-
-def list_pages() -> list[Path]:
-    """Every page for readers."""
-    return [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
-
-
-@pytest.mark.parametrize("page", list_pages(), ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_link_of_a_page_leads_to_a_file(page: Path) -> None:
-    """Links are relative to the folder of their page."""
-    targets = re.findall(r"\]\(([^)#:\s]+)(?:#[^)\s]*)?\)", page.read_text(encoding="utf-8"))
-
-    assert [target for target in targets if not (page.parent / target).exists()] == []

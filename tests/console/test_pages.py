@@ -29,6 +29,20 @@ async def test_an_absent_server_is_told_and_found_again(browser: Browser, upstre
     assert ("no server answers" in away, "no server answers" in back, "v1.0.0" in back) == (True, False, True)
 
 
+async def test_a_page_that_was_loaded_without_a_server_gets_the_models_later(
+    browser: Browser, upstream: SimulatedUpstream
+) -> None:
+    """As an event of the models as a whole; a page that has them gets only what has changed."""
+    upstream.is_away = True
+    without = re.search(r"live\?shown=(\w+)", await browser.see("/"))
+    upstream.is_away = False
+    page = await browser.see("/")
+    with_models = re.search(r"live\?shown=(\w+)", page)
+    assert without is not None
+    assert with_models is not None
+    assert ('sse-swap="models"' in page, without[1] == with_models[1]) == (True, False)
+
+
 async def test_a_picture_is_tried_on_the_active_slot_and_on_the_other(
     browser: Browser, upstream: SimulatedUpstream
 ) -> None:
