@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
+from cli.monitoring.relay.service import AlertRelay
+from cli.monitoring.relay.settings import load_relay_settings
 from cli.problems import CommandFailed, WronglyUsed
 from common import logs
 from common.address import ListenFailed
 from common.clock import SystemClock
 from common.stop_signals import StopSignals
-from monitoring.relay.service import AlertRelay
-from monitoring.relay.settings import load_relay_settings
 
 EXAMPLE = """Example:  hotslot alert-relay alert-relay.toml
 

@@ -6,14 +6,14 @@ from typing import Annotated
 import typer
 
 from cli.config import list_settings
+from cli.monitoring.dashboard import render_dashboard
+from cli.monitoring.relay import metric_catalog as relay
+from cli.monitoring.rules_file import DEFAULT_BASE, render_rules
+from cli.monitoring.runbooks import SettingFact, render_runbooks
 from cli.output import out, print_text
 from cli.problems import CommandFailed
 from common.metric_catalog import MetricCatalog
 from inference.server import metric_catalog as server
-from monitoring.dashboard import render_dashboard
-from monitoring.relay import metric_catalog as relay
-from monitoring.rules_file import DEFAULT_BASE, render_rules
-from monitoring.runbooks import SettingFact, render_runbooks
 from updater import metric_catalog as updater
 
 app = typer.Typer(no_args_is_help=True)

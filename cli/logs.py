@@ -9,11 +9,11 @@ from typing import Annotated
 
 import typer
 
+from cli.monitoring.log_calls import explain_slow
+from cli.monitoring.log_story import Episode, Story, find_cause, tell_story
 from cli.output import BAD, DIM, DOUBTFUL, GOOD, print_json, print_text, seconds
 from cli.problems import CommandFailed
 from cli.settings import AsJson
-from monitoring.log_calls import explain_slow
-from monitoring.log_story import Episode, Story, find_cause, tell_story
 
 app = typer.Typer(no_args_is_help=True)
 _SHOWN_CALLS_SECONDS = 0.1  # a slowest call that took less is not worth a line

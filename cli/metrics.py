@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import typer
 
+from cli.monitoring.relay import metric_catalog as relay
 from cli.output import out
 from common.metric_catalog import MetricCatalog
 from inference.server import metric_catalog as server
-from monitoring.relay import metric_catalog as relay
 from updater import metric_catalog as updater
 
 app = typer.Typer(no_args_is_help=True)

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-PACKAGES = ("cli", "common", "hotslot", "hotslot_watchdog", "hubserver", "inference", "monitoring", "updater")
+PACKAGES = ("cli", "common", "console", "hotslot", "hotslot_watchdog", "hubserver", "inference", "updater")
 WRONG_ENVIRONMENT = 78  # EX_CONFIG of sysexits.h; `common.errors` may not be imported before the check
 
 _FOLDER = Path(__file__).parent.parent.resolve()  # site-packages, or the source tree; an installer may link files

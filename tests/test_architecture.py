@@ -13,7 +13,7 @@ import pytest
 from tests.import_circles import find_circles, imports_of, read_imports
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("common", "inference", "updater", "hotslot_watchdog", "hubserver", "monitoring", "console", "cli")
+ROOMS = ("common", "inference", "updater", "hotslot_watchdog", "hubserver", "console", "cli")
 PROJECT = {*ROOMS, "hotslot", "examples", "tests", "dev"}
 
 # Room → the project's own top-level packages that it may import, beside itself.
@@ -23,9 +23,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "updater": {"common", "hotslot"},
     "hotslot_watchdog": {"common", "hotslot"},
     "hubserver": {"common"},
-    "monitoring": {"common"},
     "console": {"common", "hotslot"},
-    "cli": {"common", "hotslot", "hubserver", "monitoring", "console"},
+    "cli": {"common", "hotslot", "hubserver", "console"},
 }
 HTTP_CLIENTS = {
     "httpx",
@@ -126,7 +125,7 @@ def test_rooms_import_only_the_ground_they_stand_on() -> None:
         and not (source.room == "cli" and {"settings", "metric_catalog"} & set(name.split(".")))
         # They ask a hub with the adapters of the updater, read only, and back up its journal.
         # The one HTTP client.
-        and not (source.path == "monitoring/relay/http_send.py" and name.startswith("updater.http."))
+        and not (source.path == "cli/monitoring/relay/http_send.py" and name.startswith("updater.http."))
         and not (source.path in {"cli/hub_doctor.py", "cli/state.py", "cli/doctor_remote.py"} and top == "updater")
     ]
     assert broken == []

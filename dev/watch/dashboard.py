@@ -11,11 +11,11 @@ import signal
 import sys
 from pathlib import Path
 
+from cli.monitoring.dashboard import WHERE, expand, list_panels, list_queries
+from cli.monitoring.panel import RATE, PanelKind
 from dev.watch.drill_callers import asking
 from dev.watch.drill_stack import DrillStack, drill_stack, pause
 from dev.watch.picture import DrawnPanel, draw_dashboard
-from monitoring.dashboard import WHERE, expand, list_panels, list_queries
-from monitoring.panel import RATE, PanelKind
 
 ENVIRONMENT = {"SCRIPTED_DEVICES": "cuda:0,cpu", "SCRIPTED_CARD_USED": str(50 << 30)}
 FOREIGN = "DCGM_"

@@ -15,11 +15,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+from cli.monitoring.catalog import list_alerts
 from dev.harness.process import ROOT
 from dev.watch import drill_serving, drill_updates
 from dev.watch.drill_faults import DrillFault
 from dev.watch.drill_stack import DrillStack, drill_stack, run_command
-from monitoring.catalog import list_alerts
 
 CALM_SECONDS = 60.0  # for the stack to recover from the fault before
 LOGS = ROOT / ".bench" / "drill"

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cli.monitoring.alert import Alert
+from cli.monitoring.catalog import list_alerts
+from cli.monitoring.rules_file import render_rules
 from dev.harness.chat import SimulatedChat, simulated_chat
 from dev.harness.process import ROOT, free_port
 from dev.harness.revisions import MODEL
@@ -20,9 +23,6 @@ from dev.harness.settings import Sections
 from dev.harness.supervised import ScriptedStack
 from dev.watch.delivery import relaying
 from dev.watch.real import RealPrometheus, wait_for
-from monitoring.alert import Alert
-from monitoring.catalog import list_alerts
-from monitoring.rules_file import render_rules
 
 FAST = {"30m": "1s", "1h": "1s", "1d": "1s", "15m": "1s", "10m": "1s", "5m": "1s", "2m": "1s", "1m": "1s"}
 WINDOWS = {"[1h]": "[30s]", "[15m]": "[30s]", "[5m]": "[15s]", "[1m]": "[15s]", "offset 15m": "offset 30s"}

@@ -7,7 +7,7 @@ import json
 import sys
 from dataclasses import dataclass
 
-from monitoring.catalog import list_alerts
+from cli.monitoring.catalog import list_alerts
 
 Series = dict[str, str]  # series → samples, one a minute, as promtool writes them: `0+10x20` begins at 0 and adds 10
 

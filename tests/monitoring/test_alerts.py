@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 
 from cli.alerts import CATALOGS, RULES, make_pages
+from cli.monitoring.catalog import list_alerts
+from cli.monitoring.expressions import find_family, find_metrics
+from cli.monitoring.recordings import RECORDINGS
+from cli.monitoring.rules_file import render_rules
+from cli.monitoring.runbooks import FOLDER
 from cli.settings import PROJECT_FOLDER
 from dev.watch import drill_serving, drill_updates
 from dev.watch.drill import UNDRILLED
 from dev.watch.rule_cases import find_untested, render_tests
-from monitoring.catalog import list_alerts
-from monitoring.expressions import find_family, find_metrics
-from monitoring.recordings import RECORDINGS
-from monitoring.rules_file import render_rules
-from monitoring.runbooks import FOLDER
 from tests.cli.conftest import Hotslot, _isolate, hotslot  # noqa: F401  fixtures
 
 FOREIGN = {"up"}  # Prometheus's own

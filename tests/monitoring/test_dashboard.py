@@ -3,10 +3,10 @@
 import json
 
 from cli.alerts import CATALOGS, DASHBOARD
+from cli.monitoring.dashboard import build_dashboard, list_queries, render_dashboard
+from cli.monitoring.expressions import find_family, find_metrics
+from cli.monitoring.recordings import RECORDINGS
 from cli.settings import PROJECT_FOLDER
-from monitoring.dashboard import build_dashboard, list_queries, render_dashboard
-from monitoring.expressions import find_family, find_metrics
-from monitoring.recordings import RECORDINGS
 from tests.cli.conftest import Hotslot, _isolate, hotslot  # noqa: F401  fixtures
 
 DCGM = "DCGM_FI_DEV_"  # of NVIDIA's exporter

@@ -4,13 +4,13 @@ import json
 import re
 from pathlib import Path
 
+from cli.monitoring.log_events import MEANINGS, Reading, read_events
+from cli.monitoring.log_story import Episode, find_cause, tell_story
 from cli.settings import PROJECT_FOLDER
-from monitoring.log_events import MEANINGS, Reading, read_events
-from monitoring.log_story import Episode, find_cause, tell_story
 from tests.cli.conftest import Hotslot, _isolate, hotslot  # noqa: F401  fixtures
 
 LOG = Path(__file__).with_name("stack.log")
-ROOMS = ("common", "inference", "updater", "hotslot_watchdog", "hubserver", "monitoring", "cli")
+ROOMS = ("common", "inference", "updater", "hotslot_watchdog", "hubserver", "console", "cli")
 
 
 def episodes() -> list[Episode]:

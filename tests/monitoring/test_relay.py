@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
+from cli.monitoring.relay.channels import MAX_TEXT_BYTES, Answer, DeliveryResult, judge_answer
+from cli.monitoring.relay.delivery import TargetWorker
+from cli.monitoring.relay.http_send import send_message
+from cli.monitoring.relay.message import Message, compose_message
+from cli.monitoring.relay.notification import Notification, parse_notification
+from cli.monitoring.relay.queue import NotificationQueue, QueueFull
+from cli.monitoring.relay.service import AlertRelay
+from cli.monitoring.relay.settings import RelaySettings, TargetKind, TargetSection
 from common import logs
 from common.clock import SystemClock
 from dev.harness.chat import DINGTALK, FEISHU, PLAIN, SECRET, WECOM, simulated_chat
-from monitoring.relay.channels import MAX_TEXT_BYTES, Answer, DeliveryResult, judge_answer
-from monitoring.relay.delivery import TargetWorker
-from monitoring.relay.http_send import send_message
-from monitoring.relay.message import Message, compose_message
-from monitoring.relay.notification import Notification, parse_notification
-from monitoring.relay.queue import NotificationQueue, QueueFull
-from monitoring.relay.service import AlertRelay
-from monitoring.relay.settings import RelaySettings, TargetKind, TargetSection
 from tests.cli.conftest import Hotslot, _isolate, hotslot  # noqa: F401  fixtures
 from tests.common.clock import SimClock
 

@@ -1,6 +1,6 @@
 """Alerts about what callers see, and about the device."""
 
-from monitoring.alert import Alert, AlertGroup, Severity, Step, grew
+from cli.monitoring.alert import Alert, AlertGroup, Severity, Step, grew
 
 _STATUS = "hotslot status"
 _EXPLAIN = "hotslot logs explain hotslot.log"

@@ -6,12 +6,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from cli.monitoring.relay.channels import MAX_TEXT_BYTES, Answer, DeliveryResult
+from cli.monitoring.relay.message import Message, compose_message
+from cli.monitoring.relay.notification import Notification
+from cli.monitoring.relay.queue import NotificationQueue
+from cli.monitoring.relay.settings import TargetSection
 from common.clock import Clock
-from monitoring.relay.channels import MAX_TEXT_BYTES, Answer, DeliveryResult
-from monitoring.relay.message import Message, compose_message
-from monitoring.relay.notification import Notification
-from monitoring.relay.queue import NotificationQueue
-from monitoring.relay.settings import TargetSection
 
 FIRST_SECONDS, CAP_SECONDS = 1.0, 30.0
 LIMITED_SECONDS = 60.0  # a robot that got too many messages

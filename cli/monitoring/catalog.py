@@ -1,9 +1,9 @@
 """All alerts, by group."""
 
-from monitoring.alert import Alert, AlertGroup
-from monitoring.machine_alerts import ACCESS, MACHINE
-from monitoring.serving_alerts import ANSWERS, RUNNERS
-from monitoring.updates_alerts import UPDATES
+from cli.monitoring.alert import Alert, AlertGroup
+from cli.monitoring.machine_alerts import ACCESS, MACHINE
+from cli.monitoring.serving_alerts import ANSWERS, RUNNERS
+from cli.monitoring.updates_alerts import UPDATES
 
 GROUPS: tuple[AlertGroup, ...] = (ANSWERS, RUNNERS, UPDATES, MACHINE, ACCESS)
 

@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from monitoring.dashboard_panels import ROWS
-from monitoring.panel import Panel, PanelKind
+from cli.monitoring.dashboard_panels import ROWS
+from cli.monitoring.panel import Panel, PanelKind
 
 UID = "hotslot-serving"
 SCHEMA_VERSION = 39  # of Grafana 11; newer ones read it

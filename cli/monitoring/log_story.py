@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from monitoring.log_calls import CallSummary, explain_slow
-from monitoring.log_events import LogEvent, Reading, describe, read_events
+from cli.monitoring.log_calls import CallSummary, explain_slow
+from cli.monitoring.log_events import LogEvent, Reading, describe, read_events
 
 _STEPS = {
     "revision_staged": "fetched",

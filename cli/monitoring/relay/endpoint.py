@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 
+from cli.monitoring.relay.notification import MAX_BODY_BYTES, Notification, NotificationInvalid, parse_notification
+from cli.monitoring.relay.queue import QueueFull
 from common.address import ListenAddress
 from common.clock import Clock
 from common.listener import Listener
 from common.logs import Logger
-from monitoring.relay.notification import MAX_BODY_BYTES, Notification, NotificationInvalid, parse_notification
-from monitoring.relay.queue import QueueFull
 
 MAX_CONNECTIONS = 16
 REQUEST_SECONDS = 10.0  # of one read

@@ -2,9 +2,9 @@
 
 import json
 
-from monitoring.alert import Alert, AlertGroup, Recording
-from monitoring.catalog import GROUPS
-from monitoring.recordings import RECORDINGS
+from cli.monitoring.alert import Alert, AlertGroup, Recording
+from cli.monitoring.catalog import GROUPS
+from cli.monitoring.recordings import RECORDINGS
 
 DEFAULT_BASE = "docs/runbooks/"
 _HEADER = "# Made by `hotslot alerts rules`. {what} `hotslot alerts runbooks` makes the pages.\n"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import count
 
-from monitoring.log_events import CALLERS, LogEvent
+from cli.monitoring.log_events import CALLERS, LogEvent
 
 SLOWEST = 5
 BURST_PAUSE_SECONDS = 5.0  # errors of one reason that are further apart are two bursts

@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterable
 
 from prometheus_client import generate_latest
 
+from cli.monitoring.relay import metric_catalog as catalog
+from cli.monitoring.relay.channels import Answer
 from common.logs import Logger
 from common.metric_catalog import Reading
 from common.metrics import ReadingCollector, create_counter, create_registry
 from common.process_metrics import installed_version, make_process_reader
-from monitoring.relay import metric_catalog as catalog
-from monitoring.relay.channels import Answer
 
 
 class RelayReporter:

@@ -3,8 +3,8 @@
 import threading
 from pathlib import Path
 
+from cli.monitoring.relay.notification import MAX_BODY_BYTES, Notification, NotificationInvalid, decode_notification
 from common.durable import read_bounded, sync_folder, write_atomic
-from monitoring.relay.notification import MAX_BODY_BYTES, Notification, NotificationInvalid, decode_notification
 
 _MAX_FILE_BYTES = 8 * MAX_BODY_BYTES
 

@@ -1,6 +1,6 @@
 """Alerts about the machine, and about who may call."""
 
-from monitoring.alert import Alert, AlertGroup, Severity, Step
+from cli.monitoring.alert import Alert, AlertGroup, Severity, Step
 
 _DOCTOR = "hotslot doctor"
 _STATUS = "hotslot status"

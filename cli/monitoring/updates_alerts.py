@@ -1,6 +1,6 @@
 """Alerts about updates and their messages."""
 
-from monitoring.alert import Alert, AlertGroup, Severity, Step, grew
+from cli.monitoring.alert import Alert, AlertGroup, Severity, Step, grew
 
 _STATUS = "hotslot updates status"
 _HISTORY = "hotslot updates history"

@@ -1,6 +1,6 @@
 """The panels of the dashboard."""
 
-from monitoring.panel import RATE, Panel, PanelKind, PanelRow, Query
+from cli.monitoring.panel import RATE, Panel, PanelKind, PanelRow, Query
 
 _ITEMS = "hotslot_items_total{$where}"
 _SECONDS = "hotslot_item_seconds_bucket{$where,"

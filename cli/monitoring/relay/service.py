@@ -4,18 +4,18 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from cli.monitoring.relay.channels import Answer
+from cli.monitoring.relay.delivery import DeliveryThreads, TargetWorker
+from cli.monitoring.relay.endpoint import RelayEndpoint, RelayHandlers
+from cli.monitoring.relay.message import Message
+from cli.monitoring.relay.metrics import RelayReporter
+from cli.monitoring.relay.notification import Notification
+from cli.monitoring.relay.queue import NotificationQueue
+from cli.monitoring.relay.settings import RelaySettings, TargetSection
 from common.address import parse_address
 from common.clock import Clock
 from common.durable import read_bounded
 from common.logs import Logger
-from monitoring.relay.channels import Answer
-from monitoring.relay.delivery import DeliveryThreads, TargetWorker
-from monitoring.relay.endpoint import RelayEndpoint, RelayHandlers
-from monitoring.relay.message import Message
-from monitoring.relay.metrics import RelayReporter
-from monitoring.relay.notification import Notification
-from monitoring.relay.queue import NotificationQueue
-from monitoring.relay.settings import RelaySettings, TargetSection
 
 STOP_SECONDS = 2.0
 _MAX_TOKEN_BYTES = 4096
@@ -71,7 +71,7 @@ class AlertRelay:
 
 
 def _send(target: TargetSection, message: Message, clock: Clock) -> Answer:
-    from monitoring.relay.http_send import send_message  # noqa: PLC0415  the command line loads no HTTP library
+    from cli.monitoring.relay.http_send import send_message  # noqa: PLC0415  the command line loads no HTTP library
 
     return send_message(target, message, clock)
 

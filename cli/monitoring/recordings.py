@@ -1,6 +1,6 @@
 """The recording rules."""
 
-from monitoring.alert import Recording
+from cli.monitoring.alert import Recording
 
 _ITEMS = "hotslot_items_total"
 _SECONDS = "hotslot_item_seconds_bucket"

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from cli.monitoring.alert import Alert
+from cli.monitoring.catalog import GROUPS, list_alerts
+from cli.monitoring.expressions import find_family, find_metrics
+from cli.monitoring.recordings import RECORDINGS
 from common.metric_catalog import MetricCatalog, MetricSpec
-from monitoring.alert import Alert
-from monitoring.catalog import GROUPS, list_alerts
-from monitoring.expressions import find_family, find_metrics
-from monitoring.recordings import RECORDINGS
 
 FOLDER = "docs/runbooks"
 INDEX = "README.md"

@@ -10,11 +10,11 @@ Security rules:
 import ipaddress
 from pathlib import Path
 
+from cli.monitoring.relay.channels import Answer, DeliveryResult, encode_message, judge_answer
+from cli.monitoring.relay.message import Message
+from cli.monitoring.relay.settings import TargetSection
 from common.clock import Clock
 from common.durable import read_bounded
-from monitoring.relay.channels import Answer, DeliveryResult, encode_message, judge_answer
-from monitoring.relay.message import Message
-from monitoring.relay.settings import TargetSection
 from updater.http.client import HttpFailed, HttpFailure, HttpLimits, HttpRequest, allow_any_address, open_response
 from updater.http.endpoint import Endpoint, parse_endpoint
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from monitoring.relay.notification import AlertState, Notification
+from cli.monitoring.relay.notification import AlertState, Notification
 
 LATE_SECONDS = 120.0  # from then on a message says that it comes late
 _CUT = " …"

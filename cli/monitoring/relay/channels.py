@@ -14,8 +14,8 @@ from enum import StrEnum
 from typing import Any
 from urllib.parse import quote_plus
 
-from monitoring.relay.message import Message
-from monitoring.relay.settings import TargetKind
+from cli.monitoring.relay.message import Message
+from cli.monitoring.relay.settings import TargetKind
 
 MAX_TEXT_BYTES: Mapping[TargetKind, int] = {
     TargetKind.WECOM: 4000,  # documented limit: 4096
