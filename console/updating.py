@@ -49,6 +49,12 @@ COMMANDS: dict[str, Command] = {
         asks_name=True,
         what="The revision may be installed again.",
     ),
+    "step": Command(
+        "Step", pb.StepRequest, what="The rollout goes on to its next step now: more callers, or the trial."
+    ),
+    "promote": Command(
+        "Promote", pb.PromoteRequest, what="The canary gets all requests now; its last window still passes."
+    ),
     "pause": Command("Pause", pb.PauseRequest, what="No update starts until updates are resumed."),
     "resume": Command("Resume", pb.ResumeRequest, what="Updates start again, and a held one is tried again."),
     "check": Command("CheckNow", pb.CheckNowRequest, seconds=HUB_SECONDS, what="The hub is asked for revisions now."),

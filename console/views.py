@@ -1,5 +1,6 @@
 """How values are shown on the pages, and the lists that the templates draw. Pure."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,9 +15,10 @@ from hotslot.status.v1 import status_pb2
 from hotslot.updates.v1 import updates_pb2
 
 LABELS = ("yes", "no", "maybe")
-STAGES = ("STAGING", "VERIFYING", "GATING", "ACTIVATING", "OBSERVING", "COMMITTING")
+STAGES = ("STAGING", "VERIFYING", "GATING", "SHADOWING", "ACTIVATING", "OBSERVING", "COMMITTING")
+_OPTIONAL = ("SHADOWING",)  # only in some rollouts
 _KIB, _MINUTE, _HOUR = 1024, 60, 3600
-_SHOWN_DIGITS = 8
+_SHOWN_DIGITS, _SHOWN_LABELS = 8, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,22 @@ class ModelView:
         return [] if self.under_way is None else list_stages(self.under_way)
 
     @property
+    def label_mix(self) -> list[tuple[str, int, list[tuple[str, float]]]]:
+        """Of each revision since the server started: its name, its labels, and the share of the most frequent."""
+        counts: dict[str, Counter[str]] = {}
+        for row in self.state.stats if self.state is not None else ():
+            counts.setdefault(row.bundle_digest, Counter()).update({one.label: one.count for one in row.labels})
+        return [
+            (
+                self.history.names.get(digest, short(digest)),
+                found.total(),
+                [(label, count / found.total()) for label, count in found.most_common(_SHOWN_LABELS)],
+            )
+            for digest, found in counts.items()
+            if found.total()
+        ]
+
+    @property
     def traffic(self) -> list[TrafficRow]:
         """The revisions of the last hour."""
         active = "" if self.active is None else self.active.digest
@@ -137,6 +155,8 @@ def list_stages(update: updates_pb2.GetUpdateResponse) -> list[StageRow]:
     for stage in STAGES:
         at = began.get(stage)
         if at is None:
+            if stage in _OPTIONAL:
+                continue
             state = "done" if is_good else "next"
             rows.append(StageRow(stage, state))
             continue

@@ -64,6 +64,8 @@ class SimulatedUpstream:
         row = state.stats.add(bundle_digest=OLD, device="cpu", answered=self.answered)
         row.latency.add(count=self.answered).at_most.FromMilliseconds(10)
         row.latency.add(count=0)
+        row.labels.add(label="yes", count=3)
+        row.labels.add(label="no", count=1)
         return control_pb2.GetStatusResponse(models=[state])
 
     async def updates_status(self) -> Sequence[pb.ModelUpdates]:

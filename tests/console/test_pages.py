@@ -20,6 +20,12 @@ async def test_the_overview_shows_both_slots_of_each_model(browser: Browser) -> 
     assert slots == [("a", "ACTIVE"), ("b", "FREE"), ("a", "ACTIVE"), ("b", "FREE")]
 
 
+async def test_the_labels_of_each_revision_are_shown(browser: Browser) -> None:
+    """As shares, the most frequent first."""
+    page = await browser.see("/")
+    assert "yes 75.0 % · no 25.0 %" in page
+
+
 async def test_an_absent_server_is_told_and_found_again(browser: Browser, upstream: SimulatedUpstream) -> None:
     """The page stays up without a server, and shows it when it is back."""
     upstream.is_away = True
