@@ -115,7 +115,7 @@ class CompareSection(Section):
     ] = 0.02
     margin: Annotated[
         Share, Field(description="share of changed answers beyond what the golden set allows that is not counted")
-    ] = 0.01
+    ] = 0.005
     min_compared: Annotated[
         int,
         Field(

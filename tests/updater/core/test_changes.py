@@ -148,7 +148,7 @@ def test_a_hold_is_explained_with_its_numbers() -> None:
     found = beyond(expected, live)
     assert found is not None
     assert describe_beyond(found, expected, live) == (
-        "changes in 60 of 400 compared answers (15.0%), where the golden set predicts 1.5% and at most 6.0% "
+        "changes in 60 of 400 compared answers (15.0%), where the golden set predicts 1.5% and at most 5.5% "
         "(3 of 200 questions); most often yes → no (60); 2 of 3 changed golden answers are better and 1 worse"
     )
 
