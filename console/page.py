@@ -1,6 +1,6 @@
 """What every page shares: templates, languages, forms that are read in memory, and errors."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,7 @@ def render_part(request: Request, template: str, **values: object) -> str:
     return console_of(request).environment.get_template(template).render(context_of(request) | values)
 
 
-def render(request: Request, template: str, *, status: int = 200, **values: object) -> Response:
+def render(request: Request, template: str, *, status: int = 200, **values: Any) -> Response:  # noqa: ANN401  of a template
     """A page; remembers the language that was clicked."""
     response = HTMLResponse(render_part(request, template, **values), status)
     asked = request.query_params.get("lang", "")
@@ -170,7 +170,7 @@ async def read_form(request: Request, max_picture_bytes: int = 0) -> FormData:
     return form
 
 
-async def _bounded(request: Request, most: int) -> AsyncIterator[bytes]:
+async def _bounded(request: Request, most: int) -> AsyncGenerator[bytes, None]:
     seen = 0
     async for part in request.stream():
         seen += len(part)

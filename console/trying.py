@@ -3,6 +3,7 @@
 import base64
 import json
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.datastructures import FormData
 from starlette.requests import Request
@@ -86,7 +87,7 @@ async def ask(request: Request) -> Response:
     premise = text_of(form, "premise").strip()
     answers = await _ask_slots(request, view, picture, lines, premise)
     parts = [] if view.is_entailment else [_cut(lines, answer) for answer in answers]
-    values = {
+    values: dict[str, Any] = {
         "view": view,
         "lines": lines,
         "premise": premise,
@@ -195,7 +196,7 @@ async def _find_item(request: Request, view: ModelView) -> updates_pb2.GoldenIte
     return updates_pb2.GoldenItem()
 
 
-def _form_values(view: ModelView, item: updates_pb2.GoldenItem) -> dict[str, object]:
+def _form_values(view: ModelView, item: updates_pb2.GoldenItem) -> dict[str, Any]:
     del view
     return {
         "lines": list(item.texts),

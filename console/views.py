@@ -143,10 +143,8 @@ def list_stages(update: updates_pb2.GetUpdateResponse) -> list[StageRow]:
     began: dict[str, datetime] = {}
     ended_at: datetime | None = None
     for event in update.events:
-        at = event.at.ToDatetime(tzinfo=UTC)
-        stage = stage_name(event.stage)
-        began.setdefault(stage, at)
-        ended_at = at
+        ended_at = event.at.ToDatetime(tzinfo=UTC)
+        began.setdefault(stage_name(event.stage), ended_at)
     current = stage_name(update.update.stage)
     is_over = update.update.outcome != updates_pb2.UPDATE_OUTCOME_UNSPECIFIED
     is_good = update.update.outcome == updates_pb2.UPDATE_OUTCOME_COMMITTED

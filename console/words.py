@@ -128,7 +128,9 @@ CHINESE: dict[str, str] = {
     "step": "进入下一步",
     "promote": "全量放开",
     "The rollout goes on to its next step now: more callers, or the trial.": "立即进入下一步：更多调用方，或开始试用。",
-    "The canary gets all requests now; its last window still passes.": "金丝雀立即获得全部请求；最后一个观察窗口仍会走完。",
+    "The canary gets all requests now; its last window still passes.": (
+        "金丝雀立即获得全部请求；最后一个观察窗口仍会走完。"
+    ),
     "Labels of the answers, by revision": "应答的标签分布，按版本",
     "of the requests": "的请求",
     "pause": "暂停更新",
