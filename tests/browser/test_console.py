@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -39,7 +40,7 @@ task = "visual-entailment"
 name = "addresses"
 task = "token-classification"
 [server]
-port = 0
+port = {port}
 metrics_port = -1
 drain_delay_seconds = 0
 [runner]
@@ -93,11 +94,18 @@ class Site:
         return next(one for one in children if any(module in word for word in one.cmdline()))
 
 
+def find_free_port() -> int:
+    """A port that nobody uses now: the console reads the server's from the settings."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """Both models at v1.0.0, the hub without a newer one, wang's token."""
     folder = tmp_path_factory.mktemp("console")
-    (folder / "hotslot.toml").write_text(SETTINGS.format(folder=folder, root=ROOT))
+    (folder / "hotslot.toml").write_text(SETTINGS.format(folder=folder, root=ROOT, port=find_free_port()))
     shutil.copytree(ROOT / "examples" / "shapes" / "golden", folder / "golden")
     token = make_token()
     write_tokens(folder / "tokens", added=make_entry("wang", token, ""))

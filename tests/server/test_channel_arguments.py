@@ -35,7 +35,7 @@ def names_in(source: str) -> Iterator[str]:
     """The texts in a module that can only be names of channel arguments."""
     for node in ast.walk(ast.parse(source)):
         text = node.value if isinstance(node, ast.Constant) else None
-        if isinstance(text, str) and re.fullmatch(r"grpc\.[a-z0-9_.]+", text) and not re.search(r"\.v\d", text):
+        if isinstance(text, str) and re.fullmatch(r"grpc\.[a-z0-9_.]+", text) and not re.search(r"\.v\d|\.yaml$", text):
             yield text
 
 

@@ -57,6 +57,7 @@ def test_it_has_types_contracts_and_the_shared_service_config(wheel: Path) -> No
     assert {"hotslot_client/py.typed", "hotslot_client/_protos/contracts.binpb"} <= set(names)
     assert {name.split("/")[0] for name in names} == {"hotslot_client", "hotslot_client-0.1.0.dist-info"}
     assert any(name.endswith("LICENSE") for name in names)
+    assert (PACKAGE / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
     required = [line.split()[1] for line in metadata.splitlines() if line.startswith("Requires-Dist")]
     assert [name.split(">=")[0] for name in required] == ["grpcio", "protobuf"]
 
