@@ -131,7 +131,7 @@ ANSWERS = AlertGroup(
             _EXPLAIN,
             (
                 Step("reason QUEUE_FULL", "see the runbook of HotslotQueueLong"),
-                Step("reason MEMORY_FULL or similar", "see the runbook of HotslotHeldMemoryHigh"),
+                Step("reason QUEUE_FULL, and the message names bytes", "see the runbook of HotslotHeldMemoryHigh"),
                 Step("outcome expired", "callers set deadlines that are shorter than an answer takes"),
             ),
             ("server.max_waiting_requests", "server.max_deadline_seconds"),

@@ -140,7 +140,7 @@ def page() -> str:
         "`python -m dev.scripts.error_reasons > docs/error-reasons.md`; a test keeps it so.",
         "",
         "`UNAVAILABLE` and `RESOURCE_EXHAUSTED` may be sent again, and the shipped [service config](service-config.md)",
-        "does so; all others would fail again.",
+        "does so. Of the others the table says which may be sent again.",
         "",
         "| reason | code | what to do |",
         "|---|---|---|",
