@@ -293,6 +293,11 @@ class StoryWorld:
             record = journal.load(MODEL) or ModelRecord(MODEL)
             past = [row for _, row in journal.history(MODEL, 1000, 0)]
         self._committed_before |= {row.update.revision for row in past if row.outcome is Outcome.COMMITTED}
+        # A commit whose end the lost journal had not told yet is one, too: the minimal version rose with it.
+        if record.committed is not None:
+            self._committed_before.add(record.committed.revision)
+        if record.stage is Stage.COMMITTING:
+            self._committed_before.add(record.under_way.revision)
         return protect(record)
 
     def passes(self, seconds: float) -> None:
