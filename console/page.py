@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import jinja2
 from starlette.datastructures import FormData, UploadFile
@@ -103,6 +104,7 @@ def context_of(request: Request) -> dict[str, Any]:
         "language": language,
         "base": console.base_path,
         "path": request.scope["path"],
+        "language_link": _keep_query(request),
         "session": session,
         "csrf": request.scope["state"]["csrf"],
         "can_log_in": console.tokens is not None,
@@ -110,6 +112,12 @@ def context_of(request: Request) -> dict[str, Any]:
         "may_operate": console.may_operate,
         "now": console.clock.now(),
     }
+
+
+def _keep_query(request: Request) -> str:
+    """The beginning of a link to this page in another language: its query without the language."""
+    kept = [(name, value) for name, value in request.query_params.multi_items() if name != "lang"]
+    return f"?{urlencode(kept)}&" if kept else "?"
 
 
 def render_part(request: Request, template: str, **values: object) -> str:
@@ -201,7 +209,8 @@ def guarded(handler: Handler) -> Handler:
         try:
             return await handler(request)
         except CallFailed as error:
-            return show_problem(request, str(error), 503 if error.is_away else 400, reason=error.reason)
+            status = 503 if error.is_away else 404 if error.reason.endswith("_UNKNOWN") else 400
+            return show_problem(request, str(error), status, reason=error.reason)
         except FormRefused as error:
             return show_problem(request, str(error), error.status)
         finally:

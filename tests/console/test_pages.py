@@ -86,7 +86,7 @@ async def test_texts_are_never_taken_for_html(browser: Browser) -> None:
     """Of callers, of golden sets, and in the address of a page."""
     tried = await browser.send("/try/addresses", texts="<script>alert(1)</script>")
     golden = await browser.see("/golden/shapes")
-    missing = await browser.see("/try/%3Cscript%3Ealert(2)", status=400)
+    missing = await browser.see("/try/%3Cscript%3Ealert(2)", status=404)
     assert [page.count("<script>alert") + page.count("<b>a cat") for page in (tried.text, golden, missing)] == [0, 0, 0]
 
 
@@ -96,7 +96,7 @@ async def test_an_update_shows_its_evidence_with_pictures(browser: Browser, upst
     page = await browser.see("/updates/u-1")
     stages = re.findall(r'<li class="(\w+)"[^>]*><b>(\w+)</b>', page)
     pictures = re.findall(r"picture\?item=([\w-]+)", page)
-    assert (stages[:4], pictures, "✗ beyond" in page) == (
+    assert (stages[:4], pictures, "✗ fails" in page) == (
         [("done", "STAGING"), ("done", "VERIFYING"), ("stopped", "GATING"), ("next", "ACTIVATING")],
         ["street-1", "street-2"],
         True,
@@ -115,7 +115,7 @@ async def test_differences_are_filtered(
 
 async def test_an_unknown_update_is_a_page_with_the_reason(browser: Browser) -> None:
     """Not a crash."""
-    assert "UPDATE_UNKNOWN" in await browser.see("/updates/nothing", status=400)
+    assert "UPDATE_UNKNOWN" in await browser.see("/updates/nothing", status=404)
 
 
 async def test_a_golden_set_says_what_it_cannot_see(browser: Browser) -> None:
