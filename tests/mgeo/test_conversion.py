@@ -315,3 +315,34 @@ def test_a_bundle_of_another_layout_is_refused(damage: str, sources: Sources, tm
         load_mgeo(tmp_path, bundle, OPTIONS, lambda _phase, _share: None)
 
     assert str(tmp_path) not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "vocab.txt is a Git LFS pointer"),
+        (b"<!DOCTYPE html><title>404</title>", "vocab.txt is an HTML page"),
+        (b"", "vocab.txt is empty"),
+        ("[CLS]\n[SEP]\n[UNK]\n浙".encode("gbk", "replace"), "vocab.txt is not UTF-8: byte"),
+        (b"[CLS]\n[SEP]\n[UNK]\na\na\n", "has a token twice: lines 4 and 5 are 'a'"),
+    ],
+    ids=["pointer", "page", "empty", "gbk", "twice"],
+)
+def test_a_file_that_is_no_vocabulary_is_named_as_what_it_is(publish: Publish, content: bytes, told: str) -> None:
+    """Not by the tokens that it lacks."""
+    source = publish()
+    (source / "vocab.txt").unlink()
+    (source / "vocab.txt").write_bytes(content)
+    assert told in refusal(source)
+
+
+def test_a_shortened_vocabulary_is_noted(publish: Publish, tmp_path: Path) -> None:
+    """Models are published with spare rows, so it is no error; but a lost line shifts every token after it."""
+    source = publish()
+    lines = (source / "vocab.txt").read_text("utf-8").splitlines()
+    (source / "vocab.txt").unlink()
+    (source / "vocab.txt").write_text("".join(f"{line}\n" for line in lines if line not in lines[-3:-1]), "utf-8")
+    into = tmp_path / "into"
+    into.mkdir()
+    made = convert_mgeo(source, into, "v1", "float32")
+    assert [note for note in made.notes if "every token after them has another number" in note]

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.durable import read_bounded
 from common.engine_files import CONFIGURATION, MAX_CONFIG_BYTES, describe_unknown_sections
 from common.source import ConversionRefused
 from inference.runner.conversion.config_file import ConfigSection, read_object, read_section
 from inference.runner.conversion.declared_hash import read_weights_hash
+from inference.runner.conversion.text_lines import read_lines
 from inference.runner.engines.mgeo.config import MAX_VOCABULARY_BYTES, VOCABULARY_NAME, WordRules
 
 ARCHITECTURE = "config.json"
@@ -207,26 +207,33 @@ def _disagrees(folder: Path, labels: tuple[str, ...]) -> bool:
     return found is not None and found != labels
 
 
-def read_vocabulary(folder: Path, architecture: Architecture, needed: tuple[str, ...]) -> dict[str, int]:
-    """Read `vocab.txt`: a token a line, whose number is the line's.
+def read_vocabulary(
+    folder: Path, architecture: Architecture, needed: tuple[str, ...]
+) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Read `vocab.txt`: a token a line, whose number is the line's; and notes for people.
 
     Raises:
-        ConversionRefused: the file is not UTF-8, has a token twice, lacks one of `needed`, or has more tokens than the
-            embedding has rows.
+        ConversionRefused: the file is not UTF-8 text, has a token twice, lacks one of `needed`, or has more tokens than
+            the embedding has rows.
         OSError: it cannot be read.
     """
-    try:
-        text = read_bounded(folder / VOCABULARY_NAME, MAX_VOCABULARY_BYTES).decode("utf-8")
-    except ValueError as error:
-        raise ConversionRefused("VOCABULARY_BROKEN", f"{VOCABULARY_NAME} is not UTF-8, or too large") from error
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
-    ids = {token: number for number, token in enumerate(lines)}
-    if len(ids) != len(lines):
-        raise ConversionRefused("VOCABULARY_BROKEN", f"{VOCABULARY_NAME} has a token twice")
-    if len(lines) > architecture.vocabulary:
-        message = f"{VOCABULARY_NAME} has {len(lines)} tokens, {ARCHITECTURE}: vocab_size is {architecture.vocabulary}"
-        raise ConversionRefused("VOCABULARY_BROKEN", message)
+    read = read_lines(folder, VOCABULARY_NAME, MAX_VOCABULARY_BYTES)
+    ids: dict[str, int] = {}
+    for number, token in enumerate(read.lines):
+        if ids.setdefault(token, number) != number:
+            message = f"{VOCABULARY_NAME} has a token twice: lines {ids[token] + 1} and {number + 1} are {token[:40]!r}"
+            raise ConversionRefused("VOCABULARY_BROKEN", message)
+    rows, counted = (
+        architecture.vocabulary,
+        f"{VOCABULARY_NAME} has {len(read.lines)} tokens, {ARCHITECTURE}: vocab_size is",
+    )
+    if len(read.lines) > rows:
+        end = f"; line {len(read.lines)} is empty" if not read.lines[-1] else ""
+        raise ConversionRefused("VOCABULARY_BROKEN", f"{counted} {rows}{end}")
+    notes = read.notes
+    if len(read.lines) < rows:
+        notes = (*notes, f"{counted} {rows}: if lines were removed, every token after them has another number")
     missing = [token for token in needed if token not in ids]
     if missing:
         raise ConversionRefused("VOCABULARY_BROKEN", f"{VOCABULARY_NAME} lacks {', '.join(missing)[:80]}")
-    return ids
+    return ids, notes

@@ -59,13 +59,20 @@ def plan_mgeo(folder: Path) -> MgeoPlan:
         raise ConversionRefused("ENGINE_UNKNOWN", message)
     architecture = read_architecture(folder)
     pipeline = read_pipeline(folder, architecture)
-    vocabulary = read_vocabulary(folder, architecture, (pipeline.begin, pipeline.end, pipeline.words.unknown))
+    vocabulary, vocabulary_notes = read_vocabulary(
+        folder, architecture, (pipeline.begin, pipeline.end, pipeline.words.unknown)
+    )
     expected = expected_tensors(architecture, len(pipeline.labels))
     located = locate_tensors(folder, MGEO.weights, _list_names(expected, architecture))
     check_tensors(located, expected)
     config = _build_config(architecture, pipeline, vocabulary)
     locations = {name: located.locations[name] for name in expected}
-    notes = (*pipeline.notes, *located.notes, *compare_weights(folder, located.file, pipeline.weights_hash))
+    notes = (
+        *pipeline.notes,
+        *vocabulary_notes,
+        *located.notes,
+        *compare_weights(folder, located.file, pipeline.weights_hash),
+    )
     return MgeoPlan(source, config, tuple(vocabulary), locations, notes)
 
 
