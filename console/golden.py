@@ -23,7 +23,7 @@ from console.page import (
     render_part,
     text_of,
 )
-from console.trying import find_model, read_picture
+from console.trying import find_kind, find_model, read_picture
 from console.updating import require_operator
 from console.upstream import COMMAND_SECONDS, CallFailed
 from console.views import ModelView
@@ -38,7 +38,6 @@ _SHOWN_WRONG = 50
 # With n answers of which none differs, the true share is below 3/n with 95 % certainty ("rule of three", Hanley and
 # Lippman-Hand, JAMA 1983).
 _RULE_OF_THREE = 3.0
-_KINDS = ((b"\xff\xd8\xff", "image/jpeg"), (b"\x89PNG", "image/png"), (b"RIFF", "image/webp"))
 
 
 @dataclass(slots=True)
@@ -66,7 +65,7 @@ async def picture(request: Request) -> Response:
     """The picture of an item. Its type is that of its content, so that a browser never takes it for a page."""
     asked = pb.GetGoldenPictureRequest(model=request.path_params["model"], item=request.query_params.get("item", ""))
     found: pb.GetGoldenPictureResponse = await console_of(request).upstream.ask_updater("GetGoldenPicture", asked)
-    kind = next((kind for mark, kind in _KINDS if found.content.startswith(mark)), "application/octet-stream")
+    kind = find_kind(found.content) or "application/octet-stream"
     return Response(found.content, media_type=kind, headers={"cache-control": "private, max-age=60"})
 
 
@@ -180,7 +179,7 @@ async def export(request: Request) -> Response:
                 seen += len(found.content)
                 if seen > MAX_EXPORT_BYTES:
                     raise FormRefused(f"the pictures have more than {MAX_EXPORT_BYTES >> 20} MiB: copy the folder", 413)
-                kind = next((kind for mark, kind in _KINDS if found.content.startswith(mark)), "image/bin")
+                kind = find_kind(found.content) or "image/bin"
                 image = f"{number:05d}.{kind.rpartition('/')[2]}"
                 archive.writestr(image, found.content)
             lines.append(format_item(_to_item(item, image, view)))

@@ -32,6 +32,11 @@ _MAX_LINES = 64
 _KINDS = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png", b"RIFF": "image/webp"}
 
 
+def find_kind(picture: bytes) -> str:
+    """The media type of a picture, by its content; empty if it is none that the server takes."""
+    return next((kind for mark, kind in _KINDS.items() if picture.startswith(mark)), "")
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """One slot's answer, or why there is none."""
@@ -95,7 +100,7 @@ async def ask(request: Request) -> Response:
         "parts": parts,
         "snippets": _snippets(request, view, lines, premise),
         "kept": "" if is_partial(request) else base64.b64encode(picture).decode(),
-        "kept_kind": next((kind for mark, kind in _KINDS.items() if picture.startswith(mark)), ""),
+        "kept_kind": find_kind(picture),
     }
     if is_partial(request):
         return render(request, "_answers.html", **values)
