@@ -90,12 +90,6 @@ class Interrupted(HotslotError):
     default_reason = "LOAD_FAILED"
 
 
-class NotBuilt(HotslotError):
-    """This build does not implement it."""
-
-    default_reason = "ENGINE_NOT_AVAILABLE"
-
-
 class Failed(HotslotError):
     """An internal error: of the engine, the runner, or a bug."""
 
@@ -116,7 +110,6 @@ CODES: dict[type[HotslotError], int] = {
     DeadlineMissed: code_pb2.DEADLINE_EXCEEDED,
     Conflict: code_pb2.FAILED_PRECONDITION,
     Interrupted: code_pb2.ABORTED,
-    NotBuilt: code_pb2.UNIMPLEMENTED,
     Failed: code_pb2.INTERNAL,
 }
 

@@ -4,6 +4,7 @@ import shutil
 import signal
 import socket
 import subprocess
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +24,7 @@ class ProxyMissing(Exception):
     """A program that this proof needs is not installed."""
 
 
-class Proxy:
+class Proxy(ABC):
     """A proxy before two servers, while the `with` lasts.
 
     Args:
@@ -62,17 +63,17 @@ class Proxy:
         self.process.terminate()
         self.process.wait(20)
 
+    @abstractmethod
     def set_weights(self, weights: Weights) -> None:
         """Give the servers other weights while it runs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def command(self) -> list[str]:
         """How it is started in the foreground."""
-        raise NotImplementedError
 
+    @abstractmethod
     def write(self, weights: Weights) -> None:
         """Write its configuration."""
-        raise NotImplementedError
 
     def rendered(self, path: Path, more: Mapping[str, str]) -> str:
         """A shipped file with other values; each must be in it."""
