@@ -27,6 +27,9 @@
   document.addEventListener("change", function (event) {
     if (event.target.id === "picture") show(event.target);
   });
+  // Chosen before this script ran, or kept by the browser on a reload.
+  var chosen = document.getElementById("picture");
+  if (chosen) show(chosen);
   document.addEventListener("paste", function (event) {
     if (take(event.clipboardData && event.clipboardData.files)) event.preventDefault();
   });
