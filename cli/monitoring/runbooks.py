@@ -62,7 +62,7 @@ def _render(alert: Alert, metrics: Mapping[str, MetricSpec], settings: Mapping[s
     lasts = "at once" if alert.lasts.startswith("0") else f"after {alert.lasts}"
     text = f"# {alert.name}\n\n{alert.meaning}\n\nSeverity: {alert.severity.value}. It fires {lasts} of\n\n"
     text = text.replace("at once of", "at once on")
-    text += f"```\n{alert.expression}\n```\n\n## First\n\n```\n{alert.command}\n```\n"
+    text += f"```promql\n{alert.expression}\n```\n\n## First\n\n```sh\n{alert.command}\n```\n"
     text += "\n## Causes\n\n| cause | what to do |\n|---|---|\n"
     text += "".join(f"| {_cell(step.cause)} | {_cell(step.action)} |\n" for step in alert.steps)
     families = sorted({family for name in read_metrics(alert.expression) if (family := find_family(name, metrics))})

@@ -32,7 +32,7 @@ UPDATES = AlertGroup(
             "5m",
             "the hub has not answered for {{ $labels.model }} for {{ $value | humanizeDuration }}",
             "New revisions are not noticed. The serving model is not affected.",
-            "hotslot hub doctor",
+            "hotslot hub doctor OWNER/NAME",
             (
                 Step("the hub cannot be reached", "check address, DNS and proxies of this machine"),
                 Step("the breaker hub is open", "`hotslot updates breaker reset hub` asks at once"),
@@ -47,7 +47,7 @@ UPDATES = AlertGroup(
             "1h",
             "the hub's listing for {{ $labels.model }} has not changed for {{ $value | humanizeDuration }}",
             "Nothing was published for a month, or a mirror that answers is no longer filled.",
-            "hotslot hub doctor",
+            "hotslot hub doctor OWNER/NAME",
             (
                 Step("a mirror is stale", "compare its listing with the original's"),
                 Step("nothing was published", "raise the limit of this rule to the time between your releases"),
@@ -60,7 +60,7 @@ UPDATES = AlertGroup(
             "30m",
             "no revision of {{ $labels.model }} on the hub can be installed",
             "The repository has no names that are followed, or none at all.",
-            "hotslot hub doctor",
+            "hotslot hub doctor OWNER/NAME",
             (
                 Step("it has only a branch", '`follow = "branch:master"` follows its content'),
                 Step("tags are named otherwise", "set `policy.pattern`"),
