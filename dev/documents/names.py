@@ -1,4 +1,4 @@
-"""The names that pages put in backticks: commands, make targets, paths, metrics, settings, and identifiers of the code."""
+"""The names that pages put in backticks: commands, make targets, paths, metrics, settings, identifiers of the code."""
 
 import re
 import subprocess
@@ -51,17 +51,25 @@ def _check(span: str) -> Iterator[str]:
             yield f"`{span}`: {problem}"
         return
     if _METRIC.fullmatch(span):
-        if not find_family(span, metrics()) and span not in words():
-            yield f"metric {span}"
+        known, what = bool(find_family(span, metrics())) or span in words(), "metric"
     elif _IDENTIFIER.fullmatch(span):
-        if span not in words() | FOREIGN:
-            yield f"identifier {span}"
+        known, what = span in words() | FOREIGN, "identifier"
     elif _KEY.fullmatch(span) and span.split(".", maxsplit=1)[0] in sections():
-        if not is_setting(span) and not set(span.split(".")) <= words():
-            yield f"setting {span}"
-    elif _PATH.fullmatch(span) and (ROOT / span.split("/", maxsplit=1)[0]).is_dir() and not span.startswith(_MADE):
-        if not any(ROOT.glob(span.rstrip("/"))) and not any(ROOT.glob(f"{span}.*")):
-            yield f"path {span}"
+        known, what = is_setting(span) or set(span.split(".")) <= words(), "setting"
+    else:
+        known, what = not _is_path(span) or _exists(span), "path"
+    if not known:
+        yield f"{what} {span}"
+
+
+def _is_path(span: str) -> bool:
+    """Whether it looks like a path of the repository."""
+    top = span.split("/", maxsplit=1)[0]
+    return bool(_PATH.fullmatch(span)) and (ROOT / top).is_dir() and top not in _MADE
+
+
+def _exists(path: str) -> bool:
+    return any(ROOT.glob(path.rstrip("/"))) or any(ROOT.glob(f"{path}.*"))
 
 
 def _check_command(span: str) -> str:
@@ -103,12 +111,8 @@ def words() -> frozenset[str]:
     found: set[str] = set()
     for name in listed.stdout.splitlines():
         path = ROOT / name
-        if (
-            path.suffix in _CODE
-            and not name.startswith("tests/docs/")
-            and path.is_file()
-            and path.stat().st_size < _MAX_BYTES
-        ):
+        is_code = path.suffix in _CODE and not name.startswith("tests/docs/")  # which name what does not exist
+        if is_code and path.is_file() and path.stat().st_size < _MAX_BYTES:
             found.update(re.findall(r"[A-Za-z_][A-Za-z0-9_]*", path.read_text("utf-8", "replace")))
             found.add(Path(name).stem)
     return frozenset(found)

@@ -29,7 +29,7 @@ PAGES = pytest.mark.parametrize("page", list_pages(), ids=lambda path: str(path.
 EXAMPLES = "a block says what it is in its first fence, for example ```sh; text is what a program prints"
 
 
-def names(blocks: list[Block]) -> list[str]:
+def list_ids(blocks: list[Block]) -> list[str]:
     """Ids of tests."""
     return [block.place for block in blocks]
 
@@ -81,7 +81,7 @@ def test_data_of_pages_can_be_read() -> None:
             pytest.fail(f"{block.place}: this is no JSON")
 
 
-@pytest.mark.parametrize("block", of(SETTINGS), ids=names(of(SETTINGS)))
+@pytest.mark.parametrize("block", of(SETTINGS), ids=list_ids(of(SETTINGS)))
 def test_settings_of_pages_are_accepted(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the processes that read them; the models that a block configures are added to it."""
     content = tomllib.loads(block.text)
@@ -111,13 +111,15 @@ def test_what_does_not_exist_is_found() -> None:
     assert find_hotslot_mistake(["updates", "show"], whole=False) == ""
     assert find_hotslot_mistake(["healthcheck", "-adr", "x"]) != ""
     assert find_mistake(["make", "coffee"]) == "the Makefile has no target coffee"
-    text = "`hotslot_nothing_total` `server.porch` `updater/nothing.py` `NO_SUCH_REASON_1` `never_happened_at_all` `make tea`"
+    names = "`hotslot_nothing_total` `server.porch` `NO_SUCH_REASON_1` `never_happened_at_all`"
+    text = f"{names} `updater/nothing.py` `make tea`"
     assert len(find_unknown("page.md", text)) == 6
 
 
 def test_blocks_and_their_marks_are_read() -> None:
     """A command over two lines, a written file, and the reason beside a block that is not run."""
-    text = "a\n\n<!-- not run: needs a GPU -->\n```sh\nmake \\\n  gpu\ncat > a <<'EOF'\nmake tea\nEOF\n```\n\n```text\nb\n```\n"
+    commands = "make \\\n  gpu\ncat > a <<'EOF'\nmake tea\nEOF\n"
+    text = f"a\n\n<!-- not run: needs a GPU -->\n```sh\n{commands}```\n\n```text\nb\n```\n"
     first, second = parse_blocks("page.md", text)
     assert (first.mark, first.note, first.is_run, second.language) == ("not run", "needs a GPU", False, "text")
     assert list_lines(first) == ["make    gpu", "cat > a"]
