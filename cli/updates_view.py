@@ -109,11 +109,13 @@ def _show_download(state: pb.ModelUpdates) -> RenderableType:
 
 
 def _add_troubles(table: Table, state: pb.ModelUpdates) -> None:
-    """Add a CPU fallback, versions that were published again, and open breakers."""
+    """Add a CPU fallback or bridge, versions that were published again, and open breakers."""
     if state.HasField("cpu_fallback"):
         away = state.cpu_fallback
         shown = f"to {away.fallback_device} since {_when(away.since)}: {away.reason} on {away.device}"
         table.add_row(text(("CPU fallback", DIM)), text((shown, BAD)))
+    if state.bridge_device:
+        table.add_row(text(("CPU bridge", DIM)), text((f"the serving model leaves {state.bridge_device}", DOUBTFUL)))
     for again in state.republished:
         shown = f"{again.revision} {short(again.known_digest)} is {short(again.listed_digest)} on the hub"
         table.add_row(text(("published again", DIM)), text((f"{shown} since {_when(again.since)}", BAD)))

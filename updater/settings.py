@@ -92,7 +92,8 @@ class ModelUpdatesSection(Section):
         Rollout,
         Field(
             description="trial: all callers at once, on trial; shadow: copies of requests first, then the trial; "
-            "canary: a trial with a growing share of the requests"
+            "canary: a trial with a growing share of the requests; cpu_bridge: as trial, and where the device has no "
+            "room for two models the active one answers from the CPU while the new one is tried"
         ),
     ] = Rollout.TRIAL
     steps: Annotated[

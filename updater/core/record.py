@@ -298,6 +298,15 @@ class CpuFallback:
 
 
 @dataclass(frozen=True, slots=True)
+class Bridge:
+    """The committed revision makes room for a candidate: it answers from the CPU, or is on its way there or back."""
+
+    device: str  # that it has left, and where the candidate is tried
+    failed: int = 0  # attempts to move it
+    retry_in_seconds: float = 0.0  # wait before it is moved again
+
+
+@dataclass(frozen=True, slots=True)
 class ModelRecord:
     """The whole record of one model."""
 
@@ -323,6 +332,7 @@ class ModelRecord:
     activation: Breaker = field(default_factory=lambda: Breaker(BreakerName.ACTIVATION))
     device: Breaker = field(default_factory=lambda: Breaker(BreakerName.DEVICE))
     cpu_fallback: CpuFallback | None = None  # for which the device breaker has opened
+    bridge: Bridge | None = None  # while the committed revision is moved, or has moved, to the CPU for a candidate
     failure_ages: tuple[float, ...] = ()  # seconds since each failed update of the last hour
     watch: Watch = Watch()
     warm_seconds_left: float = 0.0  # until the previous slot is retired

@@ -15,6 +15,7 @@ class Rollout(StrEnum):
     TRIAL = "trial"  # all of them at once, on trial
     SHADOW = "shadow"  # it answers copies of requests first, then as a trial
     CANARY = "canary"  # a trial that gets a growing share of the requests
+    CPU_BRIDGE = "cpu_bridge"  # a trial; the active model makes room on the CPU if both do not fit on its device
 
 
 class Mode(StrEnum):

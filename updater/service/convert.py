@@ -64,6 +64,7 @@ def to_model_updates(snapshot: StatusSnapshot, share: Share = _NOTHING) -> pb.Mo
         message.committed_source_digest = record.committed.source_digest
         message.committed_commit_id = record.committed.commit_id
     _fill_watch(message, record.watch)
+    message.bridge_device = "" if record.bridge is None else record.bridge.device
     if record.cpu_fallback is not None:
         message.cpu_fallback.CopyFrom(to_cpu_fallback(record.cpu_fallback))
     for bad in record.quarantine:
@@ -241,6 +242,8 @@ def build_advice(record: ModelRecord) -> str:
         held_for = None if update.ending is None else update.ending.held_for
         text = _HELD.get(held_for or HeldFor.STUCK, _HELD[HeldFor.STUCK])
         return text.format(id=update.update_id, digest=_shorten(update.source_digest)) + _build_failback_advice(record)
+    if record.bridge is not None and record.bridge.failed:
+        return f"the serving model answers from the CPU and cannot return to {record.bridge.device}: free memory there"
     if record.paused:
         why = f" ({record.pause_reason})" if record.pause_reason else ""
         return f"updates are paused{why}: `hotslot updates resume` continues them" + _build_failback_advice(record)

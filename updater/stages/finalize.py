@@ -101,6 +101,7 @@ def _commit(record: ModelRecord, facts: Facts, rules: Rules) -> Transition:
         approved=tuple(digest for digest in record.approved if digest != update.source_digest),
         warm_seconds_left=rules.observe.keep_warm_seconds,
         trouble=None,
+        bridge=None,
     )
     how = "on probes" if update.on_probes else "on traffic"
     return transitions.end(record, facts, Outcome.COMMITTED, update.reason, f"{update.revision} is committed, {how}")

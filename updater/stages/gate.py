@@ -1,5 +1,7 @@
 """GATING: the candidate is loaded and judged by its golden answers. Pure."""
 
+from dataclasses import replace
+
 from updater.core.comparison import GateKey
 from updater.core.effects import (
     MEMORY_REASONS,
@@ -17,7 +19,7 @@ from updater.core.effects import (
 from updater.core.facts import Facts, ServerState, SlotSnapshot
 from updater.core.record import APPROVABLE, HeldFor, ModelRecord, Stage
 from updater.core.rules import Mode, Rules
-from updater.stages import failback, reconcile, rollout, transitions
+from updater.stages import bridge, failback, reconcile, rollout, transitions
 from updater.stages.gate_verdict import GateJudgement, GateVerdict, expect_trial, judge
 from updater.stages.transitions import Transition
 
@@ -40,6 +42,11 @@ def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | Wait | T
         return Wait(rules.look_seconds, "the server cannot be reached or is about to end")
     if record.committed is not None and (server.active is None or server.loaded(server.active_load_id) is None):
         return Wait(rules.look_seconds, "the committed revision is being loaded")
+    if record.bridge is not None and record.bridge.device != update.device:
+        return Transition(record.with_update(device=record.bridge.device, load_id=""))
+    move = bridge.find_step(record, server, rules)
+    if move is not None:
+        return move
     slot = transitions.find_slot(update, server)
     if slot is None or server.loaded(slot.load_id) is None or slot.load_id != update.load_id:
         return _load(record, server, slot)
@@ -99,7 +106,9 @@ def _apply_load_failed(record: ModelRecord, failed: EffectFailure, facts: Facts,
     if failed.reason in MOVED:
         return Transition(record.with_update(retry_in_seconds=rules.look_seconds))
     if failed.reason in MEMORY_REASONS:
-        message = transitions.describe_shortage(update.revision, failed)
+        message = transitions.describe_shortage(update.revision, failed, is_alone=record.bridge is not None)
+        if facts.server is not None and bridge.may_begin(record, facts.server, rules):
+            return bridge.begin(record, facts, facts.server, message)
         return transitions.hold(record, facts, HeldFor.DOES_NOT_FIT, message)
     if failback.is_under_way(record) and failed.kind is FailureKind.PERMANENT:
         return transitions.fail_failback(record, facts, failed.reason, failed.message)
@@ -119,6 +128,8 @@ def _apply_gated(record: ModelRecord, result: Gated, facts: Facts, rules: Rules)
     update, answers, server = record.under_way, result.answers, facts.server
     if server is None:
         raise RuntimeError("the gate was run without a server")
+    if record.bridge is not None:  # costs on two devices cannot be compared
+        answers = replace(answers, candidate_seconds=0.0, active_seconds=0.0)
     judgement = judge(failback.self_test(answers) if failback.is_under_way(record) else answers, rules.gate)
     message, evidence, held_for = judgement.message, judgement.evidence, judgement.held_for
     if judgement.verdict is GateVerdict.REFUSE:
@@ -151,7 +162,10 @@ def _apply_gate_failed(record: ModelRecord, failed: EffectFailure, facts: Facts,
     """Retry an interrupted gate, which counts as not run; hold after too many attempts."""
     why = f"{failed.reason}: {failed.message}"
     if failed.reason in MEMORY_REASONS:
-        message = transitions.describe_shortage(record.under_way.revision, failed)
+        is_alone = record.bridge is not None
+        message = transitions.describe_shortage(record.under_way.revision, failed, is_alone=is_alone)
+        if facts.server is not None and bridge.may_begin(record, facts.server, rules):
+            return bridge.begin(record, facts, facts.server, message)
         return transitions.hold(record, facts, HeldFor.DOES_NOT_FIT, message)
     if record.under_way.attempts + 1 >= rules.max_attempts:
         return transitions.hold(record, facts, HeldFor.INCONCLUSIVE, f"the gate reached no verdict: {why}")

@@ -17,6 +17,7 @@ from updater.core.rules import Rules
 from updater.core.versions import choose_higher, parse_version
 from updater.stages import (
     activate,
+    bridge,
     commands,
     failback,
     finalize,
@@ -65,8 +66,9 @@ def refresh(record: ModelRecord, facts: Facts, rules: Rules) -> Transition:
     record = transitions.let_time_pass(record, facts, rules)
     record = observe.note_draining(reconcile.note_trouble(record, facts), facts)
     record, events = failback.note_fallback(record, facts, rules)
+    record, bridged = bridge.note(record, facts)
     record, noted = label_mix.note(record, facts, rules)
-    return Transition(record, (*events, *noted))
+    return Transition(record, (*events, *bridged, *noted))
 
 
 def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Step | CommandResult:

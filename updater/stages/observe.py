@@ -71,7 +71,7 @@ def judge(update: Update, server: ServerState, trial: TrialSnapshot, rules: Obse
     is_enough = total >= rules.min_answers
     measured = (
         *_measure(update, counted, trial.baseline, rules),
-        *_compare_with_previous(counted, server, trial, rules),
+        *_compare_with_previous(counted, server, trial, rules, update.device),
     )
     evidence = Evidence(measured, on_probes=not is_enough)
     numbers = f"{counted.failed} of {total} requests failed, {counted.restarts} deaths"
@@ -217,13 +217,21 @@ def _measure(update: Update, counted: Counts, baseline: Counts, rules: ObserveRu
 
 
 def _compare_with_previous(
-    counted: Counts, server: ServerState, trial: TrialSnapshot, rules: ObserveRules
+    counted: Counts, server: ServerState, trial: TrialSnapshot, rules: ObserveRules, device: str
 ) -> list[Measured]:
-    """Cost and latency compared with the previous slot's, if there are enough measurements of both."""
+    """Cost and latency compared with the previous slot's, if there are enough measurements of both.
+
+    `device` is the trial's, if the update names one.
+    """
     slot = next((row for row in server.slots if row.load_id and row.load_id == trial.previous_load_id), None)
     previous = trial.baseline if slot is None else server.counts_of(slot.bundle_digest, slot.device)
     rows = []
-    costs = compare_costs(counted.costs, previous.costs, rules.max_cost_factor)
+    costs_before = previous.costs
+    if (
+        slot is not None and device and slot.bundle_digest != trial.bundle_digest
+    ):  # over a bridge: as on the same device
+        costs_before = server.counts_of(slot.bundle_digest, device).costs
+    costs = compare_costs(counted.costs, costs_before, rules.max_cost_factor)
     batches = 0 if costs is None else min(costs.candidate_batches, costs.active_batches)
     if costs is not None and batches >= rules.min_compared and costs.compared_seconds >= rules.min_cost_seconds:
         most = costs.active_seconds * rules.max_cost_factor

@@ -32,7 +32,7 @@ from updater.core.record import (
     UpdateKind,
 )
 from updater.core.rules import Rules
-from updater.stages import transitions
+from updater.stages import bridge, transitions
 from updater.stages.transitions import Transition, list_spare_slots
 
 BROKEN, BY_HAND = "COMMITTED_BROKEN", "ROLLED_BACK_BY_HAND"  # reasons
@@ -61,7 +61,7 @@ def restore(record: ModelRecord, facts: Facts, rules: Rules, *, keep: str = "") 
         return pointer or step
     if isinstance(step, Wait):  # for a load that is not done: the pointer need not wait for it
         return pointer or step
-    return step or pointer or _clear(record, server, keep)
+    return step or pointer or bridge.find_step(record, server, rules) or _clear(record, server, keep)
 
 
 def is_broken(record: ModelRecord, facts: Facts, rules: Rules) -> bool:
@@ -103,6 +103,8 @@ def note_trouble(record: ModelRecord, facts: Facts) -> ModelRecord:
 def apply_result(record: ModelRecord, effect: Effect, result: Result, facts: Facts, rules: Rules) -> Transition:
     """Apply the result of a step of `restore`; the next facts show which steps remain."""
     if isinstance(result, EffectFailure):
+        if bridge.is_move(record, effect):
+            return bridge.apply_move_failed(record, result, facts, rules)
         if isinstance(effect, LoadBundle):
             return _apply_load_failed(record, result, facts, rules)
         message = f"{type(effect).__name__}: {result.reason}: {result.message}"
@@ -176,7 +178,8 @@ def _serve(record: ModelRecord, server: ServerState, rules: Rules) -> Effect | W
     target = "" if record.committed is None else record.committed.bundle_digest
     name = record.update.update_id if record.update is not None else "reconcile"
     trial, active = server.trial, server.active
-    if trial is not None and (trial.bundle_digest != target or _is_change_of_device(server, trial)):
+    is_failback = record.bridge is None and trial is not None and _is_change_of_device(server, trial)
+    if trial is not None and (trial.bundle_digest != target or is_failback):
         if trial.previous_load_id:
             return ActivatePrevious(trial.previous_load_id, name, server.generation)
         return RetireLoad(trial.load_id, name, server.generation)

@@ -258,18 +258,20 @@ def list_spare_slots(server: ServerState) -> list[SlotSnapshot]:
 _GIB = 1 << 30
 
 
-def describe_shortage(revision: str, fault: EffectFailure) -> str:
+def describe_shortage(revision: str, fault: EffectFailure, *, is_alone: bool = False) -> str:
     """Why a load did not fit, for people.
 
     Args:
         revision: whose load failed.
         fault: its reason is one of `MEMORY_REASONS`.
+        is_alone: the serving model is on another device.
     """
     shortage = fault.shortage or Shortage("")
     where = f" on {shortage.device}" if shortage.device else " in memory"
+    beside = "" if is_alone else " beside the serving model"
     if fault.reason == "DOES_NOT_FIT":
-        return f"{revision} does not fit beside the serving model{where}" + _numbers(shortage)
-    return f"{revision} ran out of memory{where} beside the serving model" + _numbers(shortage)
+        return f"{revision} does not fit{beside}{where}" + _numbers(shortage)
+    return f"{revision} ran out of memory{where}{beside}" + _numbers(shortage)
 
 
 def _numbers(shortage: Shortage) -> str:
@@ -286,7 +288,9 @@ _UNDER_WAY = frozenset(Stage) - {Stage.IDLE, Stage.HELD}
 def let_time_pass(record: ModelRecord, facts: Facts, rules: Rules) -> ModelRecord:
     """Advance all timers by the monotonic seconds since the step before."""
     seconds = max(0.0, facts.elapsed_seconds)
-    watch, update, trouble = record.watch, record.update, record.trouble
+    watch, update, trouble, bridge = record.watch, record.update, record.trouble, record.bridge
+    if bridge is not None:
+        bridge = replace(bridge, retry_in_seconds=max(0.0, bridge.retry_in_seconds - seconds))
     if update is not None:
         pause = max(0.0, update.retry_in_seconds - seconds)
         update = replace(update, stage_seconds=update.stage_seconds + seconds, retry_in_seconds=pause)
@@ -297,6 +301,7 @@ def let_time_pass(record: ModelRecord, facts: Facts, rules: Rules) -> ModelRecor
         watch=replace(watch, seconds_to_poll=max(0.0, watch.seconds_to_poll - seconds)),
         update=update,
         trouble=trouble,
+        bridge=bridge,
         warm_seconds_left=max(0.0, record.warm_seconds_left - seconds),
         failure_ages=tuple(age + seconds for age in record.failure_ages if age + seconds < HOUR_SECONDS),
         hub=_passed(record.hub, seconds, facts, rules),
@@ -342,12 +347,13 @@ def is_worth_writing(written: ModelRecord, record: ModelRecord) -> bool:
 
 
 def _timeless(record: ModelRecord) -> ModelRecord:
-    update, trouble = record.update, record.trouble
+    update, trouble, bridge = record.update, record.trouble, record.bridge
     return replace(
         record,
         watch=replace(record.watch, seconds_to_poll=float(record.watch.seconds_to_poll > 0)),
         update=None if update is None else replace(update, stage_seconds=0.0, retry_in_seconds=0.0),
         trouble=None if trouble is None else replace(trouble, retry_in_seconds=0.0),
+        bridge=None if bridge is None else replace(bridge, retry_in_seconds=0.0),
         warm_seconds_left=float(record.warm_seconds_left > 0),
         failure_ages=(0.0,) * len(record.failure_ages),
         hub=replace(record.hub, left_seconds=0.0, calm_seconds=0.0),

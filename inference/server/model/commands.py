@@ -8,7 +8,7 @@ from common import errors
 from common.bundle import Bundle, BundleBroken, Committed, bundle_folder, is_digest, read_bundle, read_committed
 from inference.server.model import messages as m
 from inference.server.model.manager import ModelManager
-from inference.server.model.pair import UNRESOLVED_DEVICES, Load, Pair, ShadowPolicy, SlotState
+from inference.server.model.pair import CPU_DEVICE, UNRESOLVED_DEVICES, Load, Pair, ShadowPolicy, SlotState
 from inference.server.model.slot import LoadProgress
 from inference.server.model.transitions import default_device
 
@@ -155,6 +155,8 @@ class SlotCommands:
             return default_device(self._pair, self._options.rules) if load is None else load.device
         known = {device for slot in self._pair for device, _ in slot.devices}
         is_fallback = row is not None and requested == row.fallback_device
+        if load is not None and requested == CPU_DEVICE and self._options.rules.device.may_move_to_cpu(load.device):
+            return requested
         if requested not in known and not is_fallback and not (requested == "cpu" and not known):
             raise errors.InputRefused(
                 f"no device {requested[:32]!r} here; there are {', '.join(sorted(known)) or 'none known yet'}",

@@ -143,6 +143,7 @@ class ModelUpdates(_message.Message):
     COMMITTED_COMMIT_ID_FIELD_NUMBER: _builtins.int
     FAULT_FIELD_NUMBER: _builtins.int
     PERCENT_FIELD_NUMBER: _builtins.int
+    BRIDGE_DEVICE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model."""
     stage: Global___UpdateStage.ValueType
@@ -181,6 +182,11 @@ class ModelUpdates(_message.Message):
     percent: _builtins.float
     """Percentage of the requests that the revision on trial is to get. 0 without a
     trial.
+    """
+    bridge_device: _builtins.str
+    """Device that the committed revision has left, or is leaving, so that a
+    candidate has room on it: with rollout = "cpu_bridge". It answers from the
+    CPU meanwhile. Empty if it has not.
     """
     @_builtins.property
     def current(self) -> Global___UpdateSummary:
@@ -259,10 +265,11 @@ class ModelUpdates(_message.Message):
         committed_commit_id: _builtins.str = ...,
         fault: _builtins.str = ...,
         percent: _builtins.float = ...,
+        bridge_device: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["committed_provenance", b"committed_provenance", "cpu_fallback", b"cpu_fallback", "current", b"current", "last_checked_at", b"last_checked_at", "listing_changed_at", b"listing_changed_at", "newest_listed_at", b"newest_listed_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "breakers", b"breakers", "committed_commit_id", b"committed_commit_id", "committed_provenance", b"committed_provenance", "committed_revision", b"committed_revision", "committed_source_digest", b"committed_source_digest", "cpu_fallback", b"cpu_fallback", "current", b"current", "expected_bytes", b"expected_bytes", "fault", b"fault", "last_checked_at", b"last_checked_at", "left_out", b"left_out", "left_out_names", b"left_out_names", "listed_names", b"listed_names", "listing_changed_at", b"listing_changed_at", "model", b"model", "newest_listed_at", b"newest_listed_at", "paused", b"paused", "percent", b"percent", "quarantine", b"quarantine", "received_bytes", b"received_bytes", "republished", b"republished", "stage", b"stage", "stage_fraction", b"stage_fraction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "breakers", b"breakers", "bridge_device", b"bridge_device", "committed_commit_id", b"committed_commit_id", "committed_provenance", b"committed_provenance", "committed_revision", b"committed_revision", "committed_source_digest", b"committed_source_digest", "cpu_fallback", b"cpu_fallback", "current", b"current", "expected_bytes", b"expected_bytes", "fault", b"fault", "last_checked_at", b"last_checked_at", "left_out", b"left_out", "left_out_names", b"left_out_names", "listed_names", b"listed_names", "listing_changed_at", b"listing_changed_at", "model", b"model", "newest_listed_at", b"newest_listed_at", "paused", b"paused", "percent", b"percent", "quarantine", b"quarantine", "received_bytes", b"received_bytes", "republished", b"republished", "stage", b"stage", "stage_fraction", b"stage_fraction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,136 @@
+"""The CPU bridge: where a card has no room for two models, the committed one answers from the CPU for a while.
+
+Pure. With `rollout = "cpu_bridge"`, a candidate that does not fit beside the committed revision moves that one to the
+CPU: it is loaded there in the other slot, activated and committed, and its slot on the card is retired. The candidate
+is then gated and tried on the card, beside the CPU's slot as the previous one. A commit ends the bridge. When the
+candidate has failed, the committed revision returns to the card in the same way. `ModelRecord.bridge` is written before
+the first step, so that each step follows from it and from what the server holds.
+"""
+
+from dataclasses import replace
+
+from updater.core.effects import (
+    MEMORY_REASONS,
+    ActivateLoad,
+    Effect,
+    EffectFailure,
+    LoadBundle,
+    RetireLoad,
+    Wait,
+)
+from updater.core.facts import Facts, ServerState
+from updater.core.record import Bridge, EndsIn, HeldFor, ModelRecord, Stage, UpdateKind
+from updater.core.rules import Rollout, Rules
+from updater.stages import transitions
+from updater.stages.transitions import Transition
+
+CPU_DEVICE = "cpu"
+_MAX_PAUSE_SECONDS = 600.0  # between two attempts to return to the card
+_AWAY = frozenset({Stage.GATING, Stage.SHADOWING, Stage.ACTIVATING, Stage.OBSERVING, Stage.COMMITTING})
+
+
+def may_begin(record: ModelRecord, server: ServerState | None, rules: Rules) -> bool:
+    """Whether the committed revision may make room for a candidate that does not fit beside it."""
+    if rules.rollout.rollout is not Rollout.CPU_BRIDGE or record.bridge is not None or record.committed is None:
+        return False
+    if server is None or server.trial is not None or server.cpu_fallback is not None or server.active is None:
+        return False
+    return record.under_way.kind is not UpdateKind.FAILBACK and server.active.device != CPU_DEVICE
+
+
+def begin(record: ModelRecord, facts: Facts, server: ServerState, why: str) -> Transition:
+    """Begin the bridge; `may_begin` must hold."""
+    if server.active is None or record.committed is None:
+        raise RuntimeError("nothing serves that could make room")
+    device = server.active.device
+    record = replace(record, bridge=Bridge(device)).with_update(device=device, load_id="")
+    message = f"{why}; {record.committed.revision if record.committed else ''} answers from the CPU meanwhile"
+    return transitions.with_event(record, facts, "bridge_began", message)
+
+
+def is_away(record: ModelRecord) -> bool:
+    """Whether the committed revision is to answer from the CPU now: a candidate needs its device."""
+    update = record.update
+    if record.bridge is None or update is None:
+        return False
+    is_tried_again = update.ending is not None and update.ending.ends_in is EndsIn.RETRY
+    return record.stage in _AWAY or (record.stage is Stage.ROLLING_BACK and is_tried_again)
+
+
+def find_step(record: ModelRecord, server: ServerState, rules: Rules) -> Effect | Wait | None:
+    """One step that brings the committed revision to the device where the stage wants it; None if it is there.
+
+    The trial that a step begins is committed by `reconcile.restore`.
+    """
+    bridge, committed, active = record.bridge, record.committed, server.active
+    if bridge is None or committed is None or active is None or server.trial is not None:
+        return None
+    is_serving = active.bundle_digest == committed.bundle_digest and active.state == "LOADED"
+    target = CPU_DEVICE if is_away(record) else bridge.device
+    if not is_serving or active.device == target:
+        return None
+    if bridge.retry_in_seconds > 0:  # an update need not wait for the return to end
+        pause = min(rules.look_seconds, bridge.retry_in_seconds)
+        return Wait(pause, f"before it is moved to {target} again") if is_away(record) else None
+    return _move(committed.bundle_digest, target, record, server, rules)
+
+
+def _move(digest: str, target: str, record: ModelRecord, server: ServerState, rules: Rules) -> Effect | Wait:
+    """Load a bundle on a device in the other slot, which is emptied first, and activate it."""
+    name = "reconcile" if record.update is None else record.update.update_id
+    there = server.holding(digest, target)
+    if there is not None and there.state == "LOADED":
+        return ActivateLoad(there.load_id, rules.observe.trial_lease_seconds, name, server.generation)
+    if there is not None:
+        return Wait(rules.look_seconds, f"the committed revision is being loaded on {target}")
+    spare = transitions.list_spare_slots(server)
+    if spare and len(server.occupied) >= len(server.slots):
+        return RetireLoad(spare[0].load_id, name, server.generation)
+    return LoadBundle(digest, target, name, server.generation)
+
+
+def is_move(record: ModelRecord, effect: Effect) -> bool:
+    """Whether an effect loads the committed revision on another device, for the bridge."""
+    committed = record.committed
+    if record.bridge is None or committed is None or not isinstance(effect, LoadBundle):
+        return False
+    return bool(effect.device) and effect.bundle_digest == committed.bundle_digest
+
+
+def apply_move_failed(record: ModelRecord, failed: EffectFailure, facts: Facts, rules: Rules) -> Transition:
+    """Hold the update if the committed revision cannot make room; try the return to the card again later.
+
+    The committed revision answers, wherever it is: a failed move says nothing about it.
+    """
+    bridge, why = record.bridge, f"{failed.reason}: {failed.message}"
+    if bridge is None:
+        raise RuntimeError("there is no bridge")
+    if is_away(record) and record.stage is Stage.GATING:
+        is_over = failed.reason in MEMORY_REASONS or bridge.failed + 1 >= rules.max_attempts
+        if is_over or failed.reason == "DEVICE_UNKNOWN":
+            message = f"{record.under_way.revision} does not fit beside the serving model on {bridge.device}, and that "
+            message += f"cannot be moved to the CPU: {why}"
+            return transitions.hold(replace(record, bridge=None), facts, HeldFor.DOES_NOT_FIT, message)
+    failures = bridge.failed + 1
+    pause = min(_MAX_PAUSE_SECONDS, rules.retry_seconds * 2.0 ** min(failures - 1, 16))
+    record = replace(record, bridge=replace(bridge, failed=failures, retry_in_seconds=pause))
+    return transitions.with_event(record, facts, "bridge_failed", f"it is tried again in {pause:.0f} s: {why}")
+
+
+def note(record: ModelRecord, facts: Facts) -> Transition:
+    """End the bridge when the committed revision answers from its device again, or is kept off it for other reasons."""
+    bridge, committed, server = record.bridge, record.committed, facts.server
+    if bridge is None or server is None:
+        return Transition(record)
+    over = replace(record, bridge=None)
+    if committed is None or server.cpu_fallback is not None:
+        return Transition(over)
+    if server.devices and bridge.device not in {row.device for row in server.devices}:
+        return transitions.with_event(over, facts, "bridge_ended", f"{bridge.device} is not used any more")
+    active = server.active
+    if is_away(record) or active is None or server.trial is not None or active.state != "LOADED":
+        return Transition(record)
+    if (active.bundle_digest, active.device) != (committed.bundle_digest, bridge.device):
+        return Transition(record)
+    message = f"{committed.revision} answers from {bridge.device}"
+    return transitions.with_event(over, facts, "bridge_ended", message)
