@@ -17,7 +17,7 @@ from dev.harness.waiting import eventually
 from inference.server.api.entailment import EntailmentApi
 from inference.server.api.interceptors import Call, current_call
 from inference.server.api.predict import PredictApi, PredictRules
-from inference.server.api.reading import MessageReader
+from inference.server.api.reading import MessageReader, read_in_turn
 from inference.server.api.stream import StreamRules
 from inference.server.api.task import InputLimits
 from inference.server.model.models import Models
@@ -150,6 +150,35 @@ async def test_a_read_that_fails_fails_for_its_reader() -> None:
 
     assert isinstance(reader.exception(), ConnectionError)
     assert call.held.total == 0
+
+
+class Picture:
+    """Something that holds bytes in memory."""
+
+
+@pytest.mark.fault("L4")
+async def test_an_observers_call_is_not_refused_for_what_callers_hold() -> None:
+    """With a limit of 3 MiB that callers fill, a status or health call is read at once; a caller's waits."""
+    call, picture, asked = SlowCall(), Picture(), []
+    call.held = HeldBytes(HeldRules(3 << 20, 32 << 20, 12.0), SimConnections(), SimMemory())
+    call.held.hold("caller", picture, 3 << 20)
+
+    async def get_status(request: object, _context: object) -> str:
+        asked.append(request)
+        return "good"
+
+    observer = read_in_turn(grpc.unary_unary_rpc_method_handler(get_status, bytes.decode), call.held, SystemClock())
+    assert observer.stream_unary is not None
+    status = asyncio.create_task(observer.stream_unary(None, call.context))
+    waiting = asyncio.create_task(call.read())
+    await asyncio.sleep(0)
+    call.held.tick(SystemClock().monotonic())
+    call.arrived.set_result(b"how are you")
+    await asyncio.wait([status])
+
+    assert (status.result(), asked) == ("good", ["how are you"])
+    assert not waiting.done()
+    waiting.cancel()
 
 
 async def test_a_cancelled_call_counts_nothing_although_its_task_is_kept(tmp_path: Path) -> None:

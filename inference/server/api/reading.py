@@ -24,8 +24,9 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic only in the ty
 class MessageReader:
     """The messages of one call; a `with` block while the call is open."""
 
-    def __init__(self, context: Context, held: HeldBytes, clock: Clock) -> None:
+    def __init__(self, context: Context, held: HeldBytes, clock: Clock, *, is_small: bool = False) -> None:
         self._context = context
+        self._is_small = is_small
         self._held = held
         self._clock = clock
         self._connection: str = context.peer()
@@ -46,7 +47,7 @@ class MessageReader:
         Raises:
             HotslotError: the server cannot hold it, it has not arrived in time, or an idle stream is ended.
         """
-        upload = _Arrival(self._connection, self.stream)
+        upload = _Arrival(self._connection, self.stream, is_small=self._is_small)
         raw: bytes | None = None
         can_begin = self._held.ask(upload, self._clock.monotonic())
         try:
@@ -84,8 +85,8 @@ class _Arrival(Upload):
 
     __slots__ = ("wait",)
 
-    def __init__(self, connection: str, stream: Stream | None) -> None:
-        super().__init__(connection, stream)
+    def __init__(self, connection: str, stream: Stream | None, *, is_small: bool) -> None:
+        super().__init__(connection, stream, is_small=is_small)
         self.wait: _Wait | None = None  # what its reader awaits
 
     @types.coroutine
@@ -168,7 +169,10 @@ def _finish(read: Coroutine[Any, None, object], _: object) -> None:
 
 
 def read_in_turn(handler: Handler, held: HeldBytes, clock: Clock) -> Handler:
-    """The same method, with messages that are read when there is room for them.
+    """The same method, with messages that are counted as held.
+
+    They are small: those with pictures or texts have handlers without a deserializer. So an observer's call is not
+    refused for what callers hold.
 
     gRPC itself reads the message of a unary call before any handler runs, whatever its size. A handler without a
     deserializer reads for itself.
@@ -179,7 +183,7 @@ def read_in_turn(handler: Handler, held: HeldBytes, clock: Clock) -> Handler:
     behaviour: Any = handler.stream_stream or handler.unary_stream or handler.unary_unary
 
     async def call(_messages: object, context: Context) -> Any:  # noqa: ANN401  gRPC's messages
-        with MessageReader(context, held, clock) as reader:
+        with MessageReader(context, held, clock, is_small=True) as reader:
             if handler.request_streaming:
                 request: Any = _parse_all(reader, parse)
             else:

@@ -34,6 +34,7 @@ SLOW_SECONDS = 3.0  # an upload that takes longer is ended for one that waits, o
 IDLE_BYTES = 4 << 20  # of growth that nothing explains are noise
 IDLE_EFFECT = 0.9  # of what was measured before idle streams were ended; if more is left, they did not hold it
 DRIFT_SHARE = 0.25  # of the limit: most growth that is taken for the process's own
+SMALL_BYTES = 4 << 10  # is expected of a message that asks for a state: of a health check, of the status service
 MAX_CONNECTIONS = 4096  # that are remembered although they have nothing in progress
 
 
@@ -92,10 +93,11 @@ class Stream(Protocol):
 class Upload:
     """A message that is to be read, or is being read; without a stream it is that of a unary call."""
 
-    __slots__ = ("connection", "expected", "is_reserved", "since", "stream")
+    __slots__ = ("connection", "expected", "is_reserved", "is_small", "since", "stream")
 
-    def __init__(self, connection: str, stream: Stream | None = None) -> None:
+    def __init__(self, connection: str, stream: Stream | None = None, *, is_small: bool = False) -> None:
         self.connection = connection
+        self.is_small = is_small  # by its method, it has no picture and no texts; it does not wait for callers' bytes
         self.stream = stream
         self.since = 0.0  # when it was asked for; then, when its reading began
         self.expected = 0
@@ -221,8 +223,8 @@ class HeldBytes:
         self._collect()
         self._expire_young(now)
         row = self._connection(upload.connection)
-        upload.since, upload.expected = now, row.expected
-        is_room = not self._waiting and self._has_room(upload, row)
+        upload.since, upload.expected = now, SMALL_BYTES if upload.is_small else row.expected
+        is_room = upload.is_small or (not self._waiting and self._has_room(upload, row))
         if not is_room and 4 * LOOKAHEAD_BYTES * len(self._waiting) >= self.rules.max_bytes:
             raise self._full_error()  # what gRPC buffers of those that wait is a quarter of the limit
         row.uploads += 1
@@ -242,6 +244,7 @@ class HeldBytes:
         if size_bytes is not None:
             self._memory.count_freed(size_bytes)
             row.complete_bytes += size_bytes
+        if size_bytes is not None and not upload.is_small:
             row.expected = max(size_bytes, self.rules.first_bytes // FIRST_FACTOR)
 
     def _begin(self, upload: Upload, row: _Connection, now: float) -> None:
@@ -333,7 +336,9 @@ class HeldBytes:
         over = max(self.total - self._reserved - limit, measured - 3 * limit // 4)
         if over <= 0:
             return
-        victims = self._rank(self._reading)
+        victims = self._rank([one for one in self._reading if not one.is_small or now - one.since >= CHECK_SECONDS])
+        if not victims:
+            return
         victims = victims[: math.ceil(over / max(LOOKAHEAD_BYTES, measured / len(victims)))]
         if not self.message_bytes and len(victims) == len(self._reading):
             victims.pop()  # one that is alone may exceed the limit
