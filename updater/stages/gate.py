@@ -44,7 +44,7 @@ def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | Wait | T
         return Wait(rules.look_seconds, "the committed revision is being loaded")
     if record.bridge is not None and record.bridge.device != update.device:
         return Transition(record.with_update(device=record.bridge.device, load_id=""))
-    move = bridge.find_step(record, server, rules)
+    move = None if record.bridge is None else bridge.find_step(record, server, rules)
     if move is not None:
         return move
     slot = transitions.find_slot(update, server)

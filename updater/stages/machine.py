@@ -66,9 +66,11 @@ def refresh(record: ModelRecord, facts: Facts, rules: Rules) -> Transition:
     record = transitions.let_time_pass(record, facts, rules)
     record = observe.note_draining(reconcile.note_trouble(record, facts), facts)
     record, events = failback.note_fallback(record, facts, rules)
-    record, bridged = bridge.note(record, facts)
+    if record.bridge is not None:
+        record, bridged = bridge.note(record, facts)
+        events = (*events, *bridged)
     record, noted = label_mix.note(record, facts, rules)
-    return Transition(record, (*events, *bridged, *noted))
+    return Transition(record, (*events, *noted))
 
 
 def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Step | CommandResult:

@@ -61,7 +61,8 @@ def restore(record: ModelRecord, facts: Facts, rules: Rules, *, keep: str = "") 
         return pointer or step
     if isinstance(step, Wait):  # for a load that is not done: the pointer need not wait for it
         return pointer or step
-    return step or pointer or bridge.find_step(record, server, rules) or _clear(record, server, keep)
+    move = None if record.bridge is None else bridge.find_step(record, server, rules)
+    return step or pointer or move or _clear(record, server, keep)
 
 
 def is_broken(record: ModelRecord, facts: Facts, rules: Rules) -> bool:
