@@ -22,6 +22,7 @@ from common.tls import find_ending, find_invalidity, load_certificate
 
 HEARTBEAT_SECONDS = 30.0  # the updater touches its file every two
 MIN_OPEN_FILES = 1024
+FILES_BAD = 0.80  # used share
 DISK_DOUBTFUL, DISK_BAD = 0.10, 0.02  # free shares
 MEMORY_BAD = 0.90  # used share
 CLOCK_SECONDS = 120.0  # by which files may lie in the future
@@ -174,9 +175,13 @@ def _check_clock(settings: Settings, now: datetime) -> Iterator[Finding]:
 
 def _check_limits(settings: Settings) -> Iterator[Finding]:
     program = facts.find_programs(run_folder(settings.state_dir)).get("server")
-    files = facts.read_open_files_limit(0 if program is None else program.pid)
-    found = f"{files or 'any number of'} open files, {count_usable_cpus()} CPUs"
-    if 0 < files < MIN_OPEN_FILES:
+    pid = 0 if program is None else program.pid
+    files, used = facts.read_open_files_limit(pid), facts.count_open_files(pid)
+    found = f"{f'{used} of ' if used else ''}{files or 'any number of'} open files, {count_usable_cpus()} CPUs"
+    if files and used / files > FILES_BAD:
+        action = "raise `ulimit -n`, or close idle connections sooner: `server.max_connection_idle_seconds`"
+        yield Finding("limits", Level.BAD, found, action)
+    elif 0 < files < MIN_OPEN_FILES:
         yield Finding("limits", Level.DOUBTFUL, found, f"raise `ulimit -n` to {MIN_OPEN_FILES} or more")
     else:
         yield Finding("limits", Level.GOOD, found)

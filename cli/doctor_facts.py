@@ -73,6 +73,14 @@ def read_open_files_limit(pid: int) -> int:
     return int(found[1]) if found else 0
 
 
+def count_open_files(pid: int) -> int:
+    """Files, sockets and pipes that a process has open; 0 if it cannot be read."""
+    try:
+        return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir()) if pid > 0 else 0
+    except OSError:
+        return 0
+
+
 def _read_holder(path: Path, command: bytes) -> int | None:
     """The process that a lock file names, if it runs and is that program: overlay file systems hide the inode."""
     try:

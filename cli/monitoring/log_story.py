@@ -155,7 +155,9 @@ class _Teller:
         elif event.name in ("server_stopped", "updater_stopped"):
             self._add(Episode(event.at, event.name.replace("_", " ")))
         elif event.name == "drain_begun":
-            self._add(Episode(event.at, "the server was told to stop, and drains"))
+            unanswered = event.text("unanswered") or "0"
+            more = "" if unanswered == "0" else f", {unanswered} requests are unanswered"
+            self._add(Episode(event.at, f"the server was told to stop, and drains{more}"))
         else:
             return event.name in ("process_started", "runner_started", "runner_ready", "runner_ended")
         return True

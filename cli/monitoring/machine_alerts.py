@@ -4,6 +4,7 @@ from cli.monitoring.alert import Alert, AlertGroup, Severity, Step
 
 _DOCTOR = "hotslot doctor"
 _STATUS = "hotslot status"
+_EXPLAIN = "hotslot logs explain hotslot.log"
 _DISK = "hotslot_disk_free_bytes / hotslot_disk_total_bytes"
 _DAY = 86400
 
@@ -100,8 +101,11 @@ MACHINE = AlertGroup(
             "10m",
             "{{ $labels.instance }} has been draining for ten minutes",
             "It was told to stop and accepts no requests, but does not end.",
-            _STATUS,
-            (Step("callers do not leave", "they are cut off after `server.grace_seconds`; else kill the stack"),),
+            _EXPLAIN,
+            (
+                Step("requests are unanswered", "they are cut off after `server.grace_seconds`; else kill the stack"),
+                Step("a runner hangs", "it is killed after `runner.retire_seconds`; else kill the stack"),
+            ),
             ("server.grace_seconds", "watchdog.stop_seconds"),
         ),
     ),

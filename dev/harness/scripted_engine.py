@@ -28,7 +28,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import IO, Any, NoReturn, cast
 
 from common.bundle import Bundle, bundle_folder, compute_bundle_digest, compute_source_digest, hash_file, write_bundle
 from common.errors import InputRefused
@@ -54,6 +54,8 @@ THREADS_VARIABLE = "SCRIPTED_THREADS"  # path of a file: receives the number of 
 CALLS_VARIABLE = "SCRIPTED_CALLS"  # path of a file: receives a JSON line for each device call
 # Path of a file: engines of several processes compute one call at a time, in turn, as on one device.
 SHARED_DEVICE_VARIABLE = "SCRIPTED_SHARED_DEVICE"
+# Path of a file: the one card of all processes, which has no room beside a bundle whose script says `fills_card`.
+CARD_VARIABLE = "SCRIPTED_CARD"
 DEVICES_VARIABLE = "SCRIPTED_DEVICES"  # for example "cuda:0,cpu": devices that the runner reports
 SCRIPT_NAME = "script.json"
 _ENTAILMENT = "visual-entailment"
@@ -92,6 +94,7 @@ class Script:
     fail_warm_up: str = ""  # the same
     fail_while: str = ""  # path of a file: both faults apply only while it exists; always if empty
     faulty_devices: str = ""  # prefix of devices to which the faults above and `memory_rows` apply
+    fills_card: bool = False  # the card has no room for another bundle beside it; see CARD_VARIABLE
     needs_bytes: int = 0  # memory estimate; 0 for none
     picture_side: int = 0  # pixels; pictures are decoded to this size, as for a real model; 0: they may be any bytes
 
@@ -164,6 +167,7 @@ class ScriptedEngine:
         self.max_call_rows = script.max_call_rows
         self.pictures = PictureFormat(script.picture_side, options.pictures) if script.picture_side else None
         self.is_faulty = self.device.startswith(script.faulty_devices)
+        self._room = _take_room(script) if self.device.startswith("cuda") else None  # until the process ends
         self._script = script
         self._salt = script.salt or bundle.revision
         self._scopes = (None, bundle.revision, self.device)
@@ -286,6 +290,19 @@ def _shared_device() -> Iterator[None]:
             fcntl.flock(turn, fcntl.LOCK_EX)
             fcntl.flock(device, fcntl.LOCK_EX)
         yield
+
+
+def _take_room(script: Script) -> IO[bytes] | None:
+    """Room on the card, if a test has one."""
+    path = os.environ.get(CARD_VARIABLE)
+    if not path:
+        return None
+    card = Path(path).open("ab")  # noqa: SIM115  open for as long as the room is taken
+    try:
+        fcntl.flock(card, fcntl.LOCK_NB | (fcntl.LOCK_EX if script.fills_card else fcntl.LOCK_SH))
+    except BlockingIOError:
+        raise OutOfMemoryError("the card is full") from None
+    return card
 
 
 def _note_threads(threads: int) -> None:

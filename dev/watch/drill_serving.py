@@ -4,6 +4,8 @@ import contextlib
 import os
 import resource
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +14,14 @@ import grpc
 import psutil
 
 from dev.harness.answers import question
+from dev.harness.memory_group import NO_LIMIT, NoMemoryGroup
 from dev.harness.settings import Sections
 from dev.watch.drill_callers import ask_once, asking
 from dev.watch.drill_faults import DrillFault
 from dev.watch.drill_stack import DrillStack, pause
 
 MIB = 1 << 20
+BALLAST_BYTES = 2048 * MIB  # so that the rest of the limit has room for a command
 
 
 def settings(_folder: Path) -> Sections:
@@ -110,15 +114,35 @@ def frozen_server(drill: DrillStack) -> Iterator[None]:
 
 @contextlib.contextmanager
 def few_descriptors(drill: DrillStack) -> Iterator[None]:
-    """The server's limit is lowered to little more than what it has open."""
+    """The server's limit is lowered to a ninth more than what it has open: with less, the watchdog finds it dead."""
     pid = drill.stack.wait(lambda: drill.stack.pid("server"), "there is a server")
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     used = psutil.Process(pid).num_fds()
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + 2, before[1]))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + used // 9, before[1]))
     try:
         yield
     finally:
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+        with contextlib.suppress(ProcessLookupError):
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+
+@contextlib.contextmanager
+def full_memory(drill: DrillStack) -> Iterator[None]:
+    """Another process of the container takes memory, until 93 % of its limit are in use."""
+    group = drill.stack.group
+    if group is None:
+        raise NoMemoryGroup("the stack has no control group of its own")
+    hold = f"held = bytearray(b'.') * {BALLAST_BYTES}; print(flush=True); import time; time.sleep(600)"
+    command = group.wrap([sys.executable, "-c", hold])
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as ballast:
+        try:
+            if ballast.stdout is not None:
+                ballast.stdout.readline()
+            group.limit(int(group.used / 0.93))
+            yield
+        finally:
+            group.limit(NO_LIMIT)
+            ballast.kill()
 
 
 @contextlib.contextmanager
@@ -215,14 +239,15 @@ FAULTS = (
         {"HotslotRunnerDied": "SIGKILL", "HotslotModelNotReady": "shapes", "HotslotLoadSlow": "SIGKILL"},
     ),
     DrillFault("the server is frozen for 2 s", frozen_server, {"HotslotLoopLag": "late"}),
-    DrillFault("the server may open few files", few_descriptors, {"HotslotDescriptorsHigh": "open files"}),
+    DrillFault("the server may open few files", few_descriptors, {"HotslotDescriptorsHigh": "wrong limits"}),
+    DrillFault("another process of the container takes memory", full_memory, {"HotslotMemoryHigh": "wrong memory"}),
     DrillFault("callers ask what has another answer", other_answers, {"HotslotLabelMixShifted": "v1.0.0"}),
     DrillFault("the reader of the log is frozen", frozen_reader, {"HotslotLogLinesDropped": "dropped"}),
     DrillFault(
         "the robot refuses every message (93000)", refusing_chat, {"HotslotAlertsNotDelivered": "93000"}, told_late=True
     ),
     DrillFault("the runner is killed at every start", dying_runner, {"HotslotModelGivenUp": "died"}),
-    DrillFault("SIGTERM while calls take 8 s", long_drain, {"HotslotDrainStuck": "draining"}),
+    DrillFault("SIGTERM while calls take 8 s", long_drain, {"HotslotDrainStuck": "unanswered"}),
     DrillFault("the server is frozen", stopped_server, {"HotslotTargetDown": ""}),
 )
 

@@ -17,6 +17,7 @@ from cli.monitoring.alert import Alert
 from cli.monitoring.catalog import list_alerts
 from cli.monitoring.rules_file import render_rules
 from dev.harness.chat import SimulatedChat, simulated_chat
+from dev.harness.memory_group import NoMemoryGroup, memory_group
 from dev.harness.process import ROOT, free_port
 from dev.harness.revisions import MODEL
 from dev.harness.settings import Sections
@@ -90,6 +91,8 @@ def drill_stack(
     environment: Mapping[str, str] | None = None,
     prepare: Callable[[Path], AbstractContextManager[Path]] | None = None,
     more: Callable[[Path], str] | None = None,
+    *,
+    is_limited: bool = False,
 ) -> Iterator[DrillStack]:
     """Start everything; ended afterwards.
 
@@ -98,6 +101,7 @@ def drill_stack(
         environment: variables of the stack.
         prepare: makes the state folder, from the folder.
         more: further tables of the settings file, from the folder.
+        is_limited: in a control group of its own, if this machine lets one be made.
     """
     with (
         tempfile.TemporaryDirectory(prefix="hotslot-drill-") as place,
@@ -115,6 +119,8 @@ def drill_stack(
         (folder / "stack").mkdir(exist_ok=True)
         state = None if prepare is None else exits.enter_context(prepare(folder))
         stack = ScriptedStack(folder / "stack", state, environment, given)
+        with contextlib.suppress(NoMemoryGroup):
+            stack.group = exits.enter_context(memory_group("hotslot-drill")) if is_limited else None
         with stack.config.open("a", encoding="utf-8") as file:
             file.write("" if more is None else more(folder))
         with (
@@ -151,6 +157,8 @@ def run_command(drill: DrillStack, command: str) -> str:
     words = words.replace("hotslot hub doctor", f"hotslot hub doctor {MODEL}")
     line = [sys.executable, "-m", "cli.main", *words.split()[1:]]
     variables = {**os.environ, "HOTSLOT_CONFIG": str(drill.stack.config), "COLUMNS": "200"}
+    if drill.stack.group is not None:  # as in the container
+        line = drill.stack.group.wrap(line)
     done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=120, env=variables, cwd=ROOT)
     return " ".join((done.stdout + done.stderr).split())
 

@@ -187,7 +187,8 @@ class InferenceServer:
         section = self._settings.server
         self._drain.is_leaving = True
         self._readiness.update()
-        self._log.info("drain_begun", drain_delay_seconds=section.drain_delay_seconds)
+        unanswered = sum(manager.requests.waiting for manager in self.models.all())
+        self._log.info("drain_begun", drain_delay_seconds=section.drain_delay_seconds, unanswered=unanswered)
         if section.drain_delay_seconds and not self.has_failed:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._hurry.wait(), section.drain_delay_seconds)

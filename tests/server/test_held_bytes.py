@@ -169,7 +169,7 @@ async def test_an_observers_call_is_not_refused_for_what_callers_hold() -> None:
 
     observer = read_in_turn(grpc.unary_unary_rpc_method_handler(get_status, bytes.decode), call.held, SystemClock())
     assert observer.stream_unary is not None
-    status = asyncio.create_task(observer.stream_unary(None, call.context))
+    status = asyncio.create_task(observer.stream_unary(iter(()), call.context))
     waiting = asyncio.create_task(call.read())
     await asyncio.sleep(0)
     call.held.tick(SystemClock().monotonic())

@@ -99,8 +99,7 @@ class Upload:
         self.connection = connection
         self.is_small = is_small  # by its method, it has no picture and no texts; it does not wait for callers' bytes
         self.stream = stream
-        self.since = 0.0  # when it was asked for; then, when its reading began
-        self.expected = 0
+        self.since, self.expected = 0.0, 0  # when it was asked for; then, when its reading began
         self.is_reserved = False  # whether its expected size counts
 
     @property
@@ -250,8 +249,7 @@ class HeldBytes:
     def _begin(self, upload: Upload, row: _Connection, now: float) -> None:
         row.reserved += upload.expected
         self._reserved += upload.expected
-        upload.is_reserved = True
-        upload.since = now
+        upload.is_reserved, upload.since = True, now
         self._reading[upload] = None
         self._young.append((now, upload))
 
@@ -337,10 +335,8 @@ class HeldBytes:
         if over <= 0:
             return
         victims = self._rank([one for one in self._reading if not one.is_small or now - one.since >= CHECK_SECONDS])
-        if not victims:
-            return
-        victims = victims[: math.ceil(over / max(LOOKAHEAD_BYTES, measured / len(victims)))]
-        if not self.message_bytes and len(victims) == len(self._reading):
+        victims = victims[: math.ceil(over / max(LOOKAHEAD_BYTES, measured / max(1, len(victims))))]
+        if not self.message_bytes and victims and len(victims) == len(self._reading):
             victims.pop()  # one that is alone may exceed the limit
         self._next_cut = now + CUT_SECONDS
         for upload in victims:

@@ -65,9 +65,9 @@ class World(Deployment):
         self._published = 0
         self.updater: UpdaterProcess | None = None
 
-    def configure(self, observe: Mapping[str, Any]) -> None:
-        """Write the settings, with other rules of observation; the next updater reads them."""
-        tables = merged(self._tables, {"observe": observe})
+    def configure(self, observe: Mapping[str, Any], model: Mapping[str, Any] | None = None) -> None:
+        """Write the settings, with other rules of observation and of the model; the next updater reads them."""
+        tables = merged(self._tables, {"observe": observe, "model": model or {}})
         write_settings(self.config, {"state_dir": str(self.state), "node": "test-node"}, (MODEL,), tables)
         with self.config.open("a", encoding="utf-8") as file:
             file.write(self._more)
