@@ -223,7 +223,7 @@ class InferenceServer:
         """The public gRPC server and its port; on exit the runners are stopped."""
         settings, section = self._settings, self._settings.server
         server = make_server(
-            [self._interceptor(self._held, self._access)],
+            self._interceptor(self._held, self._access).wrap,
             compose.server_arguments(settings),
             self._make_handlers(),
             self._on_failure,
@@ -299,7 +299,7 @@ class InferenceServer:
         api = servicer.ControlApi(self.models, limits, self._clock, self._started_at, self._live.reload)
         self._parts.control_api = api
         handlers = [api.handlers(), standard_services.HealthApi(self._readiness.health).handlers()]
-        server = make_server([self._interceptor()], control_arguments(), handlers, self._on_failure)
+        server = make_server(self._interceptor().wrap, control_arguments(), handlers, self._on_failure)
         mask = os.umask(0o177)
         try:
             server.add_insecure_port(unix_target(path))
@@ -318,8 +318,8 @@ class InferenceServer:
         if section.port < 0:
             yield -1
             return
-        server = grpc.aio.server(interceptors=[self._interceptor()], options=health_arguments())
-        server.add_generic_rpc_handlers((standard_services.HealthApi(self._readiness.health).handlers(),))
+        handlers = [standard_services.HealthApi(self._readiness.health).handlers()]
+        server = make_server(self._interceptor().wrap, health_arguments(), handlers, self._on_failure)
         port = add_port(server, parse_address(section.host, section.port))
         await server.start()
         try:

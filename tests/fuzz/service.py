@@ -313,11 +313,8 @@ class Story:
 
     async def _run(self, method: str, caller: Caller) -> Any:  # noqa: ANN401
         details: Any = SimpleNamespace(method=_SERVICE + method, invocation_metadata=())
-
-        async def find_handler(found: grpc.HandlerCallDetails) -> Any:  # noqa: ANN401  as in gRPC
-            return self._handlers.service(found)
-
-        handler: Any = await self._interceptor.intercept_service(find_handler, details)
+        found: Any = self._handlers.service(details)
+        handler: Any = self._interceptor.wrap(found, _SERVICE.strip("/"), method)
         if method == "StreamPredict":
             return await handler.stream_stream(None, caller.context)
         return await handler.stream_unary(None, caller.context)

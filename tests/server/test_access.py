@@ -56,7 +56,7 @@ async def serve(access: Access, metadata_key: str = "") -> AsyncIterator[Serving
     callers = Callers([CallerRules("shop", weight=3.0)], metadata_key, 0.0)
     interceptor = CallInterceptor(SystemClock(), serving.events.append, lambda *_: None, callers, access=access)
     handlers = [HealthApi(HealthRegistry([""])).handlers(), *ReflectionApi([]).handlers()]
-    server = make_server([interceptor], [], handlers, lambda _: None)
+    server = make_server(interceptor.wrap, [], handlers, lambda _: None)
     ports = [add_port(server, ListenAddress("127.0.0.1", 0), access.make_credentials) for _ in range(2)]
     serving.port, serving.other_port = ports
     await server.start()

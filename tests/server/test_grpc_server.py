@@ -33,7 +33,7 @@ class Server:
         health.update({"": True})
         self.failures: list[BaseException] = []
         self._on_failure = on_failure
-        self.grpc = make_server([], (), [HealthApi(health).handlers()], self._fail)
+        self.grpc = make_server(None, (), [HealthApi(health).handlers()], self._fail)
         self.port = self.grpc.add_insecure_port("127.0.0.1:0")
 
     def _fail(self, error: BaseException) -> None:

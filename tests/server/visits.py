@@ -8,8 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import grpc
-
 from hotslot.entailment.v1 import entailment_pb2
 from inference.server.api.entailment import ENTAILMENT
 from inference.server.api.interceptors import CallInterceptor
@@ -49,15 +47,11 @@ async def list_server_files(state: Path) -> list[str]:
         peer=lambda: "",
         read=read,
     )
-
-    async def find_handler(found: grpc.HandlerCallDetails) -> Any:  # noqa: ANN401  as in gRPC
-        return api.handlers().service(found)
-
+    service, _, method = METHOD.strip("/").partition("/")
+    found: Any = api.handlers().service(details)
+    handler: Any = interceptor.wrap(found, service, method)
     visits = Visits("inference/server")
     with visits.recording():
-        handler: Any = await interceptor.intercept_service(find_handler, details)
-        if handler is None:
-            raise RuntimeError("Predict has no handler")
         response = await handler.stream_unary(None, context)
     if not response.results:
         raise RuntimeError("the request was not answered")

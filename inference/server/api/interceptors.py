@@ -4,7 +4,7 @@ import asyncio
 import contextvars
 import re
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,8 +61,8 @@ class Call:
 current_call: contextvars.ContextVar[Call] = contextvars.ContextVar("current_call")
 
 
-class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps the handler of each method once, on its first call."""
+class CallInterceptor:
+    """Does around each call what is the same for all methods."""
 
     def __init__(
         self,
@@ -89,25 +89,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._access = access
         self._emit = emit
         self._report = report
-        self._wrapped: dict[str, Handler] = {}
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable["Handler | None"]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> "Handler | None":
-        """Return the wrapped handler of a method; gRPC answers UNIMPLEMENTED for unknown methods."""
-        path = handler_call_details.method
-        wrapped = self._wrapped.get(path)
-        if wrapped is None:
-            handler = await continuation(handler_call_details)
-            if handler is None:
-                return None
-            service, _, method = path.lstrip("/").partition("/")
-            wrapped = self._wrapped[path] = self._wrap(handler, service, method)
-        return wrapped
-
-    def _wrap(self, handler: Handler, service: str, method: str) -> Handler:
+    def wrap(self, handler: Handler, service: str, method: str) -> Handler:
+        """The handler of a method with all that is done for every call; done once, when the server is made."""
         kind = _kind_of(handler)
         if self._held is not None:
             handler = read_in_turn(handler, self._held, self._clock)
