@@ -86,6 +86,10 @@ bench-server: env tools ## Measure the server's own cost with an engine that doe
 bench-calls: env tools ## Measure what a server delivers of what its engine computes in full calls
 	@$(bin)/python -m dev.bench.calls $(ARGS)
 
+bench-peers: env tools ## Measure what a call costs hotslot, MLServer, LitServe, Triton and bare grpc.aio, in turn (fetches them: 0.6 GB)
+	@dev/scripts/peers-env
+	@$(bin)/python -m dev.bench.peers $(ARGS)
+
 bench-overload: env tools ## Measure goodput of servers that are offered 1.25 to 4 times what they compute
 	@$(bin)/python -m dev.bench.overload $(ARGS)
 
@@ -155,7 +159,7 @@ test-console: env ## Drive a real Chromium through every page of the console, wi
 	@dev/scripts/tools-console
 	@env PYTHONPATH=.tools/console $(bin)/pytest -q -p no:cacheprovider --override-ini=timeout=300 tests/browser $(ARGS)
 
-.PHONY: tools-watch test-watch drill bench-traces
+.PHONY: tools-watch test-watch drill bench-traces bench-peers bench-served
 tools-watch: ## Install Prometheus and Alertmanager (Debian's packages, as root)
 	@dev/scripts/tools-watch
 
@@ -190,5 +194,5 @@ env: ## Create .venv if it is not up to date
 	@dev/scripts/bootstrap
 
 clean: ## Remove everything that make creates
-	rm -rf clients/java/target .bench .venv .venv-parity .tools .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	rm -rf clients/java/target .bench .venv .venv-parity .venv-peers .tools .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,6 +1,7 @@
 """The Go load generator: plays groups of callers on a server; every call and every item of a stream is one outcome.
 
-It computes far less than clients in Python do, so that a server on the same two cores can be measured.
+The server's contract is hotslot's, or another one of gRPC or HTTP. It computes far less than clients in Python do, so
+that a server on the same two cores can be measured.
 """
 
 import json
@@ -30,7 +31,7 @@ class Group:
 
     name: str
     requests: Sequence[pb.PredictRequest | bytes]  # sent in turn; bytes need not be a request
-    mode: str = "unary"  # or "stream"
+    mode: str = "unary"  # or "stream"; with a method also "plain" (a stream without ids, window 1) or "http"
     clients: int = 1  # of a closed loop; number of streams
     window: int = 1  # items outstanding a stream
     rate: float = 0.0  # calls a second of the whole group
@@ -46,6 +47,7 @@ class Group:
     cancel_share: float = 0.0  # of unary calls that the caller cancels …
     cancel_after: float = 0.0  # … at a random time up to this many seconds
     digest: bool = False  # whether outcomes carry the digest of the answer
+    method: str = ""  # of another contract, or the path of a URL
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +227,7 @@ def _plan_of(group: Group, folder: Path, number: int) -> dict[str, Any]:
         paths.append(str(path))
     method = "StreamPredict" if group.mode == "stream" else "Predict"
     return {
-        "method": f"/{ENTAILMENT}/{method}",
+        "method": group.method or f"/{ENTAILMENT}/{method}",
         "mode": group.mode,
         "clients": group.clients,
         "window": group.window,

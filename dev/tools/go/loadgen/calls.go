@@ -49,7 +49,7 @@ func (run *load) arrive(group *group, callers *sync.WaitGroup) {
 
 // call is one caller of a closed loop.
 func (run *load) call(group *group, number int) {
-	if group.Mode == "stream" {
+	if group.Mode == "stream" || group.Mode == "plain" {
 		for begun := 0; time.Now().Before(run.at(group.End)); begun++ {
 			if begun > 0 {
 				time.Sleep(100 * time.Millisecond) // the one before has failed
@@ -77,7 +77,12 @@ func (run *load) unary(group *group, number, turn int) bool {
 	}
 	var answer []byte
 	var trailer metadata.MD
-	err := run.connection(group, number).Invoke(ctx, group.Method, &body, &answer, grpc.Trailer(&trailer))
+	var err error
+	if group.Mode == "http" {
+		answer, err = run.post(ctx, group, body)
+	} else {
+		err = run.connection(group, number).Invoke(ctx, group.Method, &body, &answer, grpc.Trailer(&trailer))
+	}
 	row := run.outcome(group, number, sent{request, serial, started})
 	if err != nil {
 		row.failed(status.Convert(err))
@@ -89,6 +94,14 @@ func (run *load) unary(group *group, number, turn int) bool {
 	}
 	run.outcomes <- row
 	return err == nil
+}
+
+// results are those of one message of a stream.
+func (group *group) results(answer []byte) []result {
+	if group.Mode == "plain" {
+		return []result{{slot: 0, response: answer}} // its window is 1
+	}
+	return results(answer)
 }
 
 func (group *group) context() context.Context {
@@ -136,7 +149,7 @@ func (run *load) stream(group *group, number int) {
 		time.Sleep(time.Duration(group.ReadPause * float64(time.Second)))
 		var answer []byte
 		if err = stream.RecvMsg(&answer); err == nil {
-			for _, result := range results(answer) {
+			for _, result := range group.results(answer) {
 				run.settle(group, waiting, free, result)
 			}
 		}
@@ -164,7 +177,10 @@ func (run *load) send(ctx context.Context, group *group, stream grpc.ClientStrea
 		case slot := <-free:
 			request := turn % len(group.bodies)
 			body, number := run.body(group, request)
-			message := item(fmt.Sprint(slot), body)
+			message := body
+			if group.Mode == "stream" {
+				message = item(fmt.Sprint(slot), body)
+			}
 			waiting.mutex.Lock()
 			waiting.open[slot] = sent{request, number, time.Now()}
 			waiting.mutex.Unlock()

@@ -1,4 +1,4 @@
-// Command loadgen plays a load on a gRPC server and writes every outcome as a JSON line.
+// Command loadgen plays a load on a gRPC server, or on an HTTP server, and writes every outcome as a JSON line.
 //
 //	loadgen plan.json
 //
@@ -10,6 +10,7 @@ import (
 	"bufio"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -31,8 +32,8 @@ type plan struct {
 
 // group is a number of callers of one kind.
 type group struct {
-	Method      string            `json:"method"`
-	Mode        string            `json:"mode"`         // "unary" or "stream"
+	Method      string            `json:"method"`       // of gRPC, or the path of a URL
+	Mode        string            `json:"mode"`         // "unary", "stream", "plain" (a stream without ids, answered in order) or "http"
 	Clients     int               `json:"clients"`      // closed loop: callers; streams: how many
 	Window      int               `json:"window"`       // items outstanding a stream
 	Rate        float64           `json:"rate"`         // open loop: calls a second of the whole group; 0: closed loop
@@ -76,6 +77,7 @@ type load struct {
 	plan        plan
 	began       time.Time
 	connections []*grpc.ClientConn
+	web         *http.Client
 	outcomes    chan outcome
 	sent        atomic.Int64 // requests
 }
@@ -99,7 +101,7 @@ func main() {
 		fail(err)
 	}
 	encoding.RegisterCodec(rawCodec{})
-	run := &load{plan: chosen, outcomes: make(chan outcome, 4096)}
+	run := &load{plan: chosen, outcomes: make(chan outcome, 4096), web: webClient(chosen)}
 	for range chosen.Connections {
 		connection, err := grpc.NewClient(chosen.Address,
 			grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDisableRetry(), grpc.WithNoProxy())
@@ -107,7 +109,9 @@ func main() {
 			fail(err)
 		}
 		defer connection.Close()
-		connection.Connect()
+		if !chosen.isWeb() {
+			connection.Connect()
+		}
 		run.connections = append(run.connections, connection)
 	}
 	var written sync.WaitGroup

@@ -1,0 +1,33 @@
+"""The table of `make bench-peers`."""
+
+from dev.bench.peer_servers import BARE, HOTSLOT, LITSERVE, Cpu, group_for
+from dev.bench.peers import Case, Measured, format_table
+from dev.harness.answers import Question
+
+CASE = Case("unary", 16, 100_000)
+
+
+def test_rates_and_cpu_time_are_shown_relative_to_bare_grpc() -> None:
+    """A server with half the rate at three times the CPU time is shown as that, with its runners apart."""
+    found = {
+        (CASE, BARE): Measured(2.0, 2000, 0, Cpu(1.0)),
+        (CASE, HOTSLOT): Measured(2.0, 1000, 1, Cpu(1.0, 0.5)),
+    }
+
+    row = format_table(found)[-1]
+
+    assert row == (
+        "| unary, 100 KB, 16 callers | hotslot | 500 | 0.50 | 1.500 | 3.00 | 1.000, 0.500 | 1 |"
+    )  # fmt: skip
+
+
+def test_litserve_gets_the_picture_as_a_file_of_a_form() -> None:
+    """Its callers send what a browser sends."""
+    group = group_for(LITSERVE, [Question(b"picture", ("a cat",), "")], "unary", 1)
+
+    mark = group.metadata["Content-Type"].partition("boundary=")[2]
+    form = group.requests[0]
+
+    assert isinstance(form, bytes)
+    assert form.split(f"--{mark}".encode())[1].endswith(b"\r\n\r\npicture\r\n")
+    assert form.endswith(f"\r\n--{mark}--\r\n".encode())
