@@ -9,6 +9,7 @@ from rich.table import Table
 
 from cli.bundles import format_checks, format_origin
 from cli.output import ABSENT, BAD, DIM, DOUBTFUL, GOOD, enum_word, seconds, short, size, text
+from common.paths import SAMPLES_FOLDER
 from hotslot.updates.v1 import updates_pb2 as pb
 
 BAR_CELLS = 30
@@ -58,6 +59,7 @@ def show_update(response: pb.GetUpdateResponse) -> RenderableType:
     parts += [text(""), _measurements(response)] if response.measurements else []
     parts += [text(""), _changes(response)] if response.changes else []
     parts += [text(""), _differing(response)] if response.differing else []
+    parts += [text(""), _kept(response)] if response.kept else []
     return Group(*parts)
 
 
@@ -205,6 +207,20 @@ def _differing(response: pb.GetUpdateResponse) -> RenderableType:
         cells = (one.item, one.text, one.expected or ABSENT, one.active, one.candidate)
         table.add_row(*(text(cell) for cell in cells))
     return table
+
+
+def _kept(response: pb.GetUpdateResponse) -> RenderableType:
+    """Requests of callers with the answers that differ; their files lie in the state folder."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style=DIM)
+    for heading in ("kept request", "text", "active", "candidate"):
+        table.add_column(heading, overflow="fold")
+    for one in response.kept:
+        for answer in one.answers:
+            if answer.active != answer.candidate:
+                table.add_row(*map(text, (one.name, answer.text, answer.active, answer.candidate)))
+    return Group(
+        table, text((f"texts and pictures: the state folder's {SAMPLES_FOLDER}/{response.update.model}/", DIM))
+    )
 
 
 def _outcome(one: pb.UpdateSummary) -> str:

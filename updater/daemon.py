@@ -275,7 +275,7 @@ class Updater:
             self._log,
             GoldenApi(self._golden_places, self._log),
             starting,
-            self._run_folder,
+            self._state,
         )
         options = [("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES)]
         server = grpc.server(ThreadPoolExecutor(_WORKERS, "operator"), options=options)

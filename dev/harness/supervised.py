@@ -1,5 +1,6 @@
 """The whole stack under supervisord, as in a container: server with runners, updater, watchdog."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -114,7 +115,8 @@ class SupervisedStack(Deployment):
     def destroy(self) -> None:
         """Kill every process that is left."""
         for process in self.living():
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         if self._process is not None:
             self._process.wait(10)
 

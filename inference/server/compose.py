@@ -10,6 +10,7 @@ from common.clock import Clock
 from common.engine_files import ENGINES, Task
 from common.exposure import GRPC_STEP, METRICS_STEP, describe_exposure, describe_open_calls
 from common.logs import Logger
+from common.paths import SAMPLES_FOLDER
 from common.process_metrics import installed_version
 from common.reload import FileUnusable, ReloadLog
 from common.settings import Mistake, ModelSettings, SettingsInvalid
@@ -30,7 +31,7 @@ from inference.server.model.fallback_file import FILE_NAME, CpuFallbackFile
 from inference.server.model.manager import ModelManager
 from inference.server.model.options import ModelOptions
 from inference.server.model.policy import DeviceRules, RespawnRules, SlotRules
-from inference.server.model.samples import FOLDER_NAME, SampleFiles
+from inference.server.model.samples import SampleFiles
 from inference.server.request import Priority
 from inference.server.runner_client.process import RunnerProcess
 from inference.server.runner_client.protocol import RunnerListener
@@ -273,7 +274,11 @@ def _model_options(settings: ServerSettings, model: ModelSettings, shared: _Shar
 
 def _sample_files(settings: ServerSettings, model: str, warn: Callable[[str], None]) -> SampleFiles | None:
     limit = settings.server.keep_samples
-    return SampleFiles(Path(settings.state_dir) / FOLDER_NAME / model, limit, warn) if limit else None
+    samples = SampleFiles(Path(settings.state_dir) / SAMPLES_FOLDER / model, limit, warn)
+    if limit:
+        return samples
+    samples.remove_all()
+    return None
 
 
 def _picture_rules(server: ServerSection) -> runner_pb2.PictureRules:

@@ -1,6 +1,7 @@
 """Requests whose answers differ, kept as private files."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ async def test_calls_that_two_revisions_answer_differently_are_kept(tmp_path: Pa
     samples.close()
 
     (folder,) = (tmp_path / "samples" / "shapes").iterdir()
+    assert folder.name.endswith("-t1")
     row = json.loads((folder / "0001.json").read_text(encoding="utf-8"))
     assert sorted(path.name for path in folder.iterdir()) == [
         "0001.json",
@@ -45,11 +47,11 @@ def test_samples_of_old_comparisons_are_removed(tmp_path: Path) -> None:
     """The newest are kept; what callers sent does not pile up."""
     samples = SampleFiles(tmp_path, 10, pytest.fail)
     for number in range(MAX_FOLDERS + 2):
-        samples.begin(f"2030010{number}T000000-load")
+        samples.begin(datetime(2030, 1, 1 + number, tzinfo=UTC), "update-1")
         samples.keep({"number": number}, b"")
     samples.close()
 
-    assert sorted(path.name[7] for path in tmp_path.iterdir()) == ["2", "3", "4"]
+    assert sorted(path.name[7] for path in tmp_path.iterdir()) == ["3", "4", "5"]
 
 
 def test_a_folder_that_cannot_be_written_is_told_and_costs_nothing(tmp_path: Path) -> None:
@@ -57,7 +59,7 @@ def test_a_folder_that_cannot_be_written_is_told_and_costs_nothing(tmp_path: Pat
     (tmp_path / "samples").write_text("a file", encoding="utf-8")
     told: list[str] = []
     samples = SampleFiles(tmp_path / "samples" / "shapes", 10, told.append)
-    samples.begin("20300101T000000-load")
+    samples.begin(datetime(2030, 1, 1, tzinfo=UTC), "update-1")
     samples.keep({}, b"")
     samples.close()
 

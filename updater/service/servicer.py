@@ -13,6 +13,7 @@ from grpc_status import rpc_status
 from common.bundle import Provenance
 from common.errors import Conflict, Failed, HotslotError, InputRefused, NotFound, NotReady, to_status
 from common.logs import Logger
+from common.paths import run_folder
 from hotslot.control.v1 import control_pb2
 from hotslot.status.v1 import status_pb2
 from hotslot.updates.v1 import updates_pb2 as pb
@@ -20,13 +21,13 @@ from updater.commands import CommandQueue
 from updater.core.breaker import BreakerState
 from updater.core.facts import CommandKind, OperatorCommand
 from updater.core.record import Event, ModelRecord
-from updater.service import convert
+from updater.service import convert, samples
 from updater.service.convert import build_past_advice
 from updater.service.golden import GoldenApi
 from updater.stages.commands import CommandResult
 from updater.status import Progress, StatusPublisher, StatusSnapshot
 from updater.store.database import JournalNotWritten, JournalUnreadable
-from updater.store.journal import Journal
+from updater.store.journal import Journal, PastUpdate
 
 JOURNAL_COPY = "journal-copy-{}.db"  # in the run folder
 MAX_COPIES = 16  # callers move them away; one that did not leaves its copy until so many others were made
@@ -78,7 +79,7 @@ class UpdatesApi:
         log: Logger,
         golden: GoldenApi,
         starting: Callable[[], str] = lambda: "",
-        copies: Path = Path(),
+        state: Path = Path(),
     ) -> None:
         """Read nothing yet.
 
@@ -91,9 +92,10 @@ class UpdatesApi:
             log: of the process.
             golden: the golden sets of all models.
             starting: returns why the updater has not started yet; empty if it is about to.
-            copies: folder for copies of the journal.
+            state: state folder: copies of the journal go to its run folder, the server keeps requests in it.
         """
-        self._copies = copies
+        self._state = state
+        self._copies = run_folder(state)
         self._copy_numbers = count()
         self._golden = golden
         self._models = models
@@ -126,6 +128,7 @@ class UpdatesApi:
             "CopyJournal": (pb.CopyJournalRequest, self._copy_journal),
             "ReloadSettings": (pb.ReloadSettingsRequest, self._reload_settings),
             "ListGoldenItems": (pb.ListGoldenItemsRequest, self._golden.list_items),
+            "GetKeptPicture": (pb.GetKeptPictureRequest, self._get_kept_picture),
             "GetGoldenPicture": (pb.GetGoldenPictureRequest, self._golden.picture),
             "AddGoldenItem": (pb.AddGoldenItemRequest, self._golden.add),
         }
@@ -203,11 +206,7 @@ class UpdatesApi:
         )
 
     def _get_update(self, request: pb.GetUpdateRequest, _seconds: float) -> pb.GetUpdateResponse:
-        journal = self._journal()
-        past = journal.update(request.update_id)
-        if past is None:
-            message = f"there is no update {request.update_id[:64]!r}"
-            raise NotFound(message, reason="UPDATE_UNKNOWN", field="update_id")
+        journal, past = self._journal(), self._find_update(request.update_id)
         handle = self._models.get(past.model)
         record = None if handle is None else handle.publisher.snapshot.record
         response = pb.GetUpdateResponse(
@@ -218,7 +217,19 @@ class UpdatesApi:
         convert.fill_provenance(response.provenance, self._provenance(past.update.bundle_digest))
         for evidence in journal.evidence(request.update_id):
             convert.fill_evidence(response, evidence)
+        response.kept.extend(samples.list_kept(self._state, past.model, request.update_id))
         return response
+
+    def _get_kept_picture(self, request: pb.GetKeptPictureRequest, _seconds: float) -> pb.GetKeptPictureResponse:
+        past = self._find_update(request.update_id)
+        content = samples.read_picture(self._state, past.model, request.update_id, request.name)
+        return pb.GetKeptPictureResponse(content=content)
+
+    def _find_update(self, update_id: str) -> PastUpdate:
+        past = self._journal().update(update_id)
+        if past is None:
+            raise NotFound(f"there is no update {update_id[:64]!r}", reason="UPDATE_UNKNOWN", field="update_id")
+        return past
 
     def _copy_journal(self, _request: pb.CopyJournalRequest, _seconds: float) -> pb.CopyJournalResponse:
         file = JOURNAL_COPY.format(next(self._copy_numbers) % MAX_COPIES)

@@ -5,15 +5,17 @@ They hold what callers sent, so they lie in a folder that only the server's user
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 from threading import Semaphore
 
-FOLDER_NAME = "samples"
 MAX_FOLDERS = 3  # comparisons of one model whose files are kept
 MAX_BYTES = 256 << 20  # of the pictures of one comparison
+_PLAIN = re.compile(r"[A-Za-z0-9-]{1,64}")
 MAX_PENDING = 8  # that wait to be written; what comes meanwhile is not kept
 
 
@@ -35,9 +37,10 @@ class SampleFiles:
         self._kept = self._kept_bytes = 0
         self._places = Semaphore(MAX_PENDING)
 
-    def begin(self, comparison: str) -> None:
-        """Begin the folder of a comparison, by a name of letters, digits and hyphens."""
-        self._comparison, self._kept, self._kept_bytes = comparison, 0, 0
+    def begin(self, started_at: datetime, transaction_id: str) -> None:
+        """Begin the folder of a comparison, by whose name the updater finds the requests of an update."""
+        name = transaction_id if _PLAIN.fullmatch(transaction_id) else "other"
+        self._comparison, self._kept, self._kept_bytes = f"{started_at:%Y%m%dT%H%M%S}-{name}", 0, 0
 
     def keep(self, row: Mapping[str, object], picture: bytes | memoryview) -> bool:
         """Keep a request; returns whether there is room for it."""
@@ -49,6 +52,10 @@ class SampleFiles:
             self._writer = ThreadPoolExecutor(1, "samples")
         self._writer.submit(self._write, self._folder / self._comparison, f"{self._kept:04d}", row, bytes(picture))
         return True
+
+    def remove_all(self) -> None:
+        """Delete what was kept before: the settings keep nothing now."""
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def close(self) -> None:
         """Wait for what is being written."""

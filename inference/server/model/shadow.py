@@ -227,7 +227,9 @@ class Shadows:
             self._revision = "" if judged.load is None else judged.load.bundle.revision
             self.comparison = Comparison(self._options.task, judged.digest, reference.digest, shadow.started_at)
             if self._options.samples is not None:
-                self._options.samples.begin(f"{shadow.started_at:%Y%m%dT%H%M%S}-{shadow.load_id}")
+                self._options.samples.begin(
+                    shadow.started_at, "" if judged.load is None else judged.load.transaction_id
+                )
         return self.comparison
 
     def _identify(self, shadow: Shadow) -> "_ShadowId":

@@ -1529,6 +1529,7 @@ class GetUpdateResponse(_message.Message):
     NOTES_FIELD_NUMBER: _builtins.int
     CHANGES_FIELD_NUMBER: _builtins.int
     PROVENANCE_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
     advice: _builtins.str
     """What the operator should do, for people. Empty if nothing."""
     @_builtins.property
@@ -1565,6 +1566,13 @@ class GetUpdateResponse(_message.Message):
         deleted, and if the bundle does not record it.
         """
 
+    @_builtins.property
+    def kept(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeptRequest]:
+        """The first 100 requests of callers that it answered differently from the
+        active model, in its shadow or its trial. Empty unless server.keep_samples
+        allows to keep them, and after three later comparisons of the model.
+        """
+
     def __init__(
         self,
         *,
@@ -1576,14 +1584,135 @@ class GetUpdateResponse(_message.Message):
         notes: _abc.Iterable[_builtins.str] | None = ...,
         changes: _abc.Iterable[Global___AnswerChange] | None = ...,
         provenance: Global___Provenance | None = ...,
+        kept: _abc.Iterable[Global___KeptRequest] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance", "update", b"update"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "changes", b"changes", "differing", b"differing", "events", b"events", "measurements", b"measurements", "notes", b"notes", "provenance", b"provenance", "update", b"update"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "changes", b"changes", "differing", b"differing", "events", b"events", "kept", b"kept", "measurements", b"measurements", "notes", b"notes", "provenance", b"provenance", "update", b"update"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetUpdateResponse: _TypeAlias = GetUpdateResponse  # noqa: Y015
+
+@_typing.final
+class KeptRequest(_message.Message):
+    """A request of a caller that two revisions answered differently."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ITEM_ID_FIELD_NUMBER: _builtins.int
+    ANSWERS_FIELD_NUMBER: _builtins.int
+    HAS_PICTURE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name, unique in its update: folder and file in the state folder's
+    samples/MODEL/.
+    """
+    request_id: _builtins.str
+    """Id of the request."""
+    item_id: _builtins.str
+    """Id of the item in its stream. Empty for a unary call."""
+    has_picture: _builtins.bool
+    """Whether GetKeptPicture returns its picture."""
+    @_builtins.property
+    def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeptAnswer]:
+        """One for each statement or address, in the request's order."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        item_id: _builtins.str = ...,
+        answers: _abc.Iterable[Global___KeptAnswer] | None = ...,
+        has_picture: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "has_picture", b"has_picture", "item_id", b"item_id", "name", b"name", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeptRequest: _TypeAlias = KeptRequest  # noqa: Y015
+
+@_typing.final
+class KeptAnswer(_message.Message):
+    """Two answers to one statement or address of a caller."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    ACTIVE_FIELD_NUMBER: _builtins.int
+    CANDIDATE_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """The statement or address; its first 1,000 characters."""
+    active: _builtins.str
+    """Answer of the active model."""
+    candidate: _builtins.str
+    """Answer of the candidate."""
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        active: _builtins.str = ...,
+        candidate: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "candidate", b"candidate", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeptAnswer: _TypeAlias = KeptAnswer  # noqa: Y015
+
+@_typing.final
+class GetKeptPictureRequest(_message.Message):
+    """Request of GetKeptPicture."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UPDATE_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    update_id: _builtins.str
+    """Id of the update. Required."""
+    name: _builtins.str
+    """Name of the kept request. Required."""
+    def __init__(
+        self,
+        *,
+        update_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "update_id", b"update_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetKeptPictureRequest: _TypeAlias = GetKeptPictureRequest  # noqa: Y015
+
+@_typing.final
+class GetKeptPictureResponse(_message.Message):
+    """Response of GetKeptPicture."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTENT_FIELD_NUMBER: _builtins.int
+    content: _builtins.bytes
+    """Bytes as the caller sent them, at most 16 MiB. Never checked to be a picture."""
+    def __init__(
+        self,
+        *,
+        content: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetKeptPictureResponse: _TypeAlias = GetKeptPictureResponse  # noqa: Y015
 
 @_typing.final
 class CopyJournalRequest(_message.Message):

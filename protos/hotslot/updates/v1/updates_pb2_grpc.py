@@ -121,6 +121,11 @@ class UpdatesServiceStub:
                 request_serializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.ListGoldenItemsRequest.SerializeToString,
                 response_deserializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.ListGoldenItemsResponse.FromString,
                 _registered_method=True)
+        self.GetKeptPicture = channel.unary_unary(
+                '/hotslot.updates.v1.UpdatesService/GetKeptPicture',
+                request_serializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.GetKeptPictureRequest.SerializeToString,
+                response_deserializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.GetKeptPictureResponse.FromString,
+                _registered_method=True)
         self.GetGoldenPicture = channel.unary_unary(
                 '/hotslot.updates.v1.UpdatesService/GetGoldenPicture',
                 request_serializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.GetGoldenPictureRequest.SerializeToString,
@@ -278,6 +283,14 @@ class UpdatesServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetKeptPicture(self, request, context):
+        """Returns the picture of a request that was kept because two revisions answered
+        it differently. Errors: NOT_FOUND (UPDATE_UNKNOWN, SAMPLE_UNKNOWN).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetGoldenPicture(self, request, context):
         """Returns the picture of one golden item. Errors: NOT_FOUND (ITEM_UNKNOWN).
         """
@@ -377,6 +390,11 @@ def add_UpdatesServiceServicer_to_server(servicer, server):
                     servicer.ListGoldenItems,
                     request_deserializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.ListGoldenItemsRequest.FromString,
                     response_serializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.ListGoldenItemsResponse.SerializeToString,
+            ),
+            'GetKeptPicture': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetKeptPicture,
+                    request_deserializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.GetKeptPictureRequest.FromString,
+                    response_serializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.GetKeptPictureResponse.SerializeToString,
             ),
             'GetGoldenPicture': grpc.unary_unary_rpc_method_handler(
                     servicer.GetGoldenPicture,
@@ -828,6 +846,33 @@ class UpdatesService:
             '/hotslot.updates.v1.UpdatesService/ListGoldenItems',
             hotslot_dot_updates_dot_v1_dot_updates__pb2.ListGoldenItemsRequest.SerializeToString,
             hotslot_dot_updates_dot_v1_dot_updates__pb2.ListGoldenItemsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetKeptPicture(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hotslot.updates.v1.UpdatesService/GetKeptPicture',
+            hotslot_dot_updates_dot_v1_dot_updates__pb2.GetKeptPictureRequest.SerializeToString,
+            hotslot_dot_updates_dot_v1_dot_updates__pb2.GetKeptPictureResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -109,6 +109,10 @@ class UpdatesServiceStub:
     the next two calls: FAILED_PRECONDITION (NO_GOLDEN: none is configured;
     GOLDEN_UNUSABLE: it cannot be read as it is).
     """
+    GetKeptPicture: _grpc.UnaryUnaryMultiCallable[_updates_pb2.GetKeptPictureRequest, _updates_pb2.GetKeptPictureResponse]
+    """Returns the picture of a request that was kept because two revisions answered
+    it differently. Errors: NOT_FOUND (UPDATE_UNKNOWN, SAMPLE_UNKNOWN).
+    """
     GetGoldenPicture: _grpc.UnaryUnaryMultiCallable[_updates_pb2.GetGoldenPictureRequest, _updates_pb2.GetGoldenPictureResponse]
     """Returns the picture of one golden item. Errors: NOT_FOUND (ITEM_UNKNOWN)."""
     AddGoldenItem: _grpc.UnaryUnaryMultiCallable[_updates_pb2.AddGoldenItemRequest, _updates_pb2.AddGoldenItemResponse]
@@ -196,6 +200,10 @@ class UpdatesServiceAsyncStub(UpdatesServiceStub):
     """Lists the items of a model's golden set, in its order. Errors of this and
     the next two calls: FAILED_PRECONDITION (NO_GOLDEN: none is configured;
     GOLDEN_UNUSABLE: it cannot be read as it is).
+    """
+    GetKeptPicture: _aio.UnaryUnaryMultiCallable[_updates_pb2.GetKeptPictureRequest, _updates_pb2.GetKeptPictureResponse]  # type: ignore[assignment]
+    """Returns the picture of a request that was kept because two revisions answered
+    it differently. Errors: NOT_FOUND (UPDATE_UNKNOWN, SAMPLE_UNKNOWN).
     """
     GetGoldenPicture: _aio.UnaryUnaryMultiCallable[_updates_pb2.GetGoldenPictureRequest, _updates_pb2.GetGoldenPictureResponse]  # type: ignore[assignment]
     """Returns the picture of one golden item. Errors: NOT_FOUND (ITEM_UNKNOWN)."""
@@ -377,6 +385,16 @@ class UpdatesServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lists the items of a model's golden set, in its order. Errors of this and
         the next two calls: FAILED_PRECONDITION (NO_GOLDEN: none is configured;
         GOLDEN_UNUSABLE: it cannot be read as it is).
+        """
+
+    @_abc_1.abstractmethod
+    def GetKeptPicture(
+        self,
+        request: _updates_pb2.GetKeptPictureRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_updates_pb2.GetKeptPictureResponse, _abc.Awaitable[_updates_pb2.GetKeptPictureResponse]]:
+        """Returns the picture of a request that was kept because two revisions answered
+        it differently. Errors: NOT_FOUND (UPDATE_UNKNOWN, SAMPLE_UNKNOWN).
         """
 
     @_abc_1.abstractmethod
