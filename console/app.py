@@ -82,6 +82,7 @@ def _list_routes() -> list[Route | Mount]:
         page("/try/{model}", trying.ask, "POST"),
         page("/updates", updating.history),
         page("/updates/{update_id}", updating.evidence),
+        page("/updates/{update_id}/kept", updating.kept_picture),
         page("/act/{command}", updating.confirm),
         page("/act/{command}", updating.act, "POST"),
         page("/golden/{model}", golden.browse),

@@ -7,6 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from console.page import FormRefused, console_of, read_form, redirect, render, text_of
+from console.trying import find_kind
 from console.upstream import COMMAND_SECONDS, HUB_SECONDS, CallFailed
 from console.views import list_differences, list_stages
 from hotslot.updates.v1 import updates_pb2 as pb
@@ -89,6 +90,16 @@ async def evidence(request: Request) -> Response:
         actions=_list_actions(found, state),
         pictures=await _list_pictures(request, found),
     )
+
+
+async def kept_picture(request: Request) -> Response:
+    """The picture of a call that got another answer. Its type is that of its content."""
+    asked = pb.GetKeptPictureRequest(
+        update_id=request.path_params["update_id"], name=request.query_params.get("name", "")
+    )
+    found: pb.GetKeptPictureResponse = await console_of(request).upstream.ask_updater("GetKeptPicture", asked)
+    kind = find_kind(found.content) or "application/octet-stream"
+    return Response(found.content, media_type=kind, headers={"cache-control": "no-store"})
 
 
 def _list_actions(found: pb.GetUpdateResponse, state: pb.ModelUpdates | None) -> list[str]:

@@ -23,6 +23,10 @@ CHINESE: dict[str, str] = {
     "none set": "未设置",
     "Ask the live model": "询问当前模型",
     "At most the first 20 are kept; the numbers above count all.": "最多保留前 20 条；上方的数字统计全部。",
+    "Calls that got another answer": "答案改变的调用",
+    "What callers sent, kept because server.keep_samples allows it: at most the first 100.": (
+        "调用方发送的内容，因 server.keep_samples 允许而保留：最多显示前 100 条。"
+    ),
     "Problem": "出错",
     "That did not work": "操作没有成功",
     "Cancel": "取消",

@@ -181,7 +181,8 @@ class ServerSection(Section):
             ge=0,
             le=10_000,
             description="most calls of a comparison that are kept, with what callers sent, because two revisions answer"
-            " them differently: private files in the state folder's samples/, of the last three comparisons; 0 = none",
+            " them differently: private files in the state folder's samples/, of the last three comparisons, which"
+            " `hotslot updates show` lists; 0 = none, and what was kept is deleted",
         ),
     ] = 0
     self_test_seconds: Annotated[

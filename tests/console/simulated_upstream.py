@@ -111,8 +111,8 @@ class SimulatedUpstream:
         match method:
             case "ListGoldenItems":
                 return self._list_items(request)
-            case "GetGoldenPicture":
-                return pb.GetGoldenPictureResponse(content=PNG)
+            case "GetGoldenPicture" | "GetKeptPicture":
+                return pb.GetGoldenPictureResponse(content=PNG)  # both have the same field
             case "GetUpdate" if self.held is not None and request.update_id == self.held.update.update_id:
                 return self.held
             case "GetUpdate":
@@ -142,6 +142,9 @@ class SimulatedUpstream:
             found.differing.add(
                 item=item, text=f"text of {item}", expected=expected, active=active, candidate=candidate
             )
+        kept = found.kept.add(name="20300101T000000-u-1/0001", request_id="id 1", has_picture=True)
+        kept.answers.add(text="a <b>dog</b>", active="yes", candidate="no")
+        kept.answers.add(text="a bird", active="yes", candidate="yes")
         self.held = found
 
     def _list_items(self, request: pb.ListGoldenItemsRequest) -> pb.ListGoldenItemsResponse:

@@ -103,6 +103,19 @@ async def test_an_update_shows_its_evidence_with_pictures(browser: Browser, upst
     )
 
 
+async def test_kept_calls_are_shown_with_both_answers_and_their_pictures(
+    browser: Browser, upstream: SimulatedUpstream
+) -> None:
+    """Only texts whose answers differ; what a caller sent is text, never a part of the page."""
+    upstream.hold()
+    page = await browser.see("/updates/u-1")
+    (source,) = re.findall(r'src="([^"]*/kept[^"]*)"', page)
+    picture = await browser.client.get(source)
+    assert (picture.headers["content-type"], picture.headers["cache-control"]) == ("image/png", "no-store")
+    assert "a &lt;b&gt;dog&lt;/b&gt;" in page
+    assert "a bird" not in page
+
+
 @pytest.mark.parametrize(("show", "items"), [("wrong", ["street-1"]), ("right", ["street-2"]), ("changed", ["gone"])])
 async def test_differences_are_filtered(
     browser: Browser, upstream: SimulatedUpstream, show: str, items: list[str]

@@ -86,8 +86,7 @@ class UpdatesApi:
         Args:
             models: running updaters, by model; empty while the journal cannot be trusted.
             settings: of the process.
-            journal: returns the journal.
-                Raises JournalUnreadable while it cannot be trusted.
+            journal: returns the journal; raises JournalUnreadable while it cannot be trusted.
             provenance: returns the provenance of the bundle with a digest.
             log: of the process.
             golden: the golden sets of all models.
@@ -244,12 +243,11 @@ class UpdatesApi:
     def _check_now(self, request: pb.CheckNowRequest, seconds: float) -> pb.CheckNowResponse:
         handle = self._find_model(request.model)
         started = handle.publisher.snapshot
-        record = started.record
-        if record.hub.state is not BreakerState.CLOSED and record.hub.left_seconds > 0:
-            left = record.hub.left_seconds
+        hub, before = started.record.hub, started.record.watch
+        if hub.state is not BreakerState.CLOSED and hub.left_seconds > 0:
+            left = hub.left_seconds
             message = f"the hub failed several times; the next attempt is in {left:.0f} s"
             raise NotReady(message, reason="BREAKER_OPEN", retry_after_seconds=left)
-        before = record.watch
         self._apply(handle, CommandKind.CHECK_NOW, "", seconds)
 
         def has_polled(snapshot: StatusSnapshot) -> bool:

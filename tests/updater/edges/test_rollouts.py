@@ -108,6 +108,7 @@ def test_a_canary_gets_its_part_by_key_and_by_name_until_it_is_promoted(world: W
     world.wait(lambda: world.serving() == before, "it is taken back")
     world.wait_rest()
     assert {route(world, key) for key in keys} == {before}
+    world.operator.Resume(pb.ResumeRequest(), timeout=20)  # a rollback by hand pauses updates
 
 
 @pytest.mark.fault("K14")
