@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import grpc
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -57,7 +58,7 @@ def explain_failure(error: grpc.RpcError, endpoint: Endpoint, timeout_seconds: f
     address = endpoint.address
     if not isinstance(error, grpc.Call | grpc.aio.AioRpcError):
         return CommandFailed(f"the call to {address} failed: {error}")
-    status = _details_of(error)
+    status = details_of(error)
     if status is not None:
         return CommandFailed(format_status(status))
     match error.code():
@@ -92,9 +93,9 @@ def _is_closed(details: str | None) -> bool:
     return any(word in (details or "").lower() for word in ("socket closed", "connection reset", "end of tcp stream"))
 
 
-def _details_of(call: grpc.Call | grpc.aio.AioRpcError) -> status_pb2.Status | None:
-    """The google.rpc.Status of a failed call, if the server sent one."""
-    with contextlib.suppress(ValueError):  # the details contradict the code
+def details_of(call: grpc.Call | grpc.aio.AioRpcError) -> status_pb2.Status | None:
+    """The google.rpc.Status of a failed call; None if it has none that is readable and of its code."""
+    with contextlib.suppress(ValueError, DecodeError):
         status: status_pb2.Status | None = rpc_status.from_call(call)  # type: ignore[arg-type]  # both have its methods
         return status
     return None

@@ -15,11 +15,11 @@ from typing import Any
 
 import grpc
 from google.rpc import status_pb2
-from grpc_status import rpc_status
 
 from cli.batch.sources import Row
 from cli.batch.tasks import BatchTask, describe_failure, describe_row, read_failure
 from cli.batch.window import STREAM_ROWS, Failure, Item, Window, retry_delay
+from cli.clients import details_of
 from cli.predict import MAX_PICTURE_BYTES
 from common.clock import Clock
 from common.durable import read_bounded
@@ -372,13 +372,9 @@ def failed_line(row: Row, failure: Failure) -> dict[str, Any]:
 
 def has_details(error: grpc.aio.AioRpcError) -> bool:
     """Whether the server itself has said why."""
-    return rpc_status.from_call(error) is not None  # type: ignore[arg-type]  # it has the three methods that are called
+    return details_of(error) is not None
 
 
 def status_of(error: grpc.aio.AioRpcError) -> status_pb2.Status:
     """The google.rpc.Status of a failed call; made from its code where the server sent none."""
-    with contextlib.suppress(ValueError):
-        status: status_pb2.Status | None = rpc_status.from_call(error)  # type: ignore[arg-type]  # as above
-        if status is not None:
-            return status
-    return status_pb2.Status(code=error.code().value[0], message=error.details() or "")
+    return details_of(error) or status_pb2.Status(code=error.code().value[0], message=error.details() or "")

@@ -5,6 +5,7 @@
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -25,16 +26,15 @@ def read_table(rows: Sequence[str] = ()) -> list[Json]:
     return [row for row in table if not rows or row["id"].startswith(tuple(rows))]
 
 
-def run_table(languages: Sequence[str], rows: Sequence[Json], folder: Path) -> list[Result]:
+def run_table(languages: Sequence[str], rows: Sequence[Json], servers: Servers) -> list[Result]:
     """Run rows with languages, a language after the other on the same servers."""
     results = []
-    with Servers(folder) as servers:
-        for name in languages:
-            with Runner(LANGUAGES[name]) as runner:
-                for row in rows:
-                    results.append(run_row(servers, runner, row))
-                    if not results[-1].is_good:
-                        sys.stdout.write(f"{results[-1].describe()}\n")
+    for name in languages:
+        with Runner(LANGUAGES[name]) as runner:
+            for row in rows:
+                results.append(run_row(servers, runner, row))
+                if not results[-1].is_good:
+                    sys.stdout.write(f"{results[-1].describe()}\n")
     return results
 
 
@@ -48,6 +48,14 @@ def run_row(servers: Servers, runner: Runner, row: Json) -> Result:
     return Result(row, runner.name, line, time.monotonic() - began)
 
 
+def choose_languages() -> list[str]:
+    """The languages that this machine can run; says which it cannot."""
+    for name, language in LANGUAGES.items():
+        if language.missing:
+            sys.stderr.write(f"hotslot: {name} is left out: there is no {' and no '.join(language.missing)}\n")
+    return [name for name, language in LANGUAGES.items() if not language.missing]
+
+
 def main() -> int:
     """Run, print, and write the report; 0 if every row has passed."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -55,9 +63,10 @@ def main() -> int:
     parser.add_argument("--row", action="append", default=[], help="only rows whose names begin so")
     parser.add_argument("--write", action="store_true", help="write docs/conformance.md")
     options = parser.parse_args()
-    languages = options.language or [name for name, language in LANGUAGES.items() if language.is_here]
-    with tempfile.TemporaryDirectory(prefix="hotslot-") as folder:
-        results = run_table(languages, read_table(options.row), Path(folder))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # servers and runners are ended
+    languages = options.language or choose_languages()
+    with tempfile.TemporaryDirectory(prefix="hotslot-") as folder, Servers(Path(folder)) as servers:
+        results = run_table(languages, read_table(options.row), servers)
     show(results)
     if options.write:
         write_report(results)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import queue
+import shutil
 import subprocess
 import sys
 import threading
@@ -26,21 +27,32 @@ class Language:
     command: Sequence[str]
     folder: Path = ROOT
     build: Sequence[str] = ()
+    needs: Sequence[str] = ()  # programs
+    is_client: bool = True  # else a tool, which cannot be a caller under load
 
     @property
-    def is_here(self) -> bool:
-        """Whether the checkout has the client."""
-        return self.folder.is_dir()
+    def missing(self) -> list[str]:
+        """The programs that are not on this machine."""
+        return [name for name in self.needs if shutil.which(name) is None]
+
+
+def _make_tool(name: str) -> Language:
+    command = [sys.executable, "-m", f"dev.conformance.{name}"]
+    return Language(name, command, needs=[str(ROOT / ".tools" / "bin" / name)], is_client=False)
 
 
 _GO = ROOT / "clients" / "go"
 _GO_RUNNER = ROOT / ".tools" / "clients" / "go-conformance"
 _JAVA = ROOT / "clients" / "java"
+_JAVA_RUNNER = str(_JAVA / "conformance")
 LANGUAGES = {
     "python": Language("python", [sys.executable, str(ROOT / "clients" / "python" / "conformance.py")]),
-    "go": Language("go", [str(_GO_RUNNER)], _GO, ["go", "build", "-o", str(_GO_RUNNER), "./conformance"]),
-    "java": Language("java", [str(_JAVA / "conformance")], _JAVA, [str(_JAVA / "conformance"), "--build"]),
-    "grpcurl": Language("grpcurl", [sys.executable, "-m", "dev.conformance.grpcurl"]),
+    "go": Language("go", [str(_GO_RUNNER)], _GO, ["go", "build", "-o", str(_GO_RUNNER), "./conformance"], ["go"]),
+    "java": Language(
+        "java", [str(_JAVA / "conformance")], _JAVA, [str(_JAVA / "conformance"), "--build"], ["java", "mvn"]
+    ),
+    "grpcurl": _make_tool("grpcurl"),
+    "ghz": _make_tool("ghz"),
 }
 
 

@@ -49,9 +49,11 @@ class Servers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End them."""
-        self._join()
-        self._ended.close()
+        """End them; after a failure by force."""
+        try:
+            self._join()
+        finally:
+            self._ended.__exit__(kind, error, trace)
 
     # Endpoints.
 
@@ -193,13 +195,17 @@ class _Started(Stack):
         self._name = name
 
     def __enter__(self) -> Self:
-        """Start it."""
+        """Start it; no process is left if that fails."""
         self.start(until_ready=self._name != "empty")
-        if self._name == "trial":
-            bundle = self.bundle("r2", salt=SALT)
-            self.control.trial(bundle.bundle_digest)
-        if self._name == "swapping":
-            self.bundle("r2", salt=SALT, call_seconds=0.01)
+        try:
+            if self._name == "trial":
+                bundle = self.bundle("r2", salt=SALT)
+                self.control.trial(bundle.bundle_digest)
+            if self._name == "swapping":
+                self.bundle("r2", salt=SALT, call_seconds=0.01)
+        except BaseException:
+            self.process.destroy()
+            raise
         return self
 
 

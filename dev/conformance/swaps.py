@@ -57,7 +57,7 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="write docs/callers.md")
     options = parser.parse_args()
     runs = []
-    here = [name for name, language in LANGUAGES.items() if language.is_here and name != "grpcurl"]
+    here = [name for name, language in LANGUAGES.items() if language.is_client and not language.missing]
     for name in options.language or here:
         with tempfile.TemporaryDirectory(prefix="hotslot-") as folder, Runner(LANGUAGES[name]) as runner:
             what = f"{options.swaps} swaps, {options.trials} failing trials, {options.kills} kills of the runner"

@@ -93,8 +93,19 @@ class Stack:
             file.write(format_sections(sections))
 
     def start(self, *, until_ready: bool = True) -> Self:
-        """Start the server; wait until it listens, or until it serves."""
+        """Start the server; wait until it listens, or until it serves. No process is left if that fails."""
         self.process = ServerProcess(self.folder, self.config, self._environment)
+        try:
+            self._connect()
+            if until_ready:
+                self.wait_ready()
+        except BaseException:
+            self.process.destroy()
+            raise
+        return self
+
+    def _connect(self) -> None:
+        """Wait until it listens, and make clients of all its interfaces."""
         started = self.process.wait_event("server_started", START_SECONDS)
         self.port, self.metrics_port = int(started["port"]), int(started["metrics_port"])
         self.health_port = int(started["health_port"])
@@ -105,9 +116,6 @@ class Stack:
         self.tagging = AddressTaggingServiceStub(self.channel)
         self.health = HealthStub(self.channel)
         self.status = StatusServiceStub(self.channel)
-        if until_ready:
-            self.wait_ready()
-        return self
 
     def close(self) -> None:
         """End it; fails if it does not end with 0 or leaves a process."""

@@ -1,18 +1,28 @@
 """The conformance table is whole, and a part of it passes with the Python client on a real server."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dev.conformance.__main__ import read_table, run_table
+from dev.conformance.ghz import name_code
 from dev.conformance.report import Result
-from dev.conformance.situations import PICTURES, SALT
+from dev.conformance.runner import LANGUAGES
+from dev.conformance.situations import PICTURES, SALT, Servers
 from dev.harness.scripted_engine import expected_scores
 from dev.harness.scripted_tagging import tag
+from dev.harness.stack import Stack
 
 SHORT = ["one-statement", "empty-statement", "many-addresses", "entailment-stream-of-500", "past-deadline"]
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """Those of all languages."""
+    with Servers(tmp_path_factory.mktemp("servers")) as started:
+        yield started
 
 
 def labels(request: dict[str, Any]) -> Sequence[str]:
@@ -60,10 +70,42 @@ def test_a_result_is_good_only_if_it_is_what_was_expected() -> None:
     assert not is_good(seen={**seen, "results": [{"labels": ["no"]}] * 2})
 
 
-@pytest.mark.slow
-def test_a_part_of_the_table_passes(tmp_path: Path) -> None:
-    """`make conformance` runs all of it, with all languages."""
-    results = run_table(["python"], read_table(SHORT), tmp_path)
+@pytest.mark.timeout(600)  # the first build of a client downloads gRPC
+@pytest.mark.parametrize("language", [name for name, one in LANGUAGES.items() if one.is_client])
+def test_a_part_of_the_table_passes(language: str, servers: Servers) -> None:
+    """In each language that this machine can build; `make conformance` runs all rows."""
+    if missing := LANGUAGES[language].missing:
+        pytest.skip(f"there is no {' and no '.join(missing)} on the path: the {language} client has run no row")
+    results = run_table([language], read_table(SHORT), servers)
 
     assert len(results) >= 8
     assert [result.describe() for result in results if not result.is_good] == []
+
+
+def test_no_server_is_left_when_a_start_fails(tmp_path: Path) -> None:
+    """The failure is raised, and the processes have ended."""
+
+    class Refusing(Stack):
+        def wait_ready(self) -> None:
+            raise RuntimeError("not today")
+
+    stack = Refusing(tmp_path)
+    with pytest.raises(RuntimeError, match="not today"), stack:
+        raise AssertionError("it has started")
+
+    assert stack.process.living() == []
+
+
+def test_a_tool_that_shows_codes_is_compared_by_them() -> None:
+    """What it cannot show is not held against it; what it shows is."""
+    row = {"id": "a", "expected": {"outcome": "error", "code": "NOT_FOUND", "reason": "MODEL_UNKNOWN"}}
+    line = {"passed": True, "shows": ["outcome", "code"], "seen": {"outcome": "error", "code": "NOT_FOUND"}}
+
+    assert Result(row, "ghz", line, 0.1).is_good
+    assert not Result(row, "ghz", {**line, "seen": {"outcome": "error", "code": "INTERNAL"}}, 0.1).is_good
+    assert not Result(row, "go", {**line, "shows": ["outcome", "code", "reason"]}, 0.1).is_good
+    assert [name_code(name) for name in ("OK", "Canceled", "DeadlineExceeded")] == [
+        "OK",
+        "CANCELLED",
+        "DEADLINE_EXCEEDED",
+    ]

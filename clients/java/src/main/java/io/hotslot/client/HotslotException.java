@@ -23,6 +23,7 @@ import java.util.Optional;
 public abstract sealed class HotslotException extends RuntimeException {
     private static final long serialVersionUID = 1;
     private static final String DOMAIN = "hotslot";
+    private static final int MAX_CAUSES = 8;
     private static final Metadata.Key<String> REQUEST_ID =
             Metadata.Key.of("x-request-id", Metadata.ASCII_STRING_MARSHALLER);
 
@@ -198,13 +199,25 @@ public abstract sealed class HotslotException extends RuntimeException {
         String requestId = trailers == null ? null : trailers.get(REQUEST_ID);
         com.google.rpc.Status details = StatusProto.fromThrowable(error);
         Status status = Status.fromThrowable(error);
-        if (details == null) {
+        if (details == null || details.getDetailsCount() == 0) { // no server of ours has answered
             details = com.google.rpc.Status.newBuilder()
                     .setCode(status.getCode().value())
-                    .setMessage(status.getDescription() == null ? "" : status.getDescription())
+                    .setMessage(explain(status))
                     .build();
         }
         return make(Facts.of(details, requestId == null ? "" : requestId), error);
+    }
+
+    /** Returns a status's description with its causes: "io exception" alone does not name what failed. */
+    private static String explain(Status status) {
+        StringBuilder text = new StringBuilder(status.getDescription() == null ? "" : status.getDescription());
+        Throwable cause = status.getCause();
+        for (int depth = 0; cause != null && depth < MAX_CAUSES; depth++, cause = cause.getCause()) {
+            if (cause.getMessage() == null || text.indexOf(cause.getMessage()) < 0) {
+                text.append(text.isEmpty() ? "" : "; caused by ").append(cause);
+            }
+        }
+        return text.toString();
     }
 
     static HotslotException of(com.google.rpc.Status details) {

@@ -24,6 +24,7 @@ import io.hotslot.entailment.v1.PredictRequest;
 import io.hotslot.entailment.v1.PredictResponse;
 import io.hotslot.entailment.v1.ServedBy;
 import java.io.IOException;
+import java.net.ServerSocket;
 import java.time.Duration;
 import java.util.Optional;
 import java.util.concurrent.CancellationException;
@@ -94,6 +95,22 @@ class HotslotClientTest {
             client.predict(new byte[2 << 20], "a"); // more than gRPC keeps by default
             assertEquals(2, server.attempts.get());
             assertTrue(System.nanoTime() - refused.get() >= 40_000_000, "sent again too early");
+        }
+    }
+
+    @Test
+    void aFailureOfTheConnectionNamesItsCause() throws IOException {
+        int port;
+        try (ServerSocket socket = new ServerSocket(0)) {
+            port = socket.getLocalPort();
+        }
+        try (HotslotClient client = HotslotClient.builder("127.0.0.1:" + port)
+                .plaintext()
+                .withoutRetries()
+                .build()) {
+            HotslotException error =
+                    assertThrows(HotslotException.Unavailable.class, () -> client.predict(PICTURE, "a"));
+            assertTrue(error.getMessage().contains("Connection refused"), error.getMessage());
         }
     }
 
