@@ -36,6 +36,7 @@ _ATOMIC_BYTES = 4096  # PIPE_BUF: a pipe does not split a write of at most so ma
 
 
 _Event = dict[str, object]
+_ENCODER = json.JSONEncoder(ensure_ascii=False, default=repr)  # made once: json.dumps makes one for each line
 
 
 def configure(process: str, level: str, stream: TextIO | None = None) -> "LogWriter":
@@ -66,6 +67,17 @@ def get_logger(**bound: object) -> Logger:
     """A logger that adds `bound` to its events; it writes to standard error while no log is configured."""
     wrapper = structlog.make_filtering_bound_logger(_connected.level)
     return cast("Logger", structlog.wrap_logger(None, (_queue_event,), wrapper, dict).bind(**bound))
+
+
+def put_info(event: "_Event") -> None:
+    """Write an event of level info, as a logger without bound fields does, at a fraction of its cost.
+
+    Args:
+        event: `event` and the fields. It is formatted later, so it must not be used any more.
+    """
+    if _connected.level <= LEVELS["info"]:
+        event["level"] = "info"
+        _put(event)
 
 
 def count_dropped_lines() -> int:
@@ -276,4 +288,4 @@ def _traceback_of(error: BaseException) -> str:
 
 
 def _to_json(row: Mapping[str, object]) -> bytes:
-    return json.dumps(row, ensure_ascii=False, default=repr).encode(errors="replace") + b"\n"
+    return _ENCODER.encode(row).encode(errors="replace") + b"\n"

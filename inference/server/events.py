@@ -1,9 +1,10 @@
 """The events of the server, as records for logs and metrics. No event contains a picture or a text."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +182,21 @@ Event = (
     | CpuFallbackChanged
 )
 Emit = Callable[[Event], None]
+Handlers = Mapping[type[Event], Callable[[Any], None]]
+
+
+def emit_to_all(listeners: Iterable[Handlers]) -> Emit:
+    """An emit function that passes each event to those that handle its kind."""
+    found: dict[type[Event], tuple[Callable[[Any], None], ...]] = {}
+    for handlers in listeners:
+        for kind, handle in handlers.items():
+            found[kind] = (*found.get(kind, ()), handle)
+
+    def emit(event: Event) -> None:
+        for handle in found.get(type(event), ()):
+            handle(event)
+
+    return emit
 
 
 class Broadcast:

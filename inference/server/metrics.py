@@ -1,13 +1,16 @@
 """Metrics of the events."""
 
-import collections
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from prometheus_client import Counter, Histogram
-
-from common.metrics import create_counter, create_gauge, create_histogram, create_registry
+from common.metrics import (
+    CounterSeries,
+    HistogramSeries,
+    create_counter,
+    create_gauge,
+    create_histogram,
+    create_registry,
+)
 from inference.server import events
 from inference.server import metric_catalog as catalog
 from inference.wire import LABELS
@@ -53,19 +56,13 @@ class EventMetrics:
         calls = (self._call_items, self._call_rows, self._call_seconds)
         self._by_revision = (*counters, self._item_seconds, *calls)
         self._slot_labels: dict[tuple[str, str], tuple[str, ...]] = {}
-        self._calls: dict[tuple[str, str, str], _CallSeries] = {}
+        self._calls: dict[tuple[str, ...], _CallSeries] = {}
         self._answered: dict[tuple[str, str, str], _AnswerSeries] = {}  # by model, revision and device
-        self._device_calls: dict[tuple[str, str], list[Histogram]] = {}  # by model and revision
-        self._recorders = self._list_recorders()
+        self._device_calls: dict[tuple[str, str], tuple[HistogramSeries, ...]] = {}  # by model and revision
         self._revisions: dict[tuple[str, str], None] = {}  # model and revision, in the order of their last change
 
-    def __call__(self, event: events.Event) -> None:
-        """Record an event."""
-        record = self._recorders.get(type(event))
-        if record is not None:
-            record(event)
-
-    def _list_recorders(self) -> Mapping[type[events.Event], Callable[[Any], None]]:
+    def handlers(self) -> events.Handlers:
+        """What records each kind of event."""
         return {
             events.CallStarted: self._call_started,
             events.CallEnded: self._call,
@@ -80,7 +77,7 @@ class EventMetrics:
         }
 
     def _call_started(self, event: events.CallStarted) -> None:
-        self._series(event).started.inc()
+        self._series(event.kind, event.service, event.method).started.value += 1
 
     def _swap_done(self, event: events.SwapDone) -> None:
         self._swaps.labels(event.model, event.change).inc()
@@ -91,8 +88,8 @@ class EventMetrics:
     def _copy_dropped(self, event: events.CopyDropped) -> None:
         self._dropped.labels(event.model, event.revision, event.reason).inc()
 
-    def _series(self, event: events.CallStarted | events.CallEnded) -> "_CallSeries":
-        key = (event.kind, event.service, event.method)
+    def _series(self, *key: str) -> "_CallSeries":
+        """The series of a kind, service and method."""
         series = self._calls.get(key)
         if series is None:
             series = self._calls[key] = _CallSeries(
@@ -105,13 +102,13 @@ class EventMetrics:
         return series
 
     def _call(self, event: events.CallEnded) -> None:
-        series = self._series(event)
+        series = self._series(event.kind, event.service, event.method)
         if event.code == "OK":
-            series.ok.inc()
+            series.ok.value += 1
         else:
             self._handled.labels(event.kind, event.service, event.method, event.code).inc()
-        series.received.inc(event.received)
-        series.sent.inc(event.sent)
+        series.received.value += event.received
+        series.sent.value += event.sent
         series.seconds.observe(event.seconds)
 
     def _item(self, event: events.ItemEnded) -> None:
@@ -122,12 +119,12 @@ class EventMetrics:
         series = self._answered.get(key)
         if series is None:
             series = self._answered[key] = self._answer_series(*key, event.labels)
-        series.items.inc()
-        for label, count in collections.Counter(event.labels).items():
+        series.items.value += 1
+        for label in event.labels:
             answers = series.labels.get(label)
             if answers is None:
                 answers = series.labels[label] = self._answers.labels(event.model, event.revision, label)
-            answers.inc(count)
+            answers.value += 1
         series.queue.observe(event.queued_seconds)
         series.prepare.observe(event.prepared_seconds)
         series.compute.observe(event.computed_seconds)
@@ -148,9 +145,11 @@ class EventMetrics:
         series = self._device_calls.get(key)
         if series is None:
             metrics = (self._call_items, self._call_rows, self._call_seconds)
-            series = self._device_calls[key] = [metric.labels(*key) for metric in metrics]
-        for metric, value in zip(series, (event.items, event.rows, event.seconds), strict=True):
-            metric.observe(value)
+            series = self._device_calls[key] = tuple(metric.labels(*key) for metric in metrics)
+        items, rows, seconds = series
+        items.observe(event.items)
+        rows.observe(event.rows)
+        seconds.observe(event.seconds)
 
     def _answers_compared(self, event: events.AnswersCompared) -> None:
         for result, count in (("equal", event.equal), ("different", event.different)):
@@ -203,32 +202,24 @@ class EventMetrics:
                 metric.remove_by_labels(dict(zip(_REVISION_LABELS, key, strict=True)))
 
 
+@dataclass(frozen=True, slots=True)
 class _CallSeries:
     """The metric series of one method, looked up once."""
 
-    __slots__ = ("ok", "received", "seconds", "sent", "started")
-
-    def __init__(self, started: Counter, ok: Counter, received: Counter, sent: Counter, seconds: Histogram) -> None:
-        self.started, self.ok, self.received, self.sent, self.seconds = started, ok, received, sent, seconds
+    started: CounterSeries
+    ok: CounterSeries
+    received: CounterSeries
+    sent: CounterSeries
+    seconds: HistogramSeries
 
 
 @dataclass(frozen=True, slots=True)
 class _AnswerSeries:
     """The metric series of the answers of one revision on one device, looked up once."""
 
-    items: Counter
-    labels: dict[str, Counter]
-    queue: Histogram
-    prepare: Histogram
-    compute: Histogram
-    total: Histogram
-
-
-def emit_to_all(listeners: list[events.Emit]) -> events.Emit:
-    """An emit function that passes each event to all listeners."""
-
-    def emit(event: events.Event) -> None:
-        for listener in listeners:
-            listener(event)
-
-    return emit
+    items: CounterSeries
+    labels: dict[str, CounterSeries]
+    queue: HistogramSeries
+    prepare: HistogramSeries
+    compute: HistogramSeries
+    total: HistogramSeries

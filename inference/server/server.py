@@ -32,10 +32,11 @@ from inference.server.channel_arguments import control_arguments, health_argumen
 from inference.server.connections import TcpConnections
 from inference.server.control import servicer
 from inference.server.event_log import EventLogger
+from inference.server.events import emit_to_all
 from inference.server.health import LoopLag
 from inference.server.live_settings import LiveParts, LiveSettings
 from inference.server.memory import MemoryGauge, give_memory_back
-from inference.server.metrics import EventMetrics, emit_to_all
+from inference.server.metrics import EventMetrics
 from inference.server.model.changes import ModelChanges
 from inference.server.model.models import Models
 from inference.server.readiness import PUBLIC_SERVICES, Readiness
@@ -87,7 +88,7 @@ class InferenceServer:
         self._hurry = asyncio.Event()
         self._traces, tracer = compose.build_traces(settings, clock, log)
         self._metrics = EventMetrics(None if tracer is None else tracer.exemplar_of)
-        self._emit = emit_to_all([EventLogger(log), self._metrics, *([] if tracer is None else [tracer])])
+        self._emit = emit_to_all(one.handlers() for one in (EventLogger(log), self._metrics, tracer) if one is not None)
         factory = compose.ModelFactory(
             Path(settings.state_dir),
             clock,

@@ -21,7 +21,7 @@ from common.traces import (
     make_template,
     make_trace_id,
 )
-from inference.server.events import CallEnded, Event, ItemEnded
+from inference.server.events import CallEnded, Event, Handlers, ItemEnded
 
 MAX_ITEMS = 64  # spans of one stream
 MAX_CALLS = 4096  # with items whose call has not ended
@@ -59,6 +59,10 @@ class EventTracer:
         self._next_exemplar_at = 0.0  # clock.monotonic()
         self._calls: dict[tuple[str, ...], SpanTemplate] = {}
         self._stages: dict[tuple[str, ...], tuple[SpanTemplate, ...]] = {}
+
+    def handlers(self) -> Handlers:
+        """What records each kind of event."""
+        return {ItemEnded: self, CallEnded: self}
 
     def __call__(self, event: Event) -> None:
         """Record an event."""

@@ -35,14 +35,15 @@ def lines_of(seen: EventMetrics, revision: str) -> list[str]:
 def test_series_of_the_least_recently_loaded_revisions_are_removed() -> None:
     """After a hundred swaps the last 32 revisions and the answering one remain."""
     seen = EventMetrics()
-    seen(slot_changed("a", "steady"))
-    seen(answered("steady"))
+    emit = events.emit_to_all([seen.handlers()])
+    emit(slot_changed("a", "steady"))
+    emit(answered("steady"))
     for number in range(100):
         revision = f"r{number}"
-        seen(slot_changed("b", revision))
-        seen(answered(revision))
-        seen(events.DeviceCallEnded("shapes", revision, 1, 1, 0.01))
-        seen(answered("steady"))
+        emit(slot_changed("b", revision))
+        emit(answered(revision))
+        emit(events.DeviceCallEnded("shapes", revision, 1, 1, 0.01))
+        emit(answered("steady"))
 
     assert count_answered(seen, "steady") == 101.0
     assert lines_of(seen, "r99")
@@ -54,12 +55,13 @@ def test_series_of_the_least_recently_loaded_revisions_are_removed() -> None:
 def test_a_removed_revision_that_returns_starts_at_zero() -> None:
     """Its new counts go to a series that is exported."""
     seen = EventMetrics()
-    seen(slot_changed("a", "old"))
-    seen(answered("old"))
+    emit = events.emit_to_all([seen.handlers()])
+    emit(slot_changed("a", "old"))
+    emit(answered("old"))
     for number in range(50):
-        seen(slot_changed("a", f"r{number}"))
-    seen(slot_changed("a", "old"))
-    seen(answered("old"))
+        emit(slot_changed("a", f"r{number}"))
+    emit(slot_changed("a", "old"))
+    emit(answered("old"))
     assert count_answered(seen, "old") == 1.0
 
 
