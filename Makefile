@@ -157,6 +157,10 @@ docs: env ## Build the site of the documentation into .bench/site, strictly
 	@dev/scripts/docs-env
 	@env NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build && echo "hotslot: the site is in .bench/site; open .bench/site/index.html"
 
+.PHONY: test-docs
+test-docs: env tools ## Run the commands of all pages against the demo (three minutes); ARGS="tutorial" chooses pages
+	@$(bin)/python -m dev.documents $(ARGS)
+
 .PHONY: test-console
 test-console: env ## Drive a real Chromium through every page of the console, with axe and screenshots (four minutes)
 	@dev/scripts/tools-console

@@ -49,7 +49,7 @@ MEANINGS: Mapping[str, Meaning] = {
     "alerts_refused": Meaning("a notification was refused: {detail}", "check Alertmanager's webhook_configs"),
     "boot_without_model": Meaning("{model} starts without a model: {detail}", "import one, or wait for the first"),
     "breaker_opened": Meaning("{model}: {detail}", "`hotslot updates breaker reset NAME` tries at once"),
-    "call_crashed": Meaning("{rpc} failed with an error of ours", "report it with `hotslot doctor --archive`"),
+    "call_crashed": Meaning("{rpc} failed with an error of ours", "report it with `hotslot doctor --archive FILE`"),
     "certificate_refused": Meaning("a new certificate cannot be used: {detail}", "the old one stays; fix the files"),
     "committed_load_failed": Meaning("{model}: the committed bundle did not load: {detail}", "`hotslot state verify`"),
     "cpu_fallback_file_unusable": Meaning("{detail}", "delete the file; it is written again"),

@@ -12,6 +12,7 @@ from tests.cli.repositories import ALL, BRANCH
 from tests.updater.scripted_hub import MODEL_ID, ScriptedHub
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "hub-doctor.md"
+MARK = "<!-- not run: tests/cli/test_hub_doctor.py compares it with what is printed for such a hub -->"
 PRINT_VARIABLE = "DOCTOR_PAGE"  # a file: the outputs are appended to it, for the page
 
 
@@ -57,4 +58,6 @@ def _keep(title: str, follow: str, shown: str) -> None:
     path = os.environ.get(PRINT_VARIABLE)
     if path:
         with Path(path).open("a", encoding="utf-8") as file:
-            file.write(f"\n## {title}\n\n```\n$ hotslot hub doctor acme/shapes --follow {follow}\n{shown}```\n")
+            file.write(
+                f"\n## {title}\n\n{MARK}\n```console\n$ hotslot hub doctor acme/shapes --follow {follow}\n{shown}```\n"
+            )

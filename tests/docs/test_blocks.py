@@ -48,7 +48,8 @@ def add_hubs(text: str) -> str:
     models = tomllib.loads(text).get("updater", {}).get("models", {})
     for name, section in models.items():
         if not {"hub_model", "hub_folder"} & set(section):
-            text = text.replace(f"[updater.models.{name}]\n", f'[updater.models.{name}]\nhub_folder = "hub"\n')
+            header, hub = f"[updater.models.{name}]\n", 'hub_folder = "hub"\n'
+            text = text.replace(header, header + hub) if header in text else f"{header}{hub}{text}"
     return text
 
 

@@ -203,7 +203,7 @@ _APPROVE = (
     "compare with `hotslot updates show {id}`, then `hotslot updates approve {digest}`, or publish a better revision"
 )
 _RETRY = "then `hotslot updates resume` tries it again"
-_HELD = {
+HELD_ADVICE = {
     HeldFor.APPROVAL: "mode approve asks an operator: " + _APPROVE,
     HeldFor.AGREEMENT: "its answers differ from the active model's, and may be better: " + _APPROVE,
     HeldFor.NOISE: "the golden set is too small for a verdict: add items with expectations, or " + _APPROVE,
@@ -240,7 +240,7 @@ def build_advice(record: ModelRecord) -> str:
     update = record.update
     if record.stage is Stage.HELD and update is not None:
         held_for = None if update.ending is None else update.ending.held_for
-        text = _HELD.get(held_for or HeldFor.STUCK, _HELD[HeldFor.STUCK])
+        text = HELD_ADVICE.get(held_for or HeldFor.STUCK, HELD_ADVICE[HeldFor.STUCK])
         return text.format(id=update.update_id, digest=_shorten(update.source_digest)) + _build_failback_advice(record)
     if record.bridge is not None and record.bridge.failed:
         return f"the serving model answers from the CPU and cannot return to {record.bridge.device}: free memory there"
