@@ -1,6 +1,6 @@
 # `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: tools-ghz help serve demo test lint format protos baseline lock dist tools env clean bench-engine bench-mgeo bench-load bench-memory bench-server bench-calls bench-overload bench-fair bench-canary bench-shadow bench-swap bench-restart bench-update soak parity fuzz chaos gpu bench-prepare clients-go clients-java clients-go-stubs rollouts bench-batch conformance clients clients-python bench-callers backfill
+.PHONY: test-kserve tools-ghz help serve demo test lint format protos baseline lock dist tools env clean bench-engine bench-mgeo bench-load bench-memory bench-server bench-calls bench-overload bench-fair bench-canary bench-shadow bench-swap bench-restart bench-update soak parity fuzz chaos gpu bench-prepare clients-go clients-java clients-go-stubs rollouts bench-batch conformance clients clients-python bench-callers backfill
 bin := .venv/bin
 # A proxy of this machine cannot reach the local hub.
 hub-http-env := env no_proxy=127.0.0.1
@@ -110,6 +110,10 @@ bench-batch: env tools ## Run `hotslot batch` over 100,000 rows and kill it ten 
 
 soak: env tools ## Serve mixed traffic with faults and swaps for an hour and check every answer; ARGS="--minutes N"
 	@$(bin)/python -m dev.soak $(ARGS)
+
+test-kserve: env ## Test KServe's own SDK against the server, in an environment of its own (300 MB under .tools)
+	@$(bin)/python -m dev.harness.foreign_client kserve
+	@$(bin)/pytest tests/clients/kserve $(ARGS)
 
 tools-ghz: ## Build ghz for the conformance table (needs Go)
 	@dev/scripts/tools-ghz

@@ -3,10 +3,10 @@
 import json
 import struct
 
+from dev.harness.foreign_client import TRITON, run_program
 from dev.harness.process import ROOT
 from dev.harness.scripted_engine import expected_scores
 from dev.harness.stack import Stack
-from dev.harness.triton_client import run_triton_program
 
 PROGRAM = ROOT / "tests" / "clients" / "triton_program.py"
 PICTURE, STATEMENTS = b"\x89PNG one", ("there is a person", "人がいる")  # as in the program
@@ -20,7 +20,7 @@ def single(number: float) -> float:
 
 def test_tritonclient_works_unchanged(stack: Stack) -> None:
     """Health, metadata, inference by raw contents in flat and in column shape, and errors with their codes."""
-    found = json.loads(run_triton_program(PROGRAM, stack.address, "shapes"))
+    found = json.loads(run_program(TRITON, PROGRAM, stack.address, "shapes"))
 
     expected = [expected_scores("r1", PICTURE, text) for text in STATEMENTS]
     assert found["scores"] == [[single(one.yes), single(one.no), single(one.maybe)] for one in expected]
