@@ -90,6 +90,10 @@ bench-peers: env tools ## Measure what a call costs hotslot, MLServer, LitServe,
 	@dev/scripts/peers-env
 	@$(bin)/python -m dev.bench.peers $(ARGS)
 
+bench-served: env tools ## Measure what hotslot, LitServe and MLServer deliver of what the demo model computes in full calls, in turn
+	@dev/scripts/peers-env --without-triton
+	@$(bin)/python -m dev.bench.served $(ARGS)
+
 bench-overload: env tools ## Measure goodput of servers that are offered 1.25 to 4 times what they compute
 	@$(bin)/python -m dev.bench.overload $(ARGS)
 

@@ -18,7 +18,7 @@ import psutil
 from dev.bench.peer_programs import engine
 from dev.harness.answers import Question
 from dev.harness.loadgen import Group, play
-from dev.harness.process import ROOT
+from dev.harness.process import ROOT, free_port
 from hotslot.entailment.v1 import entailment_pb2 as pb
 from hotslot.oip.v2 import open_inference_pb2 as oip
 
@@ -26,7 +26,7 @@ HOTSLOT, BARE, MLSERVER, LITSERVE, TRITON = "hotslot", "bare grpc.aio", "MLServe
 PEERS_PYTHON = ROOT / ".venv-peers" / "bin" / "python"
 TRITON_FOLDER = ROOT / ".tools" / "triton"
 MAX_BYTES = 32 << 20
-PORTS = {HOTSLOT: 50180, BARE: 50181, MLSERVER: 50182, LITSERVE: 50183, TRITON: 50184}
+SERVERS = (HOTSLOT, BARE, MLSERVER, LITSERVE, TRITON)
 START_SECONDS = 60.0
 INFER, INFER_STREAM = (f"/inference.GRPCInferenceService/{name}" for name in ("ModelInfer", "ModelStreamInfer"))
 HOTSLOT_SETTINGS = """
@@ -35,7 +35,7 @@ state_dir = "{folder}/state"
 name = "{model}"
 [server]
 port = {port}
-metrics_port = {metrics_port}
+metrics_port = 0
 drain_delay_seconds = 0
 {more}
 """
@@ -81,13 +81,14 @@ class Server:
     """A server that runs on one core."""
 
     name: str
+    port: int
     process: subprocess.Popen[bytes]
     _known: dict[int, psutil.Process] = field(default_factory=dict)
 
     @property
     def address(self) -> str:
         """host:port."""
-        return f"127.0.0.1:{PORTS[self.name]}"
+        return f"127.0.0.1:{self.port}"
 
     def measure_cpu(self) -> Cpu:
         """CPU seconds so far, of all processes that it has."""
@@ -148,7 +149,8 @@ def running(
         batches: around the demo model's engine; without, an engine that does nothing.
         more: further settings of hotslot.
     """
-    command, environment = _command(name, folder, batches, more)
+    port = free_port()
+    command, environment = _command(name, port, folder, batches, more)
     pinned = [] if core is None else ["taskset", "-c", str(core)]
     path = os.pathsep.join((str(ROOT), str(ROOT / "protos")) if name in (HOTSLOT, BARE) else (str(ROOT),))
     with (folder / f"{name}.log").open("wb") as log:
@@ -156,7 +158,7 @@ def running(
             [*pinned, *command], cwd=ROOT, stdout=log, stderr=log, start_new_session=True,
             env={**os.environ, "PYTHONPATH": path, **environment},
         )  # fmt: skip
-    server = Server(name, process)
+    server = Server(name, port, process)
     try:
         _wait_answers(server, folder)
         yield server
@@ -170,13 +172,15 @@ def running(
         process.wait(20)
 
 
-def _command(name: str, folder: Path, batches: Batches | None, more: str) -> tuple[list[str], Mapping[str, str]]:
+def _command(
+    name: str, port: int, folder: Path, batches: Batches | None, more: str
+) -> tuple[list[str], Mapping[str, str]]:
     environment = {} if batches is None else batches.environment()
-    port, programs = PORTS[name], "dev.bench.peer_programs"
+    programs = "dev.bench.peer_programs"
     match name:
         case "hotslot":
             model = "null" if batches is None else "shapes"
-            text = HOTSLOT_SETTINGS.format(folder=folder, model=model, port=port, metrics_port=port + 100, more=more)
+            text = HOTSLOT_SETTINGS.format(folder=folder, model=model, port=port, more=more)
             settings = folder / "hotslot.toml"
             settings.write_text(text, encoding="utf-8")
             return [sys.executable, "-m", "inference.server.main"], {"HOTSLOT_CONFIG": str(settings)}
@@ -193,7 +197,7 @@ def _command(name: str, folder: Path, batches: Batches | None, more: str) -> tup
 
 def _write_mlserver(folder: Path, port: int, batches: Batches | None) -> Path:
     folder.mkdir(exist_ok=True)
-    ports = {"grpc_port": port, "http_port": port + 100, "metrics_port": port + 200}
+    ports = {"grpc_port": port, "http_port": free_port(), "metrics_port": free_port()}
     settings = {"parallel_workers": 0, "host": "127.0.0.1", "grpc_max_message_length": MAX_BYTES, **ports}
     settings["metrics_dir"] = str(folder / "metrics")
     (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
@@ -235,7 +239,7 @@ def _triton(folder: Path, port: int) -> tuple[list[str], Mapping[str, str]]:
     command = [
         str(home / "bin" / "tritonserver"), f"--model-repository={folder / 'models'}",
         f"--backend-directory={folder / 'backends'}", f"--grpc-port={port}", "--grpc-address=127.0.0.1",
-        "--allow-http=false", "--allow-metrics=true", f"--metrics-port={port + 100}", "--metrics-address=127.0.0.1",
+        "--allow-http=false", "--allow-metrics=true", f"--metrics-port={free_port()}", "--metrics-address=127.0.0.1",
         "--allow-gpu-metrics=false", "--exit-timeout-secs=2",
     ]  # fmt: skip
     libraries = [str(TRITON_FOLDER / "nvidia_pytriton.libs"), str(Path(sys.base_prefix) / "lib")]
@@ -244,7 +248,8 @@ def _triton(folder: Path, port: int) -> tuple[list[str], Mapping[str, str]]:
 
 
 def _wait_answers(server: Server, folder: Path) -> None:
-    group = group_for(server.name, [Question(b"no picture", ("a cat",), "")], "unary", 1)
+    picture = ROOT / "examples" / "shapes" / "golden" / "shapes-001.png"
+    group = group_for(server.name, [Question(picture.read_bytes(), ("a cat",))], "unary", 1)
     began, seen = time.monotonic(), ""
     while time.monotonic() - began < START_SECONDS:
         if server.process.poll() is not None:

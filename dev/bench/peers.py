@@ -17,7 +17,7 @@ from dev.bench.peer_servers import (
     BARE,
     HOTSLOT,
     PEERS_PYTHON,
-    PORTS,
+    SERVERS,
     TRITON,
     TRITON_FOLDER,
     Cpu,
@@ -83,7 +83,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=2.0, help="length of each load of a round")
     parser.add_argument("--rounds", type=int, default=3, help="in each of which every server is called")
-    parser.add_argument("--servers", nargs="*", default=list(PORTS), help="which ones", choices=list(PORTS))
+    parser.add_argument("--servers", nargs="*", default=SERVERS, help="which ones", choices=SERVERS)
     parser.add_argument("--cases", type=int, nargs="*", default=range(len(CASES)), help="numbers of loads, from 0")
     options = parser.parse_args()
     names = [name for name in options.servers if is_installed(name)]

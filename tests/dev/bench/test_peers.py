@@ -2,6 +2,8 @@
 
 from dev.bench.peer_servers import BARE, HOTSLOT, LITSERVE, Cpu, group_for
 from dev.bench.peers import Case, Measured, format_table
+from dev.bench.served import Bare, Delivered
+from dev.bench.served import format_table as format_served
 from dev.harness.answers import Question
 
 CASE = Case("unary", 16, 100_000)
@@ -31,3 +33,13 @@ def test_litserve_gets_the_picture_as_a_file_of_a_form() -> None:
     assert isinstance(form, bytes)
     assert form.split(f"--{mark}".encode())[1].endswith(b"\r\n\r\npicture\r\n")
     assert form.endswith(f"\r\n--{mark}--\r\n".encode())
+
+
+def test_delivered_rows_are_shown_as_a_share_of_the_bare_engine() -> None:
+    """Medians of the rounds; the bare engine is shown with its preparation, too."""
+    found = {(8, HOTSLOT): Delivered([90.0, 80.0, 70.0], [0.9, 0.8, 0.7], [0.01] * 20, 0)}
+
+    head, *_, row = format_served(found, [Bare(100, 1.0, 0.25)], 0.95)
+
+    assert head.startswith("The bare engine computes 100 rows/s in full calls, 80 if")
+    assert row == "| 8 | hotslot | 80 | 80% (goal 95%) | 70%, 90% | 10.0 | 10.0 | 0 |"
