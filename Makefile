@@ -21,6 +21,7 @@ test: env tools ## Run the tests; choose some with ARGS="-k name"
 lint: env ## Check style, types and contracts
 	$(bin)/ruff check
 	$(bin)/ruff format --check
+	git ls-files -z | xargs -0 $(bin)/codespell
 	$(bin)/mypy
 	$(bin)/buf lint
 	$(bin)/buf breaking protos --against protos/baseline.binpb
@@ -58,6 +59,10 @@ lock: env ## Resolve the versions of all dependencies; ARGS=--upgrade takes the 
 dist: env ## Build the wheel and the source archive into dist/
 	@rm -rf dist
 	@$(bin)/python -m hatchling build
+
+.PHONY: release-dry-run
+release-dry-run: env ## Build all artefacts of a release into dist/ and publish nothing (Java's with Maven)
+	@$(bin)/python -m dev.scripts.release
 
 tools: env ## Build grpcurl and the Go tools that tests use
 	@dev/scripts/tools
@@ -168,6 +173,10 @@ docs: env ## Build the site of the documentation into .bench/site, strictly
 .PHONY: test-docs
 test-docs: env tools ## Run the commands of all pages against the demo (three minutes); ARGS="tutorial" chooses pages
 	@$(bin)/python -m dev.documents $(ARGS)
+
+.PHONY: recording
+recording: env tools ## Record a terminal session and a swap of the demo, and draw both for the documents (two minutes)
+	@$(bin)/python -m dev.documents.record
 
 .PHONY: test-console
 test-console: env ## Drive a real Chromium through every page of the console, with axe and screenshots (four minutes)

@@ -3,7 +3,16 @@
 import sys
 from collections.abc import Callable, Mapping
 
-from dev.documents import cli_reference, decisions_index, pictures, proto_reference, state_reference, troubleshooting
+from dev.documents import (
+    cli_reference,
+    decisions_index,
+    pictures,
+    proto_reference,
+    recording,
+    state_reference,
+    swap,
+    troubleshooting,
+)
 from dev.documents.blocks import ROOT
 
 PAGES: Mapping[str, Callable[[], str]] = {
@@ -13,7 +22,9 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "docs/explanation/decisions/README.md": decisions_index.render,
     "docs/pictures/predict.svg": pictures.draw_predict,
     "docs/pictures/processes.svg": pictures.draw_processes,
+    "docs/pictures/recording.svg": recording.draw,
     "docs/pictures/state-folder.svg": pictures.draw_state_folder,
+    "docs/pictures/swap.svg": swap.draw,
     "docs/pictures/update.svg": pictures.draw_update,
     "docs/state-folder.md": state_reference.render_state,
     "docs/troubleshooting.md": troubleshooting.render,

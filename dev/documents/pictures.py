@@ -113,7 +113,7 @@ def draw_predict() -> str:
 
 
 def _find_place(number: int, columns: int) -> tuple[int, int]:
-    """Rows that are read to and fro."""
+    """Rows that are read from left to right, then back."""
     row, column = divmod(number, columns)
     return 120 + (columns - 1 - column if row % 2 else column) * 240, 62 + row * 100
 

@@ -6,7 +6,7 @@ from common import paths
 from dev.documents.blocks import ROOT
 from dev.documents.generated import PAGES
 from dev.documents.state_reference import ENTRIES
-from inference.server.model import fallback_file, samples
+from inference.server.model import fallback_file
 from updater.store.state_folder import STATE_ENTRIES
 
 
@@ -26,5 +26,5 @@ def test_the_page_of_the_state_folder_has_every_entry() -> None:
         )
     }
     kept = {name for name in STATE_ENTRIES if not name.endswith(".replaced")}
-    servers = {fallback_file.FILE_NAME, samples.FOLDER_NAME}
+    servers = {fallback_file.FILE_NAME, paths.SAMPLES_FOLDER}
     assert {entry.name for entry in ENTRIES} == kept | servers | run | {paths.RUN_FOLDER, "*.replaced"}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dev.harness.process import ROOT
+from hotslot_client import __version__
 from tests.clients.python.scripted_service import Service
 from tests.install.environments import Environment
 
@@ -55,7 +56,7 @@ def test_it_has_types_contracts_and_the_shared_service_config(wheel: Path) -> No
 
     assert config == (ROOT / "protos" / "hotslot" / "service_config.json").read_bytes()
     assert {"hotslot_client/py.typed", "hotslot_client/_protos/contracts.binpb"} <= set(names)
-    assert {name.split("/")[0] for name in names} == {"hotslot_client", "hotslot_client-0.1.0.dist-info"}
+    assert {name.split("/")[0] for name in names} == {"hotslot_client", f"hotslot_client-{__version__}.dist-info"}
     assert any(name.endswith("LICENSE") for name in names)
     assert (PACKAGE / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
     required = [line.split()[1] for line in metadata.splitlines() if line.startswith("Requires-Dist")]

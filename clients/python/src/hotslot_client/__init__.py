@@ -34,7 +34,7 @@ from hotslot_client.types import (
     Tls,
 )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "AddressItem",
     "AddressResult",
