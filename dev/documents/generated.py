@@ -12,6 +12,7 @@ from dev.documents import (
     state_reference,
     swap,
     troubleshooting,
+    troubleshooting_zh,
 )
 from dev.documents.blocks import ROOT
 
@@ -28,6 +29,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "docs/pictures/update.svg": pictures.draw_update,
     "docs/state-folder.md": state_reference.render_state,
     "docs/troubleshooting.md": troubleshooting.render,
+    "docs/zh/troubleshooting.md": troubleshooting_zh.render,
 }
 
 

@@ -25,6 +25,7 @@ FOREIGN = frozenset(
         *("O_DIRECT", "SSL_CERT_FILE"),  # of Linux; of OpenSSL
         *("maximum_concurrent_rpcs", "pick_first"),  # of gRPC
         *("ModelConfig", "ModelStatistics", "ModelStreamInfer", "RepositoryIndex", "RepositoryModelLoad"),  # of Triton
+        "channel_args",  # of Triton's client
         *("max_queue_delay", "wechat_configs", "list_revisions"),  # of Triton; of Alertmanager; of ModelScope's SDK
     }
 )
@@ -53,7 +54,7 @@ def _check(span: str) -> Iterator[str]:
     if _METRIC.fullmatch(span):
         known, what = bool(find_family(span, metrics())) or span in words(), "metric"
     elif _IDENTIFIER.fullmatch(span):
-        known, what = span in words() | FOREIGN, "identifier"
+        known, what = span in words() | FOREIGN, "identifier (if it is another program's, name it in FOREIGN):"
     elif _KEY.fullmatch(span) and span.split(".", maxsplit=1)[0] in sections():
         known, what = is_setting(span) or set(span.split(".")) <= words(), "setting"
     else:
