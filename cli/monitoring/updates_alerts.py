@@ -4,6 +4,7 @@ from cli.monitoring.alert import Alert, AlertGroup, Severity, Step, grew
 
 _STATUS = "hotslot updates status"
 _HISTORY = "hotslot updates history"
+_EXPLAIN = "hotslot logs explain hotslot.log"
 _DAY = 86400
 
 UPDATES = AlertGroup(
@@ -17,7 +18,7 @@ UPDATES = AlertGroup(
             "0m",
             "{{ $value }} downloads for {{ $labels.model }} failed in a row",
             "A new revision is on the hub and cannot be fetched. The serving model is not affected.",
-            _STATUS,
+            _EXPLAIN,
             (
                 Step("the hub or the network fails", "`hotslot hub doctor MODEL` asks it, read only"),
                 Step("the bytes are not what the hub lists", "a mirror or a proxy changes them; fetch directly"),
@@ -183,7 +184,7 @@ UPDATES = AlertGroup(
             "0m",
             "the updater reports {{ $labels.error }}",
             "The updater itself failed at something; the log line of the same name has the detail.",
-            "hotslot logs explain hotslot.log",
+            _EXPLAIN,
             (Step("the state folder cannot be written", "`hotslot doctor` shows disk and rights"),),
         ),
         Alert(
@@ -207,7 +208,7 @@ UPDATES = AlertGroup(
             "15m",
             "{{ $value }} events wait for {{ $labels.hook }}",
             "The receiver is away or slow. Events are kept in the journal and sent when it answers.",
-            "hotslot logs explain hotslot.log",
+            _EXPLAIN,
             (Step("the receiver is down", "webhook_failed in the log has the reason"),),
             ("updater.webhooks[].timeout_seconds",),
         ),

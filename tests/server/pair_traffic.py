@@ -273,20 +273,67 @@ MUTATIONS: dict[str, Callable[[], AbstractContextManager[None]]] = {
 }
 
 
-class BridgeExplorer(TrafficExplorer):
-    """Adds the move of a model from the card to the CPU, to make room for a candidate."""
+class BridgeExplorer(Explorer):
+    """Adds the CPU bridge: the active model moves to the CPU, and the other revision is tried on the card."""
 
     def _loads(self, pair: Pair) -> Iterator[tuple[str, str]]:
         yield from super()._loads(pair)
         held = None if pair.active_slot is None else pair.active_slot.load
         if held is not None and held.device == CARD and CPU_DEVICE in self.setup.devices:
             yield held.bundle.revision, CPU_DEVICE
+        if held is not None and held.device == CPU_DEVICE and CARD in self.setup.devices:
+            yield ("r2" if held.bundle.revision == "r1" else "r1"), CARD
+
+
+class BridgeTrafficExplorer(BridgeExplorer, TrafficExplorer):
+    """The bridge with shadows and canaries."""
+
+
+# The bridge's own setups: without a CPU fallback, which `SETUPS` have; with it, by `main`.
+BRIDGE_SETUPS = (SETUPS[2],)
+
+
+@contextlib.contextmanager
+def other_device_is_no_previous() -> Iterator[None]:
+    """A trial on another device than the active slot's has no previous slot."""
+    begin = Step.begin_trial
+
+    def begin_trial(self: Step, name: str, lease_ends: float, transaction_id: str) -> None:
+        active, load = self.pair.active_slot, self.pair[name].load
+        begin(self, name, lease_ends, transaction_id)
+        held = None if active is None else active.load
+        if held is not None and load is not None and held.device != load.device and self.pair.trial is not None:
+            self.change(trial=replace(self.pair.trial, previous=None), previous=None)
+
+    with patch.object(Step, "begin_trial", begin_trial):
+        yield
+
+
+@contextlib.contextmanager
+def committed_device_is_kept() -> Iterator[None]:
+    """A commit retires the slot that is on the card, whatever is active."""
+    commit = transitions.HANDLERS[m.Commit]
+
+    def commit_and_empty(step: Any, event: m.Commit) -> None:  # noqa: ANN401  a transition in the making
+        commit(step, event)
+        for slot in step.pair:
+            if slot.load is not None and slot.load.device == CARD and slot.is_loaded:
+                step.empty_slot(slot.name, "moved")
+
+    with patch.dict(transitions.HANDLERS, {m.Commit: commit_and_empty}):
+        yield
+
+
+BRIDGE_MUTATIONS: dict[str, Callable[[], AbstractContextManager[None]]] = {
+    "another device is no previous": other_device_is_no_previous,
+    "the card's slot is always retired": committed_device_is_kept,
+}
 
 
 def main() -> int:
     """Explore every setup, those with a CPU fallback too, with moves from the card to the CPU."""
     began = time.process_time()
-    report = explore((*SMALL_SETUPS, *SETUPS), make=BridgeExplorer)
+    report = explore((*SMALL_SETUPS, *SETUPS), make=BridgeTrafficExplorer)
     sys.stdout.write(f"{report.states} states, {report.steps} steps, {time.process_time() - began:.1f} s\n")
     for rule, way in report.violations.items():
         sys.stdout.write(f"  VIOLATED {rule}\n    {way}\n")

@@ -16,6 +16,7 @@ from tests.server.pair_model import CARD, SETUPS, explore, new_load
 
 MIN_STATES = 20_000  # fewer would say that the exploration has lost a part of its world
 MIN_TRAFFIC_STATES = 6_500
+MIN_BRIDGE_STATES = 3_000
 NOW = Now(1.0, datetime(2030, 1, 1, tzinfo=UTC))
 RULES = SETUPS[0].rules
 
@@ -49,6 +50,25 @@ def test_a_defence_of_traffic_that_is_taken_out_is_noticed(name: str) -> None:
     """Each defence of shadows and canaries is there for a rule that fails without it."""
     with pair_traffic.MUTATIONS[name]():
         report = explore(pair_traffic.SMALL_SETUPS, is_patient=False, make=pair_traffic.TrafficExplorer)
+
+    assert len(report.violations) == 1
+
+
+@pytest.mark.timeout(240)
+def test_every_rule_holds_over_the_cpu_bridge() -> None:
+    """The active model moves between card and CPU, and the other revision is loaded on either, in every order."""
+    report = explore(pair_traffic.BRIDGE_SETUPS, make=pair_traffic.BridgeExplorer)
+
+    assert report.states > MIN_BRIDGE_STATES
+    assert report.violations == {}
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("name", pair_traffic.BRIDGE_MUTATIONS)
+def test_a_defence_of_the_bridge_that_is_taken_out_is_noticed(name: str) -> None:
+    """Each is there for a rule that fails without it."""
+    with pair_traffic.BRIDGE_MUTATIONS[name]():
+        report = explore(pair_traffic.BRIDGE_SETUPS, is_patient=False, make=pair_traffic.BridgeExplorer)
 
     assert len(report.violations) == 1
 

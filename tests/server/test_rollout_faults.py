@@ -67,13 +67,25 @@ async def hold_cpu_fallback(world: World) -> None:
 
 async def hold_bridge(world: World) -> None:
     """Both do not fit on the card: the committed revision was moved to the CPU, the new one is on trial on the card."""
+    await leave_card(world)
+    await move(world, "r2", CARD)
+
+
+async def hold_bridge_candidate(world: World) -> None:
+    """The committed revision was moved to the CPU, the new one is being gated on the card."""
+    await leave_card(world)
+    world.commands.load(world.bundle("r2").bundle_digest, CARD, "t1", 0)
+    await world.settle()
+
+
+async def leave_card(world: World) -> None:
+    """Move the committed revision to the CPU."""
     old = world.active.load
     assert old is not None
     await move(world, "r1", CPU_DEVICE)
     world.commands.commit(world.active.load.load_id if world.active.load else "", "t1", 0)
     world.commands.retire(old.load_id, 0)
     await world.settle()
-    await move(world, "r2", CARD)
 
 
 async def move(world: World, revision: str, device: str) -> None:
@@ -94,6 +106,7 @@ HOLDERS: dict[str, Callable[[World], Awaitable[None]]] = {
     "warm previous": hold_warm_previous,
     "CPU fallback": hold_cpu_fallback,
     "bridge": hold_bridge,
+    "bridge candidate": hold_bridge_candidate,
 }
 BESIDE = {
     "nothing": "nothing",
@@ -105,6 +118,7 @@ BESIDE = {
     "warm previous": "the previous one, kept warm after the commit",
     "CPU fallback": "its own bundle, being loaded on the CPU",
     "bridge": "the previous one, which was moved to the CPU to make room",
+    "bridge candidate": "a candidate on the card that it has left for the CPU",
 }
 FAULTS = {
     "fails": "the slot fails the call",
@@ -123,6 +137,7 @@ ROWS: dict[tuple[str, str], tuple[str, str]] = {
     ("fails", "warm previous"): ("ENGINE_FAILED", "active r2, previous r1"),
     ("fails", "CPU fallback"): ("ENGINE_FAILED", "active r1 on the CPU"),
     ("fails", "bridge"): ("r1 on the CPU", "trial r2, previous r1 on the CPU"),
+    ("fails", "bridge candidate"): ("ENGINE_FAILED", "active r1 on the CPU, candidate r2"),
     ("dies", "nothing"): ("r1", "active r1"),
     ("dies", "candidate"): ("r1", "active r1, candidate r2"),
     ("dies", "shadow"): ("r1", "active r1, candidate r2"),
@@ -132,6 +147,7 @@ ROWS: dict[tuple[str, str], tuple[str, str]] = {
     ("dies", "warm previous"): ("r2", "active r2, previous r1"),
     ("dies", "CPU fallback"): ("r1", "active r1 on the CPU"),
     ("dies", "bridge"): ("r1 on the CPU", "trial r2, previous r1 on the CPU"),
+    ("dies", "bridge candidate"): ("r1 on the CPU", "active r1 on the CPU, candidate r2"),
     ("hangs", "nothing"): ("r1", "active r1"),
     ("hangs", "candidate"): ("r1", "active r1, candidate r2"),
     ("hangs", "shadow"): ("r1", "active r1, candidate r2"),
@@ -141,6 +157,7 @@ ROWS: dict[tuple[str, str], tuple[str, str]] = {
     ("hangs", "warm previous"): ("r2", "active r2, previous r1"),
     ("hangs", "CPU fallback"): ("r1", "active r1 on the CPU"),
     ("hangs", "bridge"): ("r1 on the CPU", "trial r2, previous r1 on the CPU"),
+    ("hangs", "bridge candidate"): ("r1 on the CPU", "active r1 on the CPU, candidate r2"),
     ("no memory", "nothing"): ("r1 on the CPU", "active r1 on the CPU"),
     ("no memory", "candidate"): ("r1 on the CPU", "active r1 on the CPU"),
     ("no memory", "shadow"): ("r1 on the CPU", "active r1 on the CPU"),
@@ -150,6 +167,7 @@ ROWS: dict[tuple[str, str], tuple[str, str]] = {
     ("no memory", "warm previous"): ("r2 on the CPU", "active r2 on the CPU"),
     ("no memory", "CPU fallback"): ("r1 on the CPU", "active r1 on the CPU"),
     ("no memory", "bridge"): ("r1 on the CPU", "active r1 on the CPU, candidate r2"),
+    ("no memory", "bridge candidate"): ("OUT_OF_MEMORY", "active r1 on the CPU, candidate r2"),
     ("other dies", "nothing"): ("r1", "active r1"),
     ("other dies", "candidate"): ("r1", "active r1"),
     ("other dies", "shadow"): ("r1", "active r1"),
@@ -159,6 +177,7 @@ ROWS: dict[tuple[str, str], tuple[str, str]] = {
     ("other dies", "warm previous"): ("r2", "active r2"),
     ("other dies", "CPU fallback"): ("r1", "active r1"),
     ("other dies", "bridge"): ("r2", "trial r2, previous r1 on the CPU"),
+    ("other dies", "bridge candidate"): ("r1 on the CPU", "active r1 on the CPU"),
 }
 
 
