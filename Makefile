@@ -12,7 +12,7 @@ help: ## List the targets
 serve: env ## Serve both demo models in the foreground until Ctrl-C; HUB=http uses its hub over HTTP
 	@exec $(hub-$(HUB)-env) $(bin)/hotslot serve --demo $(hub-$(HUB))
 
-demo: env ## Show updates, refusals, rollbacks and crashes under load, in three minutes
+demo: env ## Show updates, refusals, rollbacks and crashes under load, in three minutes; ARGS="--equals 5" for more good revisions
 	@$(bin)/python -m dev.demo $(ARGS)
 
 test: env tools ## Run the tests; choose some with ARGS="-k name"

@@ -13,8 +13,9 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -24,7 +25,19 @@ from dev.demo.addresses import add_addresses
 from dev.demo.changes import add_address_changes, add_changes, count_changed, narrow_golden, show_changes
 from dev.demo.follow import LOOK_SECONDS, PATIENCE_SECONDS, Followed, Operator
 from dev.demo.run import DemoRun
-from dev.demo.stack import AGAIN, BETTER, CONFUSED, EQUALS, FIRST, OVERFLOWING, WORSE, DemoStack, build
+from dev.demo.stack import (
+    AGAIN,
+    BETTER,
+    CONFUSED,
+    EQUALS,
+    FIRST,
+    MAX_EQUALS,
+    OVERFLOWING,
+    WORSE,
+    DemoStack,
+    build,
+    name_equals,
+)
 from dev.demo.table import show
 from dev.harness.control import ControlClient
 from dev.harness.waiting import eventually
@@ -38,22 +51,31 @@ def main() -> int:
     """Run the demo; 0 if nothing failed."""
     parser = argparse.ArgumentParser(prog="make demo", description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--folder", type=Path, help="keep everything in this new folder (default: a temporary one)")
+    parser.add_argument(
+        "--equals",
+        type=int,
+        choices=range(MAX_EQUALS + 1),
+        default=EQUALS,
+        metavar="N",
+        help=f"equally good revisions that must be kept (default: {EQUALS}; each takes a quarter of a minute)",
+    )
     options = parser.parse_args()
     with _folder(options.folder) as folder:
-        return give(folder, Console())
+        return give(folder, Console(), options.equals)
 
 
-def give(folder: Path, console: Console) -> int:
+def give(folder: Path, console: Console, equals: int = EQUALS) -> int:
     """Run the whole demo; 0 if all expectations were met."""
     console.print("making revisions, and computing their right answers with the bare engine …")
     demo = build(folder)
-    demos = (add_changes(demo), add_address_changes(add_addresses(demo)))
+    demos = (add_changes(demo, equals), add_address_changes(add_addresses(demo)))
     with demo.stack as stack:
         began = time.monotonic()
         with contextlib.ExitStack() as clients:
             runs = [start_callers(each, clients, console, began) for each in demos]
             console.print(f"both models answer {time.monotonic() - began:.1f} s after the start of the stack")
-            for run, scenes in zip(runs, (run_scenes, run_address_scenes), strict=True):
+            tours: tuple[Callable[[DemoRun], None], ...] = (partial(run_scenes, equals=equals), run_address_scenes)
+            for run, scenes in zip(runs, tours, strict=True):
                 try:
                     scenes(run)
                 except AssertionError as error:
@@ -88,7 +110,7 @@ def verdict(run: DemoRun) -> int:
     return 1
 
 
-def run_scenes(run: DemoRun) -> None:
+def run_scenes(run: DemoRun, equals: int) -> None:
     """One after the other."""
     run.say(f"[bold]{FIRST}[/bold] of both models serves; callers ask all the time, without retries")
     run.load.phase = "steady"
@@ -99,7 +121,7 @@ def run_scenes(run: DemoRun) -> None:
     overflowing_is_taken_back(run)
     updater_is_killed(run)
     weakness_is_held(run, AGAIN)
-    equal_ones_are_kept(run)
+    equal_ones_are_kept(run, equals)
     time.sleep(SETTLE_SECONDS)
 
 
@@ -209,9 +231,9 @@ def weakness_is_held(run: DemoRun, active: str) -> None:
     run.expect(so=committed == active, otherwise=f"{committed} is committed, not {active}")
 
 
-def equal_ones_are_kept(run: DemoRun) -> None:
+def equal_ones_are_kept(run: DemoRun, equals: int) -> None:
     """Publish models that are as good and answer a little otherwise: they are committed."""
-    for revision in EQUALS:
+    for revision in name_equals(equals):
         followed = publish(run, revision, "a model that is as good, as another training would be")
         run.operator.follow(followed, stage_listener(run, followed))
         report_end(run, followed, "COMMITTED")

@@ -10,7 +10,7 @@ from rich.table import Table
 from common.sealing import ConvertLimits, run_convert
 from dev.demo import addresses
 from dev.demo.run import DemoRun
-from dev.demo.stack import AGAIN, BETTER, CONFUSED, EQUALS, DemoStack
+from dev.demo.stack import AGAIN, BETTER, CONFUSED, DemoStack, name_equals
 from dev.harness.demo_model import answers_of, expected_of, golden_items
 from dev.harness.load import AnyQuestion
 from examples.addresses import confuse as addresses_confuse
@@ -22,14 +22,15 @@ ALL_ITEMS, GOLDEN_ITEMS = 200, 60  # of the set before anybody asked for the wor
 GOLDEN = "golden.jsonl"
 
 
-def add_changes(demo: DemoStack) -> DemoStack:
+def add_changes(demo: DemoStack, equals: int) -> DemoStack:
     """Make the revisions of the chapter for the demo's first model, and compute their right answers."""
+    names = name_equals(equals)
     shapes_confuse.confuse_directory(demo.source(BETTER), demo.source(CONFUSED))
-    for seed, revision in enumerate(EQUALS, start=1):
+    for seed, revision in enumerate(names, start=1):
         vary_directory(demo.source(BETTER), demo.source(revision), seed)
     items, bare = golden_items(ALL_ITEMS), demo.folder / "bare"
     answers = {}
-    for revision in (AGAIN, CONFUSED, *EQUALS):
+    for revision in (AGAIN, CONFUSED, *names):
         bundle = run_convert(demo.source(revision), bare, revision, ConvertLimits(), "float32")
         answers[revision] = answers_of(bare, bundle, items)
     expected = {**demo.expected, **expected_of(answers, items)}

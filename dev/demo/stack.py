@@ -25,11 +25,18 @@ from examples.shapes.worsen import worsen_directory
 PORT = 50174
 ITEMS = 60
 BETTER, WORSE, OVERFLOWING, AGAIN = "v1.1.0", "v1.2.0", "v1.3.0", "v1.4.0"
-CONFUSED, EQUALS = "v1.5.0", ("v1.6.0", "v1.7.0")
+CONFUSED, FIRST_EQUAL = "v1.5.0", 6
+EQUALS, MAX_EQUALS = 2, 20  # revisions as good as `BETTER`, whose weights are moved by a seed
 FIRST = "v1.0.0"
 CALLERS = 4
 CALLER_PAUSE_SECONDS = 0.02  # between two calls: the machine has other work, too
 SPOILING_EVERY = 4  # one question in so many, while the word is in use
+
+
+def name_equals(count: int) -> tuple[str, ...]:
+    """Names of so many equally good revisions."""
+    return tuple(f"v1.{FIRST_EQUAL + number}.0" for number in range(count))
+
 
 SETTINGS = f"""
 state_dir = "{{state}}"
