@@ -9,7 +9,7 @@ import hashlib
 import re
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -18,6 +18,8 @@ _SAMPLED_FLAG = 1
 _LONG = 128
 _HEX = re.compile(r"[0-9a-f]{32}")
 _CHILD = struct.Struct("<2s16s2s8s2s8s1sQ1sQ")  # ids with their tags, then start and end as fixed64
+_TIMES = struct.Struct("<1sQ1sQ")
+_ID_MASK = (1 << 64) - 1
 
 
 class SpanKind(IntEnum):
@@ -88,9 +90,41 @@ class SpanTemplate:
     ) -> bytes:
         """A span with or without a parent; `more` are further attributes, encoded."""
         parent = b"\x22\x08" + context.parent_id if context.parent_id else b""
-        times = b"9" + struct.pack("<Q", start_nanos) + b"A" + struct.pack("<Q", end_nanos)
+        times = _TIMES.pack(b"9", start_nanos, b"A", end_nanos)
         body = b"\x0a\x10" + context.trace_id + b"\x12\x08" + span_id + parent + times + self.tail + more
         return b"\x12" + encode_length(len(body)) + body
+
+
+class ChainTemplate:
+    """Children of one span, encoded by one call: a call's stages cost a server less than each by itself.
+
+    Args:
+        templates: of the children, in order.
+    """
+
+    def __init__(self, templates: Sequence[SpanTemplate]) -> None:
+        heads, before = [], b""
+        for template in templates:
+            heads.append(before + template.child_head)
+            before = template.tail
+        self._heads, self._last = tuple(heads), before
+        layout = "".join(f"{len(head)}s30sQ1sQ1sQ" for head in heads)  # 30: trace and parent, and the tag of the id
+        self._pack = struct.Struct(f"<{layout}{len(before)}s").pack
+
+    def encode(self, trace_id: bytes, parent_id: bytes, first_id: int, nanos: Sequence[tuple[int, int]]) -> bytes:
+        """The spans, as fields of ScopeSpans.
+
+        Args:
+            trace_id: of all.
+            parent_id: of all.
+            first_id: span id of the first as a little-endian number; the others count on.
+            nanos: start and end of each.
+        """
+        ids = b"\x0a\x10" + trace_id + b"\x22\x08" + parent_id + b"\x12\x08"
+        parts: list[bytes | int] = []
+        for number, (start, end) in enumerate(nanos):
+            parts += (self._heads[number], ids, first_id + number & _ID_MASK, b"9", start, b"A", end)
+        return self._pack(*parts, self._last)
 
 
 def make_template(name: str, kind: SpanKind, attributes: Mapping[str, str | int], error: str = "") -> SpanTemplate:
