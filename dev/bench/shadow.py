@@ -25,7 +25,7 @@ from dev.harness.demo_model import SETTINGS, SHAPES, golden_items, seal_revision
 from dev.harness.loadgen import PLACEHOLDER, Group, Loadgen, Played, playing
 from dev.harness.numbers import percentile
 from dev.harness.process import running_server
-from dev.harness.scripted_engine import SHARED_DEVICE_VARIABLE
+from dev.harness.scripted_engine import DEVICES_VARIABLE, SHARED_DEVICE_VARIABLE
 from dev.harness.stack import Stack
 from hotslot.control.v1 import control_pb2 as pb
 from hotslot.entailment.v1 import entailment_pb2
@@ -152,15 +152,15 @@ def main() -> int:
 
 
 def run_sleeping(folder: Path, options: argparse.Namespace) -> list[Measured]:
-    """An engine that sleeps; both slots' calls take turns on one device."""
-    environment = {SHARED_DEVICE_VARIABLE: str(folder / "device")}
+    """An engine that sleeps; both slots' calls take turns on one card, for which the server's limit of a card holds."""
+    environment = {SHARED_DEVICE_VARIABLE: str(folder / "device"), DEVICES_VARIABLE: "cuda:0"}
     stack = Stack(folder, runner={"min_timeout_seconds": 20}, script=SLEEPING, environment=environment)
     stack.bundle("r2", **SLEEPING)
     picture = entailment_pb2.Image(content=os.urandom(1000) + PLACEHOLDER)
     with stack:
         load_id = stack.control.trial(stack.answers.digest_of("r2"))
         requests = [entailment_pb2.PredictRequest(image=picture, statements=["a cat"])]
-        place = Place("sleeps, one device", stack.address, stack.control, load_id, requests, folder)
+        place = Place("sleeps, one card", stack.address, stack.control, load_id, requests, folder)
         return measure(place, options)
 
 
