@@ -8,14 +8,16 @@ from typing import Any, cast
 
 from torch import nn
 
+from inference.runner.engines.linear import Linear
 from inference.runner.engines.ofa.engine import OfaEngine
-from inference.runner.engines.ofa.layers import FeedForward, LayerNorm, Linear, SelfAttention
+from inference.runner.engines.ofa.layers import FeedForward, LayerNorm, SelfAttention
 from inference.runner.engines.ofa.positions import EncoderBias
 
 RESNET, PROJECTIONS, ATTENTION, BIASES, DECODER, REST = (
     *("ResNet", "encoder: projections", "encoder: attention", "encoder: biases"),
     *("decoder", "rest: norms, activations, embeddings"),
 )
+FUSED = ("forward_activated", "forward_add")  # of Linear
 PARTS = (RESNET, PROJECTIONS, ATTENTION, BIASES, DECODER, REST)
 
 
@@ -32,12 +34,19 @@ class PartTimes:
         """Time the parts of an engine on a CPU, where a call has ended when it returns."""
         hooks = [hook for part, module in _modules(engine.model) for hook in self._hooks(part, module)]
         biases = cast("EncoderBias", engine._biases.encoder)  # noqa: SLF001  the parts are looked at from outside
-        biases._fill = partial(self._timed, biases._fill)  # type: ignore[method-assign]  # noqa: SLF001
+        biases._fill = partial(self._timed, BIASES, biases._fill)  # type: ignore[assignment, method-assign]  # noqa: SLF001
+        fused = [module for module in engine.model.get_submodule("encoder").modules() if isinstance(module, Linear)]
+        for module in fused:  # not called as modules
+            for method in FUSED:
+                setattr(module, method, partial(self._timed, PROJECTIONS, getattr(module, method)))
         self._enter(REST)
         try:
             yield
         finally:
             self._leave()
+            for module in fused:
+                for method in FUSED:
+                    delattr(module, method)
             del biases._fill  # noqa: SLF001  the method of its class is there again
             for hook in hooks:
                 hook.remove()
@@ -51,10 +60,10 @@ class PartTimes:
 
         return [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
 
-    def _timed(self, call: Callable[..., None], *arguments: object) -> None:
-        self._enter(BIASES)
+    def _timed(self, part: str, call: Callable[..., object], *arguments: object) -> object:
+        self._enter(part)
         try:
-            call(*arguments)
+            return call(*arguments)
         finally:
             self._leave()
 

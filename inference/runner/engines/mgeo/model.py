@@ -5,16 +5,15 @@ Architecture after Devlin et al. 2019, "BERT" (https://arxiv.org/abs/1810.04805)
 of all tokens of a call, without padding.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's conventional alias
 
+from inference.runner.engines.linear import ACTIVATIONS, Linear
 from inference.runner.engines.mgeo.config import EngineConfig
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": torch.ops.aten.gelu_, "relu": torch.relu_}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,20 +33,6 @@ class PackedRows:
     ids: Tensor  # (tokens,) int64
     positions: Tensor  # (tokens,) int64, of each token in its row
     groups: Sequence[RowGroup]
-
-
-class Linear(nn.Module):
-    """y = x Wᵀ + b."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        """Create the layer with uninitialised weights."""
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(outputs, inputs))
-        self.bias = nn.Parameter(torch.empty(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(tokens, inputs) to (tokens, outputs)."""
-        return F.linear(x, self.weight, self.bias)
 
 
 class LayerNorm(nn.Module):
@@ -76,7 +61,7 @@ class SelfAttention(nn.Module):
         self.out = Linear(width, width)
 
     def forward(self, x: Tensor, groups: Sequence[RowGroup]) -> Tensor:
-        """(tokens, width) to (tokens, width)."""
+        """(tokens, width) to (tokens, width); adds the residual."""
         tokens, width = x.shape
         qkv = self.qkv(x)
         mixed = x.new_empty(tokens, width)
@@ -85,8 +70,7 @@ class SelfAttention(nn.Module):
             size = group.rows * group.tokens if group.places is None else len(group.places)
             _attend(qkv[start : start + size], mixed[start : start + size], group, self.heads)
             start += size
-        result: Tensor = self.out(mixed)
-        return result
+        return self.out.forward_add(mixed, x)
 
 
 def _attend(qkv: Tensor, mixed: Tensor, group: RowGroup, heads: int) -> None:
@@ -115,13 +99,14 @@ class EncoderLayer(nn.Module):
         self.widen = Linear(config.width, config.ffn)
         self.narrow = Linear(config.ffn, config.width)
         self.feed_norm = LayerNorm(config.width, config.norm_epsilon)
-        self._activate = ACTIVATIONS[config.activation]
+        if config.activation not in ACTIVATIONS:
+            raise ValueError(f"activation {config.activation[:80]!r} is unknown")
+        self._activation = config.activation
 
     def forward(self, x: Tensor, groups: Sequence[RowGroup]) -> Tensor:
         """(tokens, width) to (tokens, width)."""
-        x = self.attention_norm(self.attention(x, groups).add_(x))
-        # The activation runs in place: this is the largest tensor of a call.
-        result: Tensor = self.feed_norm(self.narrow(self._activate(self.widen(x))).add_(x))
+        x = self.attention_norm(self.attention(x, groups))
+        result: Tensor = self.feed_norm(self.narrow.forward_add(self.widen.forward_activated(x, self._activation), x))
         return result
 
 

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's conventional alias
 
+from inference.runner.engines.linear import Linear
 from inference.runner.engines.ofa.config import EngineConfig
-from inference.runner.engines.ofa.layers import Convolution, LayerNorm, Linear
+from inference.runner.engines.ofa.layers import Convolution, LayerNorm
 
 FEATURES = 1024  # channels of the last stage
 _STEM = 64

@@ -9,21 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's conventional alias
 
+from inference.runner.engines.linear import Linear
+
 _ONEDNN = torch.ops.mkldnn
-
-
-class Linear(nn.Module):
-    """y = x Wᵀ + b."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        """Create the layer with uninitialised weights."""
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(outputs, inputs))
-        self.bias = nn.Parameter(torch.empty(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, inputs) to (…, outputs)."""
-        return F.linear(x, self.weight, self.bias)
 
 
 class LayerNorm(nn.Module):
@@ -258,7 +246,7 @@ class CrossAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Feed-forward sublayer: linear, GELU, layer norm, linear."""
+    """Feed-forward sublayer: linear, GELU, layer norm, linear; adds the residual."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -266,11 +254,9 @@ class FeedForward(nn.Module):
         self.norm = LayerNorm(hidden)
         self.narrow = Linear(hidden, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(rows, tokens, width) to (rows, tokens, width)."""
-        # GELU runs in place: this is the largest activation of a call.
-        result: Tensor = self.narrow(self.norm(torch.ops.aten.gelu_(self.widen(x))))
-        return result
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        """Twice (rows, tokens, width) to (rows, tokens, width)."""
+        return self.narrow.forward_add(self.norm(self.widen.forward_activated(x, "gelu")), residual)
 
 
 class EncoderLayer(nn.Module):
@@ -287,7 +273,7 @@ class EncoderLayer(nn.Module):
     def forward(self, x: Tensor, biases: Iterable[Tensor], key_mask: Tensor | None = None) -> Tensor:
         """(rows, tokens, width) to (rows, tokens, width); `biases` and `key_mask` as in `SelfAttention`."""
         x = self.attention_after(self.attention(self.attention_norm(x), biases, key_mask)).add_(x)
-        result: Tensor = self.feed(self.feed_norm(x)).add_(x)
+        result: Tensor = self.feed(self.feed_norm(x), x)
         return result
 
 
@@ -309,7 +295,7 @@ class DecoderLayer(nn.Module):
         """(rows, tokens, width) to (rows, tokens, width); the rest as in `SelfAttention` and `CrossAttention`."""
         x = self.attention_after(self.attention(self.attention_norm(x), [bias])).add_(x)
         x = self.cross_after(self.cross(self.cross_norm(x), memory, cross_bias)).add_(x)
-        result: Tensor = self.feed(self.feed_norm(x)).add_(x)
+        result: Tensor = self.feed(self.feed_norm(x), x)
         return result
 
 

@@ -1,0 +1,81 @@
+"""oneDNN's fused products are those of torch, and torch's are used where they are not available."""
+
+import platform
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch.nn import functional as F  # noqa: N812 - torch's conventional alias
+
+from inference.runner.engines import linear
+from inference.runner.engines.linear import ACTIVATIONS, Linear, supports_products
+
+ROWS, INPUTS, OUTPUTS = 37, 96, 50
+
+
+@pytest.fixture(autouse=True)
+def _tried_anew() -> Iterator[None]:
+    supports_products.cache_clear()
+    yield
+    supports_products.cache_clear()
+
+
+def _layer() -> tuple[Linear, torch.Tensor, torch.Tensor]:
+    draw = torch.Generator().manual_seed(3)
+    layer = Linear(INPUTS, OUTPUTS).requires_grad_(requires_grad=False)
+    layer.weight.copy_(torch.randn(OUTPUTS, INPUTS, generator=draw))
+    layer.bias.copy_(torch.randn(OUTPUTS, generator=draw))
+    return layer, torch.randn(2, ROWS, INPUTS, generator=draw), torch.randn(2, ROWS, OUTPUTS, generator=draw)
+
+
+def _check(layer: Linear, x: torch.Tensor, other: torch.Tensor) -> None:
+    plain = F.linear(x, layer.weight, layer.bias)
+    close = torch.testing.assert_close
+    close(layer(x), plain, atol=1e-5, rtol=1e-5)
+    close(layer.forward_add(x, other), plain + other, atol=1e-5, rtol=1e-5)
+    for name, activate in ACTIVATIONS.items():
+        close(layer.forward_activated(x, name), activate(plain.clone()), atol=1e-5, rtol=1e-5)
+
+
+def test_results_are_those_of_torch() -> None:
+    """Also for a part of a larger tensor and for no rows; the arguments stay unchanged."""
+    layer, x, other = _layer()
+    x_before, other_before = x.clone(), other.clone()
+
+    _check(layer, x, other)
+    wide = torch.cat([x, x], dim=-1)
+    torch.testing.assert_close(layer(wide[..., :INPUTS]), layer(x), atol=1e-5, rtol=1e-5)
+    assert layer(x[:0]).shape == (0, ROWS, OUTPUTS)
+    assert torch.equal(x, x_before)
+    assert torch.equal(other, other_before)
+
+
+def test_fused_products_are_used_on_x86() -> None:
+    """MKL would take twice as long in float32 on processors that are not Intel's."""
+    assert supports_products("cpu", torch.float32) is (platform.machine() in {"x86_64", "AMD64"})
+
+
+@pytest.mark.parametrize("failure", ["lacking", "refusing", "wrong", "other machine"])
+def test_torch_computes_where_onednn_does_not(failure: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operation that is missing, that fails or that returns wrong numbers is found by a trial, and not used."""
+
+    def refuse(*_: object) -> torch.Tensor:
+        raise RuntimeError("could not create a primitive descriptor")
+
+    if failure == "lacking":
+        monkeypatch.setattr(linear, "_ONEDNN", object())
+    elif failure == "refusing":
+        monkeypatch.setattr(linear, "multiply", refuse)
+    elif failure == "wrong":
+        monkeypatch.setattr(linear, "multiply_add", lambda x, weight, _other, _bias: F.linear(x, weight))
+    else:
+        monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+
+    assert not supports_products("cpu", torch.float32)
+    _check(*_layer())
+
+
+def test_other_devices_and_dtypes_are_left_to_torch() -> None:
+    """A GPU's products are torch's."""
+    assert not supports_products("cuda", torch.bfloat16)
+    assert not supports_products("cpu", torch.float64)
