@@ -14,6 +14,7 @@ from inference.server.api.reading import MessageReader
 from inference.server.api.stream import ItemStream, StreamRules
 from inference.server.api.task import InputLimits
 from inference.server.compose import build_callers
+from inference.server.control.report import build_model_state
 from inference.server.events import OverloadChanged
 from inference.server.model.models import Models
 from inference.server.request import Flow, PendingRequest, Priority
@@ -76,6 +77,8 @@ async def test_a_request_that_would_be_late_is_refused_at_once(tmp_path: Path) -
     assert caught.value.reason == "QUEUE_FULL"
     assert 0 < (caught.value.retry_after_seconds or 0.0) < 10 * UNIT_SECONDS
     assert not send(world, "patient", source("a"), seconds=1.0).is_done
+    counted = [dict(row.refused) for row in build_model_state(world.manager, world.clock).stats]
+    assert counted == [{"QUEUE_FULL": 1}]
 
 
 async def test_a_stream_item_waits_where_a_unary_call_is_refused(tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ def build_stats(row: RevisionStats) -> control_pb2.RevisionStats:
         restarts=row.deaths,
         void_restarts=row.void_deaths,
         rows=row.rows,
+        refused=row.refused,
     )
     message.computed.FromNanoseconds(int(row.computed_seconds * 1e9))
     for position, count in enumerate(row.latency):

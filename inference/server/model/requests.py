@@ -100,7 +100,11 @@ class Requests:
             raise errors.NotReady("no model is loaded yet", reason="NOT_READY", retry_after_seconds=1.0)
         if load.loaded_at == 0.0 and pair.answering_slot() is None:
             raise errors.NotReady("the model is being loaded", reason="NOT_READY", retry_after_seconds=1.0)
-        expected = self.intake.admit(payload, deadline, source, self.machine.slots[decision.slot].dispatcher)
+        try:
+            expected = self.intake.admit(payload, deadline, source, self.machine.slots[decision.slot].dispatcher)
+        except errors.HotslotError as error:
+            self.stats.count_refusal(load.key, error)
+            raise
         outcome = asyncio.get_running_loop().create_future()
         request = PendingRequest(
             payload, now, deadline, outcome, flow=source.flow, tags=tags, expected_seconds=expected

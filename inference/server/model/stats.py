@@ -76,6 +76,7 @@ class RevisionStats:
     rows: int = 0
     costs: dict[int, CallCosts] = field(default_factory=dict)  # by the largest size of a call in rows, a power of two
     labels: LabelCounter = field(default_factory=LabelCounter)  # of its answers
+    refused: dict[str, int] = field(default_factory=dict)  # valid, turned away while it was to answer, by reason
 
     def __post_init__(self) -> None:
         """Start all buckets at zero."""
@@ -110,6 +111,7 @@ class RevisionStats:
             latency=list(self.latency),
             costs=dict(self.costs),
             labels=self.labels.copy(),
+            refused=dict(self.refused),
         )
 
 
@@ -131,6 +133,12 @@ class StatsTable:
         while len(self._rows) > self._max:
             self._rows.popitem(last=False)
         return row
+
+    def count_refusal(self, key: StatsKey, error: errors.HotslotError) -> None:
+        """Count a valid request that was turned away, for the revision that was to answer it."""
+        if classify_error(error)[0] is ItemOutcome.REFUSED:
+            row = self.get(key)
+            row.refused[error.reason] = row.refused.get(error.reason, 0) + 1
 
     def count_attribution(self, attribution: Attribution) -> None:
         """Count a failure against the trial, now that the previous slot has answered the request."""

@@ -1079,6 +1079,26 @@ class RevisionStats(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class RefusedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     BUNDLE_DIGEST_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
     ANSWERED_FIELD_NUMBER: _builtins.int
@@ -1091,6 +1111,7 @@ class RevisionStats(_message.Message):
     ROWS_FIELD_NUMBER: _builtins.int
     COSTS_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
     bundle_digest: _builtins.str
     """Digest of the bundle."""
     device: _builtins.str
@@ -1131,6 +1152,12 @@ class RevisionStats(_message.Message):
     def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelCount]:
         """Labels in its answers to callers."""
 
+    @_builtins.property
+    def refused(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Valid requests that were turned away while it was to answer them, by reason
+        (QUEUE_FULL, QUOTA_EXCEEDED, DEADLINE_TOO_SHORT …). Not counted against it.
+        """
+
     def __init__(
         self,
         *,
@@ -1146,10 +1173,11 @@ class RevisionStats(_message.Message):
         rows: _builtins.int = ...,
         costs: _abc.Iterable[Global___CostBucket] | None = ...,
         labels: _abc.Iterable[Global___LabelCount] | None = ...,
+        refused: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["computed", b"computed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered", b"answered", "answered_by_previous", b"answered_by_previous", "bundle_digest", b"bundle_digest", "computed", b"computed", "costs", b"costs", "device", b"device", "failed", b"failed", "labels", b"labels", "latency", b"latency", "restarts", b"restarts", "rows", b"rows", "void_restarts", b"void_restarts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered", b"answered", "answered_by_previous", b"answered_by_previous", "bundle_digest", b"bundle_digest", "computed", b"computed", "costs", b"costs", "device", b"device", "failed", b"failed", "labels", b"labels", "latency", b"latency", "refused", b"refused", "restarts", b"restarts", "rows", b"rows", "void_restarts", b"void_restarts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
