@@ -5,9 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import grpc
-from google.protobuf.message import DecodeError
-from google.rpc import error_details_pb2, status_pb2
-from grpc_status import rpc_status
+from google.rpc import status_pb2
 
 from cli.endpoint import Endpoint
 from cli.problems import CommandFailed, WronglyUsed
@@ -17,6 +15,7 @@ from common.engine_files import Task
 from common.paths import UPDATES_SOCKET, run_folder
 from common.settings import settings_path
 from common.source import find_source
+from common.status_details import find_status, read_status
 from updater.settings import ModelUpdatesSection
 
 _NEXT_STEPS = {
@@ -58,7 +57,7 @@ def explain_failure(error: grpc.RpcError, endpoint: Endpoint, timeout_seconds: f
     address = endpoint.address
     if not isinstance(error, grpc.Call | grpc.aio.AioRpcError):
         return CommandFailed(f"the call to {address} failed: {error}")
-    status = details_of(error)
+    status = find_status(error)
     if status is not None:
         return CommandFailed(format_status(status))
     match error.code():
@@ -93,26 +92,14 @@ def _is_closed(details: str | None) -> bool:
     return any(word in (details or "").lower() for word in ("socket closed", "connection reset", "end of tcp stream"))
 
 
-def details_of(call: grpc.Call | grpc.aio.AioRpcError) -> status_pb2.Status | None:
-    """The google.rpc.Status of a failed call; None if it has none that is readable and of its code."""
-    with contextlib.suppress(ValueError, DecodeError):
-        status: status_pb2.Status | None = rpc_status.from_call(call)  # type: ignore[arg-type]  # both have its methods
-        return status
-    return None
-
-
 def format_status(status: status_pb2.Status) -> str:
     """What the server says, with reason, field and the next step."""
-    info, wrong = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
-    for detail in status.details:
-        if not detail.Unpack(info):
-            detail.Unpack(wrong)
-    field = wrong.field_violations[0].field if wrong.field_violations else ""
-    named = [info.reason] if info.reason else []
-    if field and field not in status.message:
-        named.append(field)
-    step = _NEXT_STEPS.get(info.reason, "")
-    return status.message + (f" ({', '.join(named)})" if named else "") + (f"; {step}" if step else "")
+    found = read_status(status)
+    named = [found.reason] if found.reason else []
+    if found.field and found.field not in found.sentence:
+        named.append(found.field)
+    step = _NEXT_STEPS.get(found.reason, "")
+    return found.sentence + (f" ({', '.join(named)})" if named else "") + (f"; {step}" if step else "")
 
 
 def updates_endpoint(state_dir: Path | None) -> Endpoint:

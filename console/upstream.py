@@ -1,17 +1,16 @@
 """Calls to the server and the updater: the only way in which the console learns or changes anything."""
 
-import contextlib
-from collections.abc import Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
-from google.rpc import error_details_pb2, status_pb2
-from grpc_status import rpc_status
+from google.rpc import status_pb2
 
 from common.address import unix_target
 from common.paths import CONTROL_SOCKET, UPDATES_SOCKET
+from common.status_details import StatusDetails, find_status, read_status
 from common.tokens import HEADER
 from hotslot.address.v1 import address_pb2, address_pb2_grpc
 from hotslot.control.v1 import control_pb2, control_pb2_grpc
@@ -24,6 +23,8 @@ STATUS_SECONDS = 8.0
 ANSWER_SECONDS = 30.0
 COMMAND_SECONDS = 30.0
 HUB_SECONDS = 120.0  # for commands that wait for the hub
+MAX_GOLDEN_ITEMS = 10_000
+_GOLDEN_PAGE = 500
 _MAX_MESSAGE_BYTES = 64 << 20
 T = TypeVar("T")
 
@@ -53,6 +54,11 @@ class CallFailed(Exception):
     def __init__(self, sentence: str, *, reason: str = "", field: str = "", is_away: bool = False) -> None:
         super().__init__(sentence)
         self.reason, self.field, self.is_away = reason, field, is_away
+
+    @property
+    def details(self) -> StatusDetails:
+        """What it says."""
+        return StatusDetails(str(self), self.reason, self.field)
 
 
 class Upstream:
@@ -143,6 +149,23 @@ class Upstream:
         return {"timeout": seconds, "metadata": self._metadata}
 
 
+async def list_golden_items(upstream: Upstream, model: str) -> AsyncIterator[updates_pb2.GoldenItem]:
+    """All items of a golden set, at most `MAX_GOLDEN_ITEMS`.
+
+    Raises:
+        CallFailed: a call failed.
+    """
+    token = ""
+    for _ in range(MAX_GOLDEN_ITEMS // _GOLDEN_PAGE):
+        asked = updates_pb2.ListGoldenItemsRequest(model=model, page_size=_GOLDEN_PAGE, page_token=token)
+        page: updates_pb2.ListGoldenItemsResponse = await upstream.ask_updater("ListGoldenItems", asked)
+        for item in page.items:
+            yield item
+        token = page.next_page_token
+        if not token:
+            return
+
+
 async def _ask(who: str, call: Awaitable[T]) -> T:
     try:
         return await call
@@ -154,16 +177,14 @@ async def _ask(who: str, call: Awaitable[T]) -> T:
 
 def describe_failure(who: str, error: Any) -> CallFailed:  # noqa: ANN401  either API's error
     """A failed call in the API's own words; `who` is "server", "control" or "updater"."""
-    status: status_pb2.Status | None = None
-    with contextlib.suppress(ValueError):  # the details contradict the code
-        status = rpc_status.from_call(error)
+    status = find_status(error)
     if status is not None:
         return describe_status(status)
     match error.code():
         case grpc.StatusCode.UNAVAILABLE:
             return CallFailed(_AWAY[who], is_away=True)
         case grpc.StatusCode.DEADLINE_EXCEEDED:
-            return CallFailed(f"the {who} did not answer in time", is_away=True)
+            return CallFailed(_LATE[who], is_away=True)
         case code:
             return CallFailed(f"{code.name}: {error.details()}")
 
@@ -173,13 +194,14 @@ _AWAY = {
     "control": "the control socket does not answer: the server is away, or runs on another machine",
     "updater": "the updater does not answer: it is away, or runs on another machine",
 }
+_LATE = {
+    "server": "the server did not answer in time",
+    "control": "the control socket did not answer in time",
+    "updater": "the updater did not answer in time",
+}
 
 
 def describe_status(status: status_pb2.Status) -> CallFailed:
     """An error of one call or of one item, in the API's own words."""
-    info, wrong = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
-    for detail in status.details:
-        if not detail.Unpack(info):
-            detail.Unpack(wrong)
-    field = wrong.field_violations[0].field if wrong.field_violations else ""
-    return CallFailed(status.message, reason=info.reason, field=field)
+    found = read_status(status)
+    return CallFailed(found.sentence, reason=found.reason, field=found.field)

@@ -19,10 +19,10 @@ from google.rpc import status_pb2
 from cli.batch.sources import Row
 from cli.batch.tasks import BatchTask, describe_failure, describe_row, read_failure
 from cli.batch.window import STREAM_ROWS, Failure, Item, Window, retry_delay
-from cli.clients import details_of
 from cli.predict import MAX_PICTURE_BYTES
 from common.clock import Clock
 from common.durable import read_bounded
+from common.status_details import find_status
 
 WINDOW_BYTES = 64 << 20  # of requests in memory
 READ_ROWS = 64  # handed over by the reading thread at once
@@ -372,9 +372,9 @@ def failed_line(row: Row, failure: Failure) -> dict[str, Any]:
 
 def has_details(error: grpc.aio.AioRpcError) -> bool:
     """Whether the server itself has said why."""
-    return details_of(error) is not None
+    return find_status(error) is not None
 
 
 def status_of(error: grpc.aio.AioRpcError) -> status_pb2.Status:
     """The google.rpc.Status of a failed call; made from its code where the server sent none."""
-    return details_of(error) or status_pb2.Status(code=error.code().value[0], message=error.details() or "")
+    return find_status(error) or status_pb2.Status(code=error.code().value[0], message=error.details() or "")
