@@ -76,6 +76,10 @@ class TaskAnswers(Protocol):
         """How two answers differ, by label, for example "yes → no"; empty if they are equal."""
         ...
 
+    def list_kept(self, before: str, after: str) -> tuple[str, ...]:
+        """The labels that both answers have, at the same place."""
+        ...
+
     def count_parts(self, expected: str, given: str) -> PartCounts:
         """How many parts of an answer are right."""
         ...
@@ -106,6 +110,10 @@ class StatementAnswers:
     def find_directions(self, before: str, after: str) -> tuple[str, ...]:
         """See `TaskAnswers`."""
         return () if before == after else (f"{before}{ARROW}{after}",)
+
+    def list_kept(self, before: str, after: str) -> tuple[str, ...]:
+        """See `TaskAnswers`."""
+        return (before,) if before == after else ()
 
     def count_parts(self, expected: str, given: str) -> PartCounts:
         """See `TaskAnswers`."""
@@ -175,6 +183,11 @@ class AddressAnswers:
         directions += [f"none{ARROW}{part.kind}" for part in new if part.start not in covered]
         return tuple(directions)
 
+    def list_kept(self, before: str, after: str) -> tuple[str, ...]:
+        """See `TaskAnswers`."""
+        new = _read_parts(after)
+        return tuple(part.kind for part in _read_parts(before) if part in new)
+
     def count_parts(self, expected: str, given: str) -> PartCounts:
         """See `TaskAnswers`: a part is right if its kind, place and text are."""
         wanted, found = _read_parts(expected), _read_parts(given)
@@ -222,6 +235,17 @@ def count_directions(rules: TaskAnswers, pairs: Iterable[tuple[str, str]]) -> li
     """How answers differ, the most frequent ways first, with how often; at most MAX_DIRECTIONS."""
     counted = Counter(way for before, after in pairs for way in rules.find_directions(before, after))
     return counted.most_common(MAX_DIRECTIONS)
+
+
+def count_label_pairs(rules: TaskAnswers, pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str, int]]:
+    """How often a label became which, or stayed, over pairs of answers; the most frequent first."""
+    counted = Counter[tuple[str, str]]()
+    for before, after in pairs:
+        counted.update((label, label) for label in rules.list_kept(before, after))
+        for direction in rules.find_directions(before, after):
+            old, _, new = direction.partition(ARROW)
+            counted[old, new] += 1
+    return [(*pair, count) for pair, count in counted.most_common()]
 
 
 def measure_distribution(rules: TaskAnswers, answers: Iterable[str]) -> dict[str, float]:

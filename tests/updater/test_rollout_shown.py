@@ -39,7 +39,7 @@ def test_changed_answers_are_shown_with_what_to_do() -> None:
     assert "changed answers" in shown
     assert "all changes" in shown
     assert "beyond" in shown
-    advice = build_advice(world.record)
+    advice = build_advice(world.record).sentence
     assert "hotslot updates approve" in advice
     assert "add such questions to the golden set" in advice
 

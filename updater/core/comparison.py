@@ -91,6 +91,15 @@ class ChangeRow:
     passed: bool
 
 
+@dataclass(frozen=True, slots=True)
+class LabelPair:
+    """How many golden questions, or parts of addresses, the two models gave these labels."""
+
+    active: str
+    candidate: str
+    count: int
+
+
 def expect_changes(pairs: Sequence[AnswerPair], task: Task) -> ExpectedChanges:
     """Count the changes between both models' golden answers, by direction."""
     counts, better, worse = Counter[str](), Counter[str](), Counter[str]()

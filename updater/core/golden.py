@@ -2,11 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from math import exp, lgamma, log
 
-from common.answers import TaskAnswers, sum_parts
+from common.answers import TaskAnswers, count_label_pairs, sum_parts
 from common.engine_files import Task
+from updater.core.comparison import LabelPair
 from updater.core.record import Differing
+
+MAX_LABEL_PAIRS = 400  # kept as evidence; addresses have some twenty kinds of parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,34 @@ def list_differing(asked: Sequence[GoldenQuestion], most: int) -> tuple[Differin
         if is_wrong or (row.active is not None and active != candidate):
             rows.append(Differing(row.item, row.text, row.expected, active, candidate))
     return tuple(rows[:most])
+
+
+class DifferenceKind(StrEnum):
+    """How the answers of both models to a golden question differ."""
+
+    NOW_WRONG = "NOW_WRONG"  # only the active model answers as expected
+    NOW_RIGHT = "NOW_RIGHT"  # only the candidate does
+    CHANGED = "CHANGED"  # two answers, of which neither is the expected one, or nothing is expected
+    STILL_WRONG = "STILL_WRONG"  # the candidate is wrong, and the active model gives the same answer, or none serves
+
+
+def classify_difference(row: Differing) -> DifferenceKind:
+    """How the two answers differ."""
+    if row.expected and row.candidate == row.expected:
+        return DifferenceKind.NOW_RIGHT
+    if row.expected and row.active == row.expected:
+        return DifferenceKind.NOW_WRONG
+    return DifferenceKind.STILL_WRONG if row.active in ("", row.candidate) else DifferenceKind.CHANGED
+
+
+def list_label_pairs(asked: Sequence[GoldenQuestion], task: TaskAnswers) -> tuple[LabelPair, ...]:
+    """Which labels both models gave to the questions that both answered, with how often; the most frequent first."""
+    pairs = [
+        (row.active.text, row.candidate.text)
+        for row in asked
+        if row.active is not None and not row.active.failure and not row.candidate.failure
+    ]
+    return tuple(LabelPair(*row) for row in count_label_pairs(task, pairs)[:MAX_LABEL_PAIRS])
 
 
 def worse_by_chance(negative: int, positive: int) -> float:

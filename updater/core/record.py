@@ -10,7 +10,7 @@ from enum import StrEnum
 
 from common.bundle import Origin
 from updater.core.breaker import Breaker, BreakerName
-from updater.core.comparison import ChangeRow, ExpectedChanges, GateKey
+from updater.core.comparison import ChangeRow, ExpectedChanges, GateKey, LabelPair
 from updater.core.costs import CostBucket
 from updater.core.known import ComputedDigest, KnownVersion, Replaced
 from updater.core.label_mix import LabelMark, LabelMix
@@ -43,10 +43,11 @@ class Evidence:
     """The numbers and items that a verdict is based on."""
 
     measured: tuple[Measured, ...] = ()
-    differing: tuple[Differing, ...] = ()  # the first ones
+    differing: tuple[Differing, ...] = ()  # the first `GateRules.max_differing`
     on_probes: bool = False
     notes: tuple[str, ...] = ()  # about how the published files were read, in whole sentences
     changes: tuple[ChangeRow, ...] = ()  # of answers to the same requests, in a trial
+    label_pairs: tuple[LabelPair, ...] = ()  # of the golden answers of both models, the most frequent first
 
 
 class Stage(StrEnum):

@@ -48,7 +48,7 @@ class GateRules:
     min_agreement: float = 0.90  # with the active model, of questions without an expectation
     max_cost_factor: float = 1.5  # of the active model's device time
     min_cost_seconds: float = 0.05  # less device time than this is not compared
-    max_differing: int = 20  # items kept as evidence
+    max_differing: int = 2000  # items kept as evidence
 
 
 @dataclass(frozen=True, slots=True)

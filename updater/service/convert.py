@@ -1,7 +1,10 @@
 """Converts records to messages of updates.v1, and writes the advice for operators. Pure."""
 
 import contextlib
+from collections import Counter
+from collections.abc import Iterable
 from datetime import datetime
+from typing import NamedTuple
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -10,11 +13,20 @@ from common.settings_reload import SettingsState
 from hotslot.status.v1 import status_pb2
 from hotslot.updates.v1 import updates_pb2 as pb
 from updater.core.breaker import Breaker, BreakerState
-from updater.core.record import CpuFallback, Evidence, HeldFor, ModelRecord, Outcome, Stage, Update, Watch
+from updater.core.golden import classify_difference
+from updater.core.record import CpuFallback, Differing, Evidence, HeldFor, ModelRecord, Outcome, Stage, Update, Watch
 from updater.status import Share, StatusSnapshot
 from updater.store.journal import PastEvent, PastUpdate
 
 _NOTHING = Share()
+SHOWN_DIFFERING = 20  # differing items in an update's own message
+
+
+class Advice(NamedTuple):
+    """What an operator should do."""
+
+    code: str = ""  # for programs that have the sentence in another language; empty if there is nothing to do
+    sentence: str = ""
 
 
 def to_settings_status(state: SettingsState) -> status_pb2.SettingsStatus:
@@ -45,10 +57,12 @@ def to_outcome(outcome: Outcome | None) -> "pb.UpdateOutcome.ValueType":
 def to_model_updates(snapshot: StatusSnapshot, share: Share = _NOTHING) -> pb.ModelUpdates:
     """The state of a model's updates; `share` is the progress of the download."""
     record = snapshot.record
+    advice = Advice("FAULT", snapshot.fault) if snapshot.fault else build_advice(record)
     message = pb.ModelUpdates(
         model=record.model,
         stage=to_stage(record.stage),
-        advice=snapshot.fault or build_advice(record),
+        advice=advice.sentence,
+        advice_code=advice.code,
         fault=snapshot.fault,
         paused=record.paused,
         breakers=[to_breaker(row) for row in (record.hub, record.activation, record.device)],
@@ -155,7 +169,7 @@ def fill_evidence(message: pb.GetUpdateResponse, evidence: Evidence) -> None:
         message.measurements.add(
             name=row.name,
             candidate=row.candidate,
-            active=row.active if row.active is not None else 0.0,
+            active=row.active,
             threshold=row.threshold,
             passed=row.passed,
         )
@@ -169,10 +183,35 @@ def fill_evidence(message: pb.GetUpdateResponse, evidence: Evidence) -> None:
             bound=change.bound,
             passed=change.passed,
         )
-    for item in evidence.differing:
-        message.differing.add(
-            item=item.item, text=item.text, expected=item.expected, active=item.active, candidate=item.candidate
-        )
+    message.differing.extend(to_differing(row) for row in evidence.differing[:SHOWN_DIFFERING])
+    for pair in evidence.label_pairs:
+        message.label_pairs.add(active=pair.active, candidate=pair.candidate, count=pair.count)
+
+
+def to_differing(row: Differing) -> pb.DifferingItem:
+    """A golden item on which the models differ, or the candidate is wrong."""
+    return pb.DifferingItem(
+        item=row.item,
+        text=row.text,
+        expected=row.expected,
+        active=row.active,
+        candidate=row.candidate,
+        kind=pb.DifferenceKind.Value(f"DIFFERENCE_KIND_{classify_difference(row).value}"),
+    )
+
+
+def to_differing_page(
+    rows: Iterable[Differing], kind: "pb.DifferenceKind.ValueType", begin: int, size: int
+) -> pb.ListDifferingItemsResponse:
+    """One page of the differing items of a kind, and how many there are of each."""
+    found = [to_differing(row) for row in rows]
+    wanted = [row for row in found if kind in (pb.DIFFERENCE_KIND_UNSPECIFIED, row.kind)]
+    counts = Counter(row.kind for row in found)
+    return pb.ListDifferingItemsResponse(
+        items=wanted[begin : begin + size],
+        next_page_token=str(begin + size) if begin + size < len(wanted) else "",
+        counts=[pb.DifferenceCount(kind=one, count=counts[one]) for one in sorted(counts)],
+    )
 
 
 def fill_provenance(message: pb.Provenance, row: Provenance | None) -> None:
@@ -235,19 +274,26 @@ HELD_ADVICE = {
 }
 
 
-def build_advice(record: ModelRecord) -> str:
+def build_advice(record: ModelRecord) -> Advice:
     """What an operator should do about a model's updates, in one sentence; empty if nothing."""
     update = record.update
     if record.stage is Stage.HELD and update is not None:
-        held_for = None if update.ending is None else update.ending.held_for
-        text = HELD_ADVICE.get(held_for or HeldFor.STUCK, HELD_ADVICE[HeldFor.STUCK])
-        return text.format(id=update.update_id, digest=_shorten(update.source_digest)) + _build_failback_advice(record)
+        held_for = (None if update.ending is None else update.ending.held_for) or HeldFor.STUCK
+        held_for = held_for if held_for in HELD_ADVICE else HeldFor.STUCK
+        text = HELD_ADVICE[held_for].format(id=update.update_id, digest=_shorten(update.source_digest))
+        return Advice(held_for.value, text + _build_failback_advice(record))
     if record.bridge is not None and record.bridge.failed:
-        return f"the serving model answers from the CPU and cannot return to {record.bridge.device}: free memory there"
+        device = record.bridge.device
+        return Advice(
+            "BRIDGE", f"the serving model answers from the CPU and cannot return to {device}: free memory there"
+        )
     if record.paused:
         why = f" ({record.pause_reason})" if record.pause_reason else ""
-        return f"updates are paused{why}: `hotslot updates resume` continues them" + _build_failback_advice(record)
-    return _build_breaker_advice(record) or describe_watch(record)
+        text = f"updates are paused{why}: `hotslot updates resume` continues them"
+        return Advice("PAUSED", text + _build_failback_advice(record))
+    watch = describe_watch(record)
+    code = "" if not watch else "REPUBLISHED" if record.watch.republished else "WATCH"
+    return _build_breaker_advice(record) or Advice(code, watch)
 
 
 def describe_watch(record: ModelRecord) -> str:
@@ -268,7 +314,7 @@ def describe_poll(record: ModelRecord) -> str:
     return f"{text}; {watch.left_out} of {watch.names} names are left out: {shown}"
 
 
-def build_past_advice(past: PastUpdate, record: ModelRecord | None) -> str:
+def build_past_advice(past: PastUpdate, record: ModelRecord | None) -> Advice:
     """What an operator should do about one update, in one sentence; empty if nothing."""
     is_current = record is not None and record.update is not None and record.update.update_id == past.update.update_id
     if is_current and record is not None:
@@ -276,24 +322,28 @@ def build_past_advice(past: PastUpdate, record: ModelRecord | None) -> str:
     is_blocked = record is not None and record.is_quarantined(past.update.source_digest)
     if is_blocked:
         digest = _shorten(past.update.source_digest)
-        return f"publish a better revision; if this one was not at fault, `hotslot updates unquarantine {digest}`"
+        text = f"publish a better revision; if this one was not at fault, `hotslot updates unquarantine {digest}`"
+        return Advice("QUARANTINED", text)
     if past.outcome is Outcome.ABANDONED:
-        return "nothing: the revision was not at fault, and the update is retried automatically"
-    return ""
+        return Advice("ABANDONED", "nothing: the revision was not at fault, and the update is retried automatically")
+    return Advice()
 
 
-def _build_breaker_advice(record: ModelRecord) -> str:
+def _build_breaker_advice(record: ModelRecord) -> Advice | None:
     """About an open breaker; those that an operator can influence come first."""
     if record.activation.state is BreakerState.OPEN:
-        return "too many updates failed: see `hotslot updates history`, then `hotslot updates breaker reset activation`"
+        text = "too many updates failed: see `hotslot updates history`, then `hotslot updates breaker reset activation`"
+        return Advice("BREAKER_ACTIVATION", text)
     if record.cpu_fallback is not None and record.device.state is BreakerState.OPEN:
-        return (
+        text = (
             f"{record.cpu_fallback.device} ran out of memory: free some; it is retried automatically, or at once with "
             "`hotslot updates breaker reset device`"
         )
+        return Advice("BREAKER_DEVICE", text)
     if record.hub.state is BreakerState.OPEN:
-        return f"the hub does not answer: {record.hub.reason or 'see the log'}; it is retried automatically"
-    return ""
+        text = f"the hub does not answer: {record.hub.reason or 'see the log'}; it is retried automatically"
+        return Advice("BREAKER_HUB", text)
+    return None
 
 
 def _build_failback_advice(record: ModelRecord) -> str:

@@ -15,10 +15,10 @@ from common.golden_set import GoldenBroken, GoldenFolder, GoldenItem, ItemExists
 from common.logs import Logger
 from hotslot.updates.v1 import updates_pb2 as pb
 from updater.golden_files import GoldenFiles
+from updater.service.pages import read_page
 
 MAX_PAGE, DEFAULT_PAGE = 500, 50
 MAX_LABELS = 100
-_MAX_TOKEN_DIGITS = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +50,8 @@ class GoldenApi:
     def list_items(self, request: pb.ListGoldenItemsRequest, _seconds: float) -> pb.ListGoldenItemsResponse:
         """One page of a set."""
         model = self._find(request.model)
-        size = request.page_size or DEFAULT_PAGE
-        if not 1 <= size <= MAX_PAGE:
-            raise InputRefused(f"page_size must be 1 to {MAX_PAGE}, not {size}", field="page_size")
-        if request.page_token and not (request.page_token.isdecimal() and len(request.page_token) <= _MAX_TOKEN_DIGITS):
-            raise InputRefused("page_token is invalid", field="page_token")
-        found, begin = _load(model), int(request.page_token or 0)
+        size, begin = read_page(request, DEFAULT_PAGE, MAX_PAGE)
+        found = _load(model)
         items = found.golden.items
         rules = TASK_ANSWERS[model.place.task]
         labels = Counter(label for item in items for answer in item.expected for label in rules.list_labels(answer))

@@ -21,18 +21,17 @@ from updater.commands import CommandQueue
 from updater.core.breaker import BreakerState
 from updater.core.facts import CommandKind, OperatorCommand
 from updater.core.record import Event, ModelRecord
-from updater.service import convert, samples
-from updater.service.convert import build_past_advice
+from updater.service import convert
 from updater.service.golden import GoldenApi
+from updater.service.history import HistoryApi, build_unknown_error
 from updater.stages.commands import CommandResult
 from updater.status import Progress, StatusPublisher, StatusSnapshot
 from updater.store.database import JournalNotWritten, JournalUnreadable
-from updater.store.journal import Journal, PastUpdate
+from updater.store.journal import Journal
 
 JOURNAL_COPY = "journal-copy-{}.db"  # in the run folder
 MAX_COPIES = 16  # callers move them away; one that did not leaves its copy until so many others were made
 SERVICE = pb.DESCRIPTOR.services_by_name["UpdatesService"].full_name
-MAX_PAGE, DEFAULT_PAGE = 200, 20
 MAX_REASON_CHARS, MAX_NAME_CHARS = 200, 64
 COMMAND_SECONDS = 25.0
 POLL_SECONDS = 90.0  # longest wait for the hub's answer
@@ -97,6 +96,7 @@ class UpdatesApi:
         self._copies = run_folder(state)
         self._copy_numbers = count()
         self._golden = golden
+        self._history = HistoryApi(settings.names, journal, self._find_record, provenance, state)
         self._models = models
         self._starting = starting
         self._settings = settings
@@ -122,12 +122,13 @@ class UpdatesApi:
             "Approve": (pb.ApproveRequest, self._approve),
             "Unquarantine": (pb.UnquarantineRequest, self._unquarantine),
             "ResetBreaker": (pb.ResetBreakerRequest, self._reset_breaker),
-            "ListHistory": (pb.ListHistoryRequest, self._list_history),
-            "GetUpdate": (pb.GetUpdateRequest, self._get_update),
+            "ListHistory": (pb.ListHistoryRequest, self._history.list_updates),
+            "GetUpdate": (pb.GetUpdateRequest, self._history.get_update),
+            "ListDifferingItems": (pb.ListDifferingItemsRequest, self._history.list_differing),
             "CopyJournal": (pb.CopyJournalRequest, self._copy_journal),
             "ReloadSettings": (pb.ReloadSettingsRequest, self._reload_settings),
             "ListGoldenItems": (pb.ListGoldenItemsRequest, self._golden.list_items),
-            "GetKeptPicture": (pb.GetKeptPictureRequest, self._get_kept_picture),
+            "GetKeptPicture": (pb.GetKeptPictureRequest, self._history.get_kept_picture),
             "GetGoldenPicture": (pb.GetGoldenPictureRequest, self._golden.picture),
             "AddGoldenItem": (pb.AddGoldenItemRequest, self._golden.add),
         }
@@ -163,7 +164,7 @@ class UpdatesApi:
 
     def _get_status(self, request: pb.GetStatusRequest, _seconds: float) -> pb.GetStatusResponse:
         if request.model and request.model not in self._names:
-            raise _build_unknown_error(request.model)
+            raise build_unknown_error(request.model)
         names = [request.model] if request.model else list(self._names)
         models = [self._status_of(name) for name in names]
         return pb.GetStatusResponse(models=models, settings=self._settings.status())
@@ -180,55 +181,14 @@ class UpdatesApi:
             self._journal()
         except JournalUnreadable as error:
             advice = f"{error}; updates are stopped, the server keeps serving; {error.advice}"
-            return pb.ModelUpdates(model=name, stage=pb.UPDATE_STAGE_HELD, advice=advice, fault=str(error))
+            return pb.ModelUpdates(
+                model=name, stage=pb.UPDATE_STAGE_HELD, advice=advice, advice_code="JOURNAL", fault=str(error)
+            )
         except JournalNotWritten:
             pass  # it is tried again
         fault = self._starting()
-        advice = fault or "the updater is starting"
-        return pb.ModelUpdates(model=name, stage=pb.UPDATE_STAGE_IDLE, advice=advice, fault=fault)
-
-    def _list_history(self, request: pb.ListHistoryRequest, _seconds: float) -> pb.ListHistoryResponse:
-        if request.model and request.model not in self._names:
-            raise _build_unknown_error(request.model)
-        size = request.page_size or DEFAULT_PAGE
-        if not 1 <= size <= MAX_PAGE:
-            raise InputRefused(f"page_size must be 1 to {MAX_PAGE}, not {size}", field="page_size")
-        if request.page_token and not (request.page_token.isdecimal() and len(request.page_token) < MAX_PAGE // 10):
-            raise InputRefused("page_token is invalid", field="page_token")
-        rows = self._journal().history(request.model, size + 1, int(request.page_token or 0))
-        more = rows[size - 1][0] if len(rows) > size else 0
-        alarms = [] if request.page_token else self._journal().alarms(request.model, size)
-        return pb.ListHistoryResponse(
-            alarms=[convert.to_alarm(model, alarm) for model, alarm in alarms],
-            updates=[convert.to_past_summary(past) for _, past in rows[:size]],
-            next_page_token=str(more) if more else "",
-        )
-
-    def _get_update(self, request: pb.GetUpdateRequest, _seconds: float) -> pb.GetUpdateResponse:
-        journal, past = self._journal(), self._find_update(request.update_id)
-        handle = self._models.get(past.model)
-        record = None if handle is None else handle.publisher.snapshot.record
-        response = pb.GetUpdateResponse(
-            update=convert.to_past_summary(past),
-            events=[convert.to_event(event) for event in journal.events(request.update_id)],
-            advice=build_past_advice(past, record),
-        )
-        convert.fill_provenance(response.provenance, self._provenance(past.update.bundle_digest))
-        for evidence in journal.evidence(request.update_id):
-            convert.fill_evidence(response, evidence)
-        response.kept.extend(samples.list_kept(self._state, past.model, request.update_id))
-        return response
-
-    def _get_kept_picture(self, request: pb.GetKeptPictureRequest, _seconds: float) -> pb.GetKeptPictureResponse:
-        past = self._find_update(request.update_id)
-        content = samples.read_picture(self._state, past.model, request.update_id, request.name)
-        return pb.GetKeptPictureResponse(content=content)
-
-    def _find_update(self, update_id: str) -> PastUpdate:
-        past = self._journal().update(update_id)
-        if past is None:
-            raise NotFound(f"there is no update {update_id[:64]!r}", reason="UPDATE_UNKNOWN", field="update_id")
-        return past
+        code, advice = ("FAULT", fault) if fault else ("STARTING", "the updater is starting")
+        return pb.ModelUpdates(model=name, stage=pb.UPDATE_STAGE_IDLE, advice=advice, advice_code=code, fault=fault)
 
     def _copy_journal(self, _request: pb.CopyJournalRequest, _seconds: float) -> pb.CopyJournalResponse:
         file = JOURNAL_COPY.format(next(self._copy_numbers) % MAX_COPIES)
@@ -332,9 +292,13 @@ class UpdatesApi:
 
     # Helpers.
 
+    def _find_record(self, model: str) -> ModelRecord | None:
+        handle = self._models.get(model)
+        return None if handle is None else handle.publisher.snapshot.record
+
     def _find_model(self, model: str) -> ModelHandle:
         if model and model not in self._names:
-            raise _build_unknown_error(model)
+            raise build_unknown_error(model)
         if not model and len(self._names) != 1:
             message = f"several models are configured, name one of them: {', '.join(self._names)}"
             raise InputRefused(message, reason="MODEL_REQUIRED", field="model")
@@ -383,10 +347,6 @@ def _describe_operator(operator: pb.Operator | None) -> str:
 
 def _find_breaker(record: ModelRecord, name: str) -> Any:  # noqa: ANN401  one of three breakers
     return {"hub": record.hub, "activation": record.activation}.get(name, record.device)
-
-
-def _build_unknown_error(model: str) -> NotFound:
-    return NotFound("no such model is configured", field="model", resource=("model", model[:128]))
 
 
 def _parse(kind: type[M], raw: bytes) -> M:

@@ -12,6 +12,7 @@ from updater.core.golden import (
     accuracy,
     agreement,
     list_differing,
+    list_label_pairs,
     micro_f1,
     negative_flips,
     positive_flips,
@@ -71,7 +72,10 @@ def judge(answers: GateAnswers, rules: GateRules) -> GateJudgement:
             GateJudgement(GateVerdict.HOLD, "NO_DATA", "no question was answered by both models", HeldFor.INCONCLUSIVE)
         )
     evidence = Evidence(
-        tuple(measured), list_differing(asked, rules.max_differing), on_probes=not answers.golden_digest
+        tuple(measured),
+        list_differing(asked, rules.max_differing),
+        on_probes=not answers.golden_digest,
+        label_pairs=list_label_pairs(asked, TASK_ANSWERS[answers.task]),
     )
     for verdict in (GateVerdict.REFUSE, GateVerdict.HOLD):
         first = next((finding for finding in findings if finding.verdict is verdict), None)

@@ -5,7 +5,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,9 @@ from updater.store.witness import WitnessFile
 MAX_EVENTS = 50_000  # the oldest are forgotten beyond this, with updates that have no event any more
 MAX_UPDATES = 5000  # of all models; the oldest are forgotten beyond this
 MAX_EVIDENCE = 500  # updates whose measurements are kept
+MAX_LONG_EVIDENCE = 50  # updates of which more than the first differing items are kept
+SHORT_DIFFERING = 20  # differing items of older updates
+_MORE = "+more"  # after the stage: the kind of the row with the other differing items
 MAX_MESSAGE_CHARS = 4000  # of an event
 _PRUNE_AT_ONCE = 1000
 
@@ -181,10 +184,7 @@ class Journal:
                         (update_id, event.model, _line(to_json(_past_update(event, event.update)))),
                     )
                 if event.evidence is not None:
-                    connection.execute(
-                        "INSERT OR REPLACE INTO evidence VALUES (?, ?, ?)",
-                        (update_id, event.stage.value, _line(to_json(event.evidence))),
-                    )
+                    _write_evidence(connection, update_id, event.stage, event.evidence)
             _prune(connection, is_evidence_new=any(event.evidence is not None for event in events))
         return dropped
 
@@ -238,9 +238,15 @@ class Journal:
 
     def evidence(self, update_id: str) -> list[Evidence]:
         """The measurements of one update, by stage."""
-        rows = self._database.rows("SELECT row FROM evidence WHERE update_id = ? ORDER BY rowid", (update_id,))
+        rows = self._database.rows("SELECT kind, row FROM evidence WHERE update_id = ? ORDER BY rowid", (update_id,))
+        found: dict[str, Evidence] = {}
         with _trusted():
-            return [read(Evidence, _object(row)) for (row,) in rows]
+            for kind, row in rows:
+                stage, evidence = str(kind).removesuffix(_MORE), read(Evidence, _object(row))
+                before = found.get(stage)
+                whole = () if before is None else before.differing
+                found[stage] = evidence if before is None else replace(before, differing=whole + evidence.differing)
+        return list(found.values())
 
     def _read_identity(self) -> JournalIdentity:
         rows = self._database.rows("SELECT key, value FROM meta WHERE key IN ('journal_id', 'protected_writes')")
@@ -280,6 +286,24 @@ def _prune(connection: sqlite3.Connection, *, is_evidence_new: bool) -> None:
             "DELETE FROM evidence WHERE update_id NOT IN (SELECT update_id FROM updates ORDER BY seq DESC LIMIT ?)",
             (MAX_EVIDENCE,),
         )
+        connection.execute(
+            "DELETE FROM evidence WHERE kind LIKE ? AND update_id NOT IN"
+            " (SELECT update_id FROM updates ORDER BY seq DESC LIMIT ?)",
+            (f"%{_MORE}", MAX_LONG_EVIDENCE),
+        )
+
+
+def _write_evidence(connection: sqlite3.Connection, update_id: str, stage: Stage, evidence: Evidence) -> None:
+    """Replace the evidence of a stage; most of a long list of differing items is a row of its own, forgotten sooner."""
+    first, others = evidence.differing[:SHORT_DIFFERING], evidence.differing[SHORT_DIFFERING:]
+    connection.execute("DELETE FROM evidence WHERE update_id = ? AND kind = ?", (update_id, stage.value + _MORE))
+    rows = [(stage.value, replace(evidence, differing=first))]
+    if others:
+        rows.append((stage.value + _MORE, Evidence(differing=others)))
+    connection.executemany(
+        "INSERT OR REPLACE INTO evidence VALUES (?, ?, ?)",
+        [(update_id, kind, _line(to_json(row))) for kind, row in rows],
+    )
 
 
 def _past_update(event: Event, update: Update) -> PastUpdate:

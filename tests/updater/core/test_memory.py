@@ -71,7 +71,7 @@ def test_a_candidate_that_does_not_fit_is_held_without_blame(carded: World, happ
     assert carded.quarantined == set()
     assert (carded.record.activation.state, carded.record.activation.failures) == (BreakerState.CLOSED, 0)
     assert (carded.serving, carded.server.serving_on, carded.server.fallback) == ("1.0.0", CARD, None)
-    assert "hotslot updates resume" in build_advice(carded.record)
+    assert "hotslot updates resume" in build_advice(carded.record).sentence
 
     card_of(carded).strangers, carded.server.frugal = 0, ""
     carded.command(CommandKind.RESUME)

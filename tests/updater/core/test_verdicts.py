@@ -15,8 +15,16 @@ from updater.control.snapshot import convert_counts
 from updater.core.costs import CostBucket, compare_costs, t_tail
 from updater.core.effects import EffectFailure, FailureKind
 from updater.core.facts import CommandKind, OperatorCommand, RevisionSnapshot, ServerState, SlotSnapshot, TrialSnapshot
-from updater.core.golden import GateAnswers, GoldenAnswer, GoldenQuestion, at_least, under_by_chance, worse_by_chance
-from updater.core.record import Counts, HeldFor, Update, UpdateKind
+from updater.core.golden import (
+    GateAnswers,
+    GoldenAnswer,
+    GoldenQuestion,
+    at_least,
+    classify_difference,
+    under_by_chance,
+    worse_by_chance,
+)
+from updater.core.record import Counts, Differing, HeldFor, Update, UpdateKind
 from updater.core.rules import GateRules, ObserveRules
 from updater.settings import UpdaterSection
 from updater.stages.gate_verdict import GateVerdict, judge
@@ -363,3 +371,31 @@ def test_addresses_are_judged_by_whole_answers_and_shown_by_parts() -> None:
     assert (judged.verdict, judged.reason) == (GateVerdict.REFUSE, "ACCURACY")
     assert (f1.candidate, f1.active) == (0.9, 1.0)
     assert "most often city → road (20)" in free.message
+    assert [(row.active, row.candidate, row.count) for row in judged.evidence.label_pairs] == [
+        ("prov", "prov", 100),
+        ("city", "city", 80),
+        ("city", "road", 20),
+    ]
+
+
+def test_evidence_says_which_labels_became_which() -> None:
+    """Of questions that both models answered."""
+    judged = judge(answers("rrrrwx", "rrwwrr"), RULES)
+    pairs = {(row.active, row.candidate): row.count for row in judged.evidence.label_pairs}
+    assert pairs == {("yes", "yes"): 2, ("yes", "no"): 2, ("no", "yes"): 1}
+
+
+@pytest.mark.parametrize(
+    ("expected", "active", "candidate", "kind"),
+    [
+        ("yes", "yes", "no", "NOW_WRONG"),
+        ("yes", "no", "yes", "NOW_RIGHT"),
+        ("yes", "no", "maybe", "CHANGED"),
+        ("", "no", "maybe", "CHANGED"),
+        ("yes", "no", "no", "STILL_WRONG"),
+        ("yes", "", "no", "STILL_WRONG"),
+    ],
+)
+def test_a_difference_has_a_kind(expected: str, active: str, candidate: str, kind: str) -> None:
+    """By which of the two answers is the expected one."""
+    assert classify_difference(Differing("item", "?", expected, active, candidate)).value == kind

@@ -9,7 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from updater.core.record import Event, Evidence, Installed, Measured, ModelRecord, Outcome, Stage, Update, UpdateKind
+from common.errors import InputRefused
+from hotslot.updates.v1 import updates_pb2 as pb
+from updater.core.record import (
+    Differing,
+    Event,
+    Evidence,
+    Installed,
+    Measured,
+    ModelRecord,
+    Outcome,
+    Stage,
+    Update,
+    UpdateKind,
+)
+from updater.service.history import HistoryApi
 from updater.store import database
 from updater.store import journal as journal_module
 from updater.store.database import JournalNotWritten, JournalUnreadable
@@ -78,6 +92,48 @@ def test_evidence_is_kept_by_stage(journal: Journal) -> None:
     trial = Evidence((Measured("error_share", 0.0, None, 0.01, passed=True),))
     journal.write(RECORD, [replace(event("trial_kept", Stage.OBSERVING), evidence=trial)])
     assert [gate, trial] == journal.evidence(UPDATE.update_id)
+
+
+def test_all_differing_items_are_kept_and_those_of_older_updates_are_shortened(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A journal of years does not keep the long lists of every refused revision."""
+    monkeypatch.setattr(journal_module, "MAX_LONG_EVIDENCE", 2)
+    rows = tuple(Differing(str(number), "?", "yes", "yes", "no") for number in range(700))
+    measured = (Measured("accuracy", 0.9, 0.95, 0.94, passed=False),)
+    for number in range(4):
+        update = replace(UPDATE, update_id=f"u-{number}")
+        gate = replace(event("update_refused"), update=update, evidence=Evidence(measured, rows))
+        journal.write(RECORD, [gate])
+    found = [journal.evidence(f"u-{number}") for number in range(4)]
+    assert [[len(row.differing) for row in rows] for rows in found] == [[20], [20], [700], [700]]
+    assert found[3][0] == Evidence(measured, rows)
+
+
+def test_differing_items_are_listed_in_pages_by_kind(journal: Journal) -> None:
+    """As operators ask for them; an update's own message has the first 20."""
+    rows = tuple(
+        Differing(str(number), "?", "yes", "yes" if number % 3 else "maybe", "no" if number % 2 else "yes")
+        for number in range(90)
+    )
+    journal.write(RECORD, [replace(event("update_refused"), evidence=Evidence(differing=rows))])
+    api = HistoryApi(lambda: ("shapes",), lambda: journal, lambda _model: None, lambda _digest: None)
+    wanted = pb.ListDifferingItemsRequest(update_id=UPDATE.update_id, kind=pb.DIFFERENCE_KIND_NOW_WRONG, page_size=20)
+    first = api.list_differing(wanted, 1.0)
+    wanted.page_token = first.next_page_token
+    page = api.list_differing(wanted, 1.0)
+    whole = api.get_update(pb.GetUpdateRequest(update_id=UPDATE.update_id), 1.0)
+    names = [row.item for row in (*first.items, *page.items)]
+    assert names == [str(number) for number in range(90) if number % 2 and number % 3]
+    assert (len(first.items), page.next_page_token) == (20, "")
+    assert {row.kind: row.count for row in page.counts} == {
+        pb.DIFFERENCE_KIND_NOW_WRONG: 30,
+        pb.DIFFERENCE_KIND_NOW_RIGHT: 45,
+        pb.DIFFERENCE_KIND_CHANGED: 15,
+    }
+    assert len(whole.differing) == 20
+    with pytest.raises(InputRefused, match="page_size must be 1 to 500"):
+        api.list_differing(pb.ListDifferingItemsRequest(update_id=UPDATE.update_id, page_size=501), 1.0)
 
 
 def test_events_are_never_changed(journal: Journal, path: Path) -> None:

@@ -113,6 +113,42 @@ UPDATE_OUTCOME_ABANDONED: UpdateOutcome.ValueType  # 4
 """It was stopped; the revision was not at fault."""
 Global___UpdateOutcome: _TypeAlias = UpdateOutcome  # noqa: Y015
 
+class _DifferenceKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DifferenceKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DifferenceKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DIFFERENCE_KIND_UNSPECIFIED: _DifferenceKind.ValueType  # 0
+    """In a request: all kinds. Never sent in a response."""
+    DIFFERENCE_KIND_NOW_WRONG: _DifferenceKind.ValueType  # 1
+    """Only the active model answers as expected."""
+    DIFFERENCE_KIND_NOW_RIGHT: _DifferenceKind.ValueType  # 2
+    """Only the candidate answers as expected."""
+    DIFFERENCE_KIND_CHANGED: _DifferenceKind.ValueType  # 3
+    """Two answers, of which neither is the expected one, or nothing is expected."""
+    DIFFERENCE_KIND_STILL_WRONG: _DifferenceKind.ValueType  # 4
+    """Both give the same answer, which is not the expected one; or only the
+    candidate answers, and wrongly.
+    """
+
+class DifferenceKind(_DifferenceKind, metaclass=_DifferenceKindEnumTypeWrapper):
+    """How the answers to a golden item differ. Values may be added."""
+
+DIFFERENCE_KIND_UNSPECIFIED: DifferenceKind.ValueType  # 0
+"""In a request: all kinds. Never sent in a response."""
+DIFFERENCE_KIND_NOW_WRONG: DifferenceKind.ValueType  # 1
+"""Only the active model answers as expected."""
+DIFFERENCE_KIND_NOW_RIGHT: DifferenceKind.ValueType  # 2
+"""Only the candidate answers as expected."""
+DIFFERENCE_KIND_CHANGED: DifferenceKind.ValueType  # 3
+"""Two answers, of which neither is the expected one, or nothing is expected."""
+DIFFERENCE_KIND_STILL_WRONG: DifferenceKind.ValueType  # 4
+"""Both give the same answer, which is not the expected one; or only the
+candidate answers, and wrongly.
+"""
+Global___DifferenceKind: _TypeAlias = DifferenceKind  # noqa: Y015
+
 @_typing.final
 class ModelUpdates(_message.Message):
     """Update state of one model."""
@@ -144,6 +180,7 @@ class ModelUpdates(_message.Message):
     FAULT_FIELD_NUMBER: _builtins.int
     PERCENT_FIELD_NUMBER: _builtins.int
     BRIDGE_DEVICE_FIELD_NUMBER: _builtins.int
+    ADVICE_CODE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model."""
     stage: Global___UpdateStage.ValueType
@@ -187,6 +224,10 @@ class ModelUpdates(_message.Message):
     """Device that the committed revision has left, or is leaving, so that a
     candidate has room on it: with rollout = "cpu_bridge". It answers from the
     CPU meanwhile. Empty if it has not.
+    """
+    advice_code: _builtins.str
+    """Code of the advice, for example "NO_GOLDEN" or "PAUSED". Empty if it has
+    none. Codes may be added.
     """
     @_builtins.property
     def current(self) -> Global___UpdateSummary:
@@ -266,10 +307,11 @@ class ModelUpdates(_message.Message):
         fault: _builtins.str = ...,
         percent: _builtins.float = ...,
         bridge_device: _builtins.str = ...,
+        advice_code: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["committed_provenance", b"committed_provenance", "cpu_fallback", b"cpu_fallback", "current", b"current", "last_checked_at", b"last_checked_at", "listing_changed_at", b"listing_changed_at", "newest_listed_at", b"newest_listed_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "breakers", b"breakers", "bridge_device", b"bridge_device", "committed_commit_id", b"committed_commit_id", "committed_provenance", b"committed_provenance", "committed_revision", b"committed_revision", "committed_source_digest", b"committed_source_digest", "cpu_fallback", b"cpu_fallback", "current", b"current", "expected_bytes", b"expected_bytes", "fault", b"fault", "last_checked_at", b"last_checked_at", "left_out", b"left_out", "left_out_names", b"left_out_names", "listed_names", b"listed_names", "listing_changed_at", b"listing_changed_at", "model", b"model", "newest_listed_at", b"newest_listed_at", "paused", b"paused", "percent", b"percent", "quarantine", b"quarantine", "received_bytes", b"received_bytes", "republished", b"republished", "stage", b"stage", "stage_fraction", b"stage_fraction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "advice_code", b"advice_code", "breakers", b"breakers", "bridge_device", b"bridge_device", "committed_commit_id", b"committed_commit_id", "committed_provenance", b"committed_provenance", "committed_revision", b"committed_revision", "committed_source_digest", b"committed_source_digest", "cpu_fallback", b"cpu_fallback", "current", b"current", "expected_bytes", b"expected_bytes", "fault", b"fault", "last_checked_at", b"last_checked_at", "left_out", b"left_out", "left_out_names", b"left_out_names", "listed_names", b"listed_names", "listing_changed_at", b"listing_changed_at", "model", b"model", "newest_listed_at", b"newest_listed_at", "paused", b"paused", "percent", b"percent", "quarantine", b"quarantine", "received_bytes", b"received_bytes", "republished", b"republished", "stage", b"stage", "stage_fraction", b"stage_fraction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -612,7 +654,7 @@ class Measurement(_message.Message):
     candidate: _builtins.float
     """Value of the candidate."""
     active: _builtins.float
-    """Value of the active model. 0 without one."""
+    """Value of the active model. Absent without one."""
     threshold: _builtins.float
     """Limit that the candidate was compared with."""
     passed: _builtins.bool
@@ -622,21 +664,25 @@ class Measurement(_message.Message):
         *,
         name: _builtins.str = ...,
         candidate: _builtins.float = ...,
-        active: _builtins.float = ...,
+        active: _builtins.float | None = ...,
         threshold: _builtins.float = ...,
         passed: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_active", b"_active", "active", b"active"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "candidate", b"candidate", "name", b"name", "passed", b"passed", "threshold", b"threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_active", b"_active", "active", b"active", "candidate", b"candidate", "name", b"name", "passed", b"passed", "threshold", b"threshold"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__active: _TypeAlias = _typing.Literal["active"]  # noqa: Y015
+    _WhichOneofArgType__active: _TypeAlias = _typing.Literal["_active", b"_active"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__active) -> _WhichOneofReturnType__active | None: ...
 
 Global___Measurement: _TypeAlias = Measurement  # noqa: Y015
 
 @_typing.final
 class DifferingItem(_message.Message):
-    """A golden item that candidate and active model answered differently."""
+    """A golden item that candidate and active model answered differently, or that
+    the candidate answered wrongly.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -645,6 +691,7 @@ class DifferingItem(_message.Message):
     EXPECTED_FIELD_NUMBER: _builtins.int
     ACTIVE_FIELD_NUMBER: _builtins.int
     CANDIDATE_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
     item: _builtins.str
     """Name of the item in the golden set."""
     text: _builtins.str
@@ -655,6 +702,8 @@ class DifferingItem(_message.Message):
     """Answer of the active model."""
     candidate: _builtins.str
     """Answer of the candidate."""
+    kind: Global___DifferenceKind.ValueType
+    """How they differ."""
     def __init__(
         self,
         *,
@@ -663,14 +712,49 @@ class DifferingItem(_message.Message):
         expected: _builtins.str = ...,
         active: _builtins.str = ...,
         candidate: _builtins.str = ...,
+        kind: Global___DifferenceKind.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "candidate", b"candidate", "expected", b"expected", "item", b"item", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "candidate", b"candidate", "expected", b"expected", "item", b"item", "kind", b"kind", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DifferingItem: _TypeAlias = DifferingItem  # noqa: Y015
+
+@_typing.final
+class LabelPair(_message.Message):
+    """How many golden questions the active model answered with one label, and the
+    candidate with one. Of addresses: parts of one kind.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTIVE_FIELD_NUMBER: _builtins.int
+    CANDIDATE_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    active: _builtins.str
+    """Label of the active model; "none": it gave no part here."""
+    candidate: _builtins.str
+    """Label of the candidate; "none": it gave no part here; "other characters": a
+    part of this kind that begins or ends elsewhere.
+    """
+    count: _builtins.int
+    """Number of questions, or parts."""
+    def __init__(
+        self,
+        *,
+        active: _builtins.str = ...,
+        candidate: _builtins.str = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "candidate", b"candidate", "count", b"count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LabelPair: _TypeAlias = LabelPair  # noqa: Y015
 
 @_typing.final
 class Operator(_message.Message):
@@ -1530,8 +1614,12 @@ class GetUpdateResponse(_message.Message):
     CHANGES_FIELD_NUMBER: _builtins.int
     PROVENANCE_FIELD_NUMBER: _builtins.int
     KEPT_FIELD_NUMBER: _builtins.int
+    ADVICE_CODE_FIELD_NUMBER: _builtins.int
+    LABEL_PAIRS_FIELD_NUMBER: _builtins.int
     advice: _builtins.str
     """What the operator should do, for people. Empty if nothing."""
+    advice_code: _builtins.str
+    """Code of the advice, as in ModelUpdates. Empty if it has none."""
     @_builtins.property
     def update(self) -> Global___UpdateSummary:
         """Summary of the update."""
@@ -1546,7 +1634,9 @@ class GetUpdateResponse(_message.Message):
 
     @_builtins.property
     def differing(self) -> _containers.RepeatedCompositeFieldContainer[Global___DifferingItem]:
-        """The first golden items that it answered differently from the active model."""
+        """The first 20 golden items that it answered differently from the active model,
+        or wrongly; ListDifferingItems has the others.
+        """
 
     @_builtins.property
     def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -1573,6 +1663,12 @@ class GetUpdateResponse(_message.Message):
         allows to keep them, and after three later comparisons of the model.
         """
 
+    @_builtins.property
+    def label_pairs(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelPair]:
+        """Labels of both models' answers to the golden set, by pairs. Empty if nothing
+        served then.
+        """
+
     def __init__(
         self,
         *,
@@ -1585,10 +1681,12 @@ class GetUpdateResponse(_message.Message):
         changes: _abc.Iterable[Global___AnswerChange] | None = ...,
         provenance: Global___Provenance | None = ...,
         kept: _abc.Iterable[Global___KeptRequest] | None = ...,
+        advice_code: _builtins.str = ...,
+        label_pairs: _abc.Iterable[Global___LabelPair] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance", "update", b"update"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "changes", b"changes", "differing", b"differing", "events", b"events", "kept", b"kept", "measurements", b"measurements", "notes", b"notes", "provenance", b"provenance", "update", b"update"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "advice_code", b"advice_code", "changes", b"changes", "differing", b"differing", "events", b"events", "kept", b"kept", "label_pairs", b"label_pairs", "measurements", b"measurements", "notes", b"notes", "provenance", b"provenance", "update", b"update"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1713,6 +1811,102 @@ class GetKeptPictureResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetKeptPictureResponse: _TypeAlias = GetKeptPictureResponse  # noqa: Y015
+
+@_typing.final
+class ListDifferingItemsRequest(_message.Message):
+    """Request of ListDifferingItems."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UPDATE_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    update_id: _builtins.str
+    """Id of the update. Required."""
+    kind: Global___DifferenceKind.ValueType
+    """Which of them. Default: all."""
+    page_size: _builtins.int
+    """Largest number of items to return, 1 to 500. Default: 50."""
+    page_token: _builtins.str
+    """`next_page_token` of the previous page. Default: the first items."""
+    def __init__(
+        self,
+        *,
+        update_id: _builtins.str = ...,
+        kind: Global___DifferenceKind.ValueType = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "page_size", b"page_size", "page_token", b"page_token", "update_id", b"update_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDifferingItemsRequest: _TypeAlias = ListDifferingItemsRequest  # noqa: Y015
+
+@_typing.final
+class ListDifferingItemsResponse(_message.Message):
+    """Response of ListDifferingItems."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page. Empty on the last page."""
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___DifferingItem]:
+        """In the order of the golden set."""
+
+    @_builtins.property
+    def counts(self) -> _containers.RepeatedCompositeFieldContainer[Global___DifferenceCount]:
+        """Items of each kind that are stored: at most 2000 of an update, the first 20
+        of older ones.
+        """
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___DifferingItem] | None = ...,
+        next_page_token: _builtins.str = ...,
+        counts: _abc.Iterable[Global___DifferenceCount] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "items", b"items", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDifferingItemsResponse: _TypeAlias = ListDifferingItemsResponse  # noqa: Y015
+
+@_typing.final
+class DifferenceCount(_message.Message):
+    """How many items differ in one way."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    kind: Global___DifferenceKind.ValueType
+    """How they differ."""
+    count: _builtins.int
+    """Number of items."""
+    def __init__(
+        self,
+        *,
+        kind: Global___DifferenceKind.ValueType = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "kind", b"kind"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DifferenceCount: _TypeAlias = DifferenceCount  # noqa: Y015
 
 @_typing.final
 class CopyJournalRequest(_message.Message):

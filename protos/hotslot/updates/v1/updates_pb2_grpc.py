@@ -106,6 +106,11 @@ class UpdatesServiceStub:
                 request_serializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.GetUpdateRequest.SerializeToString,
                 response_deserializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.GetUpdateResponse.FromString,
                 _registered_method=True)
+        self.ListDifferingItems = channel.unary_unary(
+                '/hotslot.updates.v1.UpdatesService/ListDifferingItems',
+                request_serializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.ListDifferingItemsRequest.SerializeToString,
+                response_deserializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.ListDifferingItemsResponse.FromString,
+                _registered_method=True)
         self.CopyJournal = channel.unary_unary(
                 '/hotslot.updates.v1.UpdatesService/CopyJournal',
                 request_serializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.CopyJournalRequest.SerializeToString,
@@ -255,6 +260,14 @@ class UpdatesServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListDifferingItems(self, request, context):
+        """Lists the golden items of one update on which candidate and active model
+        differ, or the candidate is wrong. Errors: NOT_FOUND (UPDATE_UNKNOWN).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CopyJournal(self, request, context):
         """Writes a whole copy of the journal into the run folder, for a backup: the
         updater holds the journal itself. Errors: UNAVAILABLE
@@ -375,6 +388,11 @@ def add_UpdatesServiceServicer_to_server(servicer, server):
                     servicer.GetUpdate,
                     request_deserializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.GetUpdateRequest.FromString,
                     response_serializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.GetUpdateResponse.SerializeToString,
+            ),
+            'ListDifferingItems': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDifferingItems,
+                    request_deserializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.ListDifferingItemsRequest.FromString,
+                    response_serializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.ListDifferingItemsResponse.SerializeToString,
             ),
             'CopyJournal': grpc.unary_unary_rpc_method_handler(
                     servicer.CopyJournal,
@@ -765,6 +783,33 @@ class UpdatesService:
             '/hotslot.updates.v1.UpdatesService/GetUpdate',
             hotslot_dot_updates_dot_v1_dot_updates__pb2.GetUpdateRequest.SerializeToString,
             hotslot_dot_updates_dot_v1_dot_updates__pb2.GetUpdateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDifferingItems(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hotslot.updates.v1.UpdatesService/ListDifferingItems',
+            hotslot_dot_updates_dot_v1_dot_updates__pb2.ListDifferingItemsRequest.SerializeToString,
+            hotslot_dot_updates_dot_v1_dot_updates__pb2.ListDifferingItemsResponse.FromString,
             options,
             channel_credentials,
             insecure,

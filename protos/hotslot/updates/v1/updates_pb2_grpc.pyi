@@ -93,6 +93,10 @@ class UpdatesServiceStub:
     """Returns one update with its events and evidence. Errors: NOT_FOUND
     (UPDATE_UNKNOWN).
     """
+    ListDifferingItems: _grpc.UnaryUnaryMultiCallable[_updates_pb2.ListDifferingItemsRequest, _updates_pb2.ListDifferingItemsResponse]
+    """Lists the golden items of one update on which candidate and active model
+    differ, or the candidate is wrong. Errors: NOT_FOUND (UPDATE_UNKNOWN).
+    """
     CopyJournal: _grpc.UnaryUnaryMultiCallable[_updates_pb2.CopyJournalRequest, _updates_pb2.CopyJournalResponse]
     """Writes a whole copy of the journal into the run folder, for a backup: the
     updater holds the journal itself. Errors: UNAVAILABLE
@@ -184,6 +188,10 @@ class UpdatesServiceAsyncStub(UpdatesServiceStub):
     GetUpdate: _aio.UnaryUnaryMultiCallable[_updates_pb2.GetUpdateRequest, _updates_pb2.GetUpdateResponse]  # type: ignore[assignment]
     """Returns one update with its events and evidence. Errors: NOT_FOUND
     (UPDATE_UNKNOWN).
+    """
+    ListDifferingItems: _aio.UnaryUnaryMultiCallable[_updates_pb2.ListDifferingItemsRequest, _updates_pb2.ListDifferingItemsResponse]  # type: ignore[assignment]
+    """Lists the golden items of one update on which candidate and active model
+    differ, or the candidate is wrong. Errors: NOT_FOUND (UPDATE_UNKNOWN).
     """
     CopyJournal: _aio.UnaryUnaryMultiCallable[_updates_pb2.CopyJournalRequest, _updates_pb2.CopyJournalResponse]  # type: ignore[assignment]
     """Writes a whole copy of the journal into the run folder, for a backup: the
@@ -351,6 +359,16 @@ class UpdatesServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_updates_pb2.GetUpdateResponse, _abc.Awaitable[_updates_pb2.GetUpdateResponse]]:
         """Returns one update with its events and evidence. Errors: NOT_FOUND
         (UPDATE_UNKNOWN).
+        """
+
+    @_abc_1.abstractmethod
+    def ListDifferingItems(
+        self,
+        request: _updates_pb2.ListDifferingItemsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_updates_pb2.ListDifferingItemsResponse, _abc.Awaitable[_updates_pb2.ListDifferingItemsResponse]]:
+        """Lists the golden items of one update on which candidate and active model
+        differ, or the candidate is wrong. Errors: NOT_FOUND (UPDATE_UNKNOWN).
         """
 
     @_abc_1.abstractmethod
