@@ -25,7 +25,7 @@ from console.page import (
 )
 from console.trying import find_kind, find_model, read_picture
 from console.updating import require_operator
-from console.upstream import COMMAND_SECONDS, CallFailed
+from console.upstream import COMMAND_SECONDS, CallFailed, list_golden_items
 from console.views import ModelView
 from hotslot.address.v1 import address_pb2
 from hotslot.entailment.v1 import entailment_pb2
@@ -34,6 +34,7 @@ from hotslot.updates.v1 import updates_pb2 as pb
 PAGE = 24
 MAX_EXPORT_BYTES = 64 << 20
 MAX_IMPORT_ITEMS = 500
+_EXPORT_LIMIT = f"> {MAX_EXPORT_BYTES >> 20} MiB"
 _SHOWN_WRONG = 50
 # With n answers of which none differs, the true share is below 3/n with 95 % certainty ("rule of three", Hanley and
 # Lippman-Hand, JAMA 1983).
@@ -99,7 +100,7 @@ async def check(request: Request) -> Response:
 async def run_check(request: Request) -> Response:
     """Ask the live model every item, one at a time, and stream how far it is."""
     view, _ = await find_model(request)
-    items = await _list_all(request, view)
+    items = [item async for item in list_golden_items(console_of(request).upstream, view.name)]
 
     async def events() -> AsyncIterator[str]:
         progress = CheckProgress(len(items), wrong=[])
@@ -152,24 +153,13 @@ async def _ask_item(request: Request, view: ModelView, item: pb.GoldenItem) -> l
     return [entailment_pb2.Label.Name(row.label).removeprefix("LABEL_").lower() for row in judged.results]
 
 
-async def _list_all(request: Request, view: ModelView) -> list[pb.GoldenItem]:
-    found: list[pb.GoldenItem] = []
-    token = ""
-    while True:
-        asked = pb.ListGoldenItemsRequest(model=view.name, page_size=500, page_token=token)
-        page: pb.ListGoldenItemsResponse = await console_of(request).upstream.ask_updater("ListGoldenItems", asked)
-        found.extend(page.items)
-        token = page.next_page_token
-        if not token:
-            return found
-
-
 async def export(request: Request) -> Response:
     """The set as a ZIP archive of `golden.jsonl` and its pictures, at most MAX_EXPORT_BYTES."""
     view, _ = await find_model(request)
+    items = [item async for item in list_golden_items(console_of(request).upstream, view.name)]
     out, seen, lines = io.BytesIO(), 0, []
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
-        for number, item in enumerate(await _list_all(request, view), start=1):
+        for number, item in enumerate(items, start=1):
             image = ""
             if item.has_picture:
                 asked = pb.GetGoldenPictureRequest(model=view.name, item=item.item)
@@ -178,7 +168,7 @@ async def export(request: Request) -> Response:
                 )
                 seen += len(found.content)
                 if seen > MAX_EXPORT_BYTES:
-                    raise FormRefused(f"the pictures have more than {MAX_EXPORT_BYTES >> 20} MiB: copy the folder", 413)
+                    raise FormRefused("the golden set is too large to export: copy its folder", 413, _EXPORT_LIMIT)
                 kind = find_kind(found.content) or "image/bin"
                 image = f"{number:05d}.{kind.rpartition('/')[2]}"
                 archive.writestr(image, found.content)
@@ -231,13 +221,13 @@ def _read_archive(content: bytes, view: ModelView) -> list[tuple[GoldenItem, byt
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             sizes: dict[str, Any] = {info.filename: info.file_size for info in archive.infolist()}
             if sum(sizes.values()) > MAX_EXPORT_BYTES:
-                raise FormRefused(f"the archive unpacks to more than {MAX_EXPORT_BYTES >> 20} MiB", 413)
+                raise FormRefused("the archive is too large", 413, _EXPORT_LIMIT)
             task = Task.VISUAL_ENTAILMENT if view.is_entailment else Task.ADDRESS_TAGGING
             items = parse(archive.read("golden.jsonl").decode("utf-8"), task.value).items
             if len(items) > MAX_IMPORT_ITEMS:
-                raise FormRefused(f"the archive has {len(items)} items, more than {MAX_IMPORT_ITEMS}", 413)
+                raise FormRefused("the archive is too large", 413, f"{len(items)} > {MAX_IMPORT_ITEMS} items")
             return [(item, archive.read(item.image) if item.image else b"") for item in items]
     except (zipfile.BadZipFile, KeyError, UnicodeDecodeError, NotImplementedError, RuntimeError) as error:
         raise FormRefused("the file is no ZIP archive of golden.jsonl and its pictures") from error
     except GoldenBroken as error:
-        raise FormRefused(f"golden.jsonl: {error}") from error
+        raise FormRefused("golden.jsonl in the archive cannot be used", 400, str(error)) from error

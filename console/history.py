@@ -1,7 +1,7 @@
 """Rates and latencies of the last hour, from the counters that the server reports. Pure."""
 
 import itertools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -22,6 +22,13 @@ class RevisionCounts:
     failed: int
     bounds: tuple[float, ...]  # upper bounds of latency, seconds; the last bucket has none
     counts: tuple[int, ...]  # answers by bucket, one more than the bounds
+    reasons: Mapping[str, int] = field(default_factory=dict)  # of failures
+    refusals: Mapping[str, int] = field(default_factory=dict)  # valid requests that were turned away, by reason
+
+    @property
+    def is_any(self) -> bool:
+        """Whether anything was counted."""
+        return bool(self.answered or self.failed or self.refusals)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +50,8 @@ class Rate:
     failed: float  # a second
     p50: float | None  # seconds; None without answers
     p99: float | None
+    reasons: Mapping[str, int] = field(default_factory=dict)  # of failures: how many, not a second
+    refusals: Mapping[str, int] = field(default_factory=dict)  # of requests that were turned away: how many
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +96,7 @@ class History:
         for before, after in itertools.pairwise(self._samples):
             for digest, counts in _differences(before, after).items():
                 sums[digest] = _add(sums[digest], counts) if digest in sums else counts
-        return [(digest, _rate(counts, 1.0)) for digest, counts in sums.items() if counts.answered or counts.failed]
+        return [(digest, _rate(counts, 1.0)) for digest, counts in sums.items() if counts.is_any]
 
 
 def read_sample(state: control_pb2.ModelState, started_at: float, at: float, wall: datetime) -> Sample:
@@ -99,6 +108,8 @@ def read_sample(state: control_pb2.ModelState, started_at: float, at: float, wal
             sum(row.failed.values()),
             tuple(bucket.at_most.ToTimedelta().total_seconds() for bucket in row.latency if bucket.HasField("at_most")),
             tuple(bucket.count for bucket in row.latency),
+            dict(row.failed),
+            dict(row.refused),
         )
         known = revisions.get(row.bundle_digest)
         revisions[row.bundle_digest] = counts if known is None else _add(known, counts)
@@ -145,20 +156,25 @@ def _subtract(after: RevisionCounts, before: RevisionCounts) -> RevisionCounts:
     older = before.counts or (0,) * len(after.counts)
     counts = tuple(max(0, new - old) for new, old in zip(after.counts, older, strict=False))
     failed = max(0, after.failed - before.failed)
-    return RevisionCounts(after.answered - before.answered, failed, after.bounds, counts)
+    reasons, refusals = Counter(after.reasons), Counter(after.refusals)
+    reasons.subtract(before.reasons)
+    refusals.subtract(before.refusals)
+    return RevisionCounts(after.answered - before.answered, failed, after.bounds, counts, +reasons, +refusals)
 
 
 def _add(one: RevisionCounts, other: RevisionCounts) -> RevisionCounts:
     answered, failed = one.answered + other.answered, one.failed + other.failed
-    if one.bounds != other.bounds:
-        return RevisionCounts(answered, failed, other.bounds, other.counts)
-    counts = tuple(itertools.starmap(int.__add__, zip(one.counts, other.counts, strict=False)))
-    return RevisionCounts(answered, failed, one.bounds, counts)
+    reasons, refusals = Counter(one.reasons) + Counter(other.reasons), Counter(one.refusals) + Counter(other.refusals)
+    counts = other.counts
+    if one.bounds == other.bounds:
+        counts = tuple(itertools.starmap(int.__add__, zip(one.counts, other.counts, strict=False)))
+    return RevisionCounts(answered, failed, other.bounds, counts, reasons, refusals)
 
 
 def _rate(counts: RevisionCounts, seconds: float) -> Rate:
     quantiles = (find_quantile(share, counts.bounds, counts.counts) for share in (_P50, _P99))
-    return Rate(counts.answered / seconds, counts.failed / seconds, *quantiles)
+    p50, p99 = quantiles
+    return Rate(counts.answered / seconds, counts.failed / seconds, p50, p99, counts.reasons, counts.refusals)
 
 
 def list_digests(points: Iterable[Point]) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from common.clock import Clock
+from common.status_details import StatusDetails
 from console.history import History
 from console.upstream import CallFailed, Upstream
 from hotslot.control.v1 import control_pb2
@@ -29,7 +30,7 @@ class Snapshot:
     control: Mapping[str, control_pb2.ModelState] = field(default_factory=dict)
     updates: Mapping[str, updates_pb2.ModelUpdates] = field(default_factory=dict)
     under_way: Mapping[str, updates_pb2.GetUpdateResponse] = field(default_factory=dict)  # by model
-    problems: tuple[str, ...] = ()
+    problems: tuple[StatusDetails, ...] = ()
 
     @property
     def has_server(self) -> bool:
@@ -66,22 +67,23 @@ class Live:
 
     async def refresh(self) -> Snapshot:
         """Ask once, and return what is known now."""
-        before, problems = self.snapshot, []
+        before = self.snapshot
+        problems: list[StatusDetails] = []
         now = self._clock.now()
         server = models = control = updates = None
         try:
             server, models = await asyncio.gather(self._upstream.server_status(), self._upstream.models())
         except CallFailed as error:
-            problems.append(str(error))
+            problems.append(error.details)
         if server is not None:
             try:
                 control = await self._upstream.control_status()
             except CallFailed as error:
-                problems.append(str(error))
+                problems.append(error.details)
         try:
             updates = await self._upstream.updates_status()
         except CallFailed as error:
-            problems.append(str(error))
+            problems.append(error.details)
         states = {state.model: state for state in control.models} if control is not None else {}
         if control is not None:
             self._keep(control, states, now)

@@ -17,6 +17,7 @@ from common.tokens import Tokens
 from console import charts, views, words
 from console.access import CSRF_FIELD, Session, SessionSigner
 from console.live import Live
+from console.reasons import Explainer
 from console.upstream import CallFailed, Upstream
 
 LANGUAGE_COOKIE = "hotslot_lang"
@@ -26,11 +27,16 @@ _HERE = Path(__file__).resolve().parent
 
 
 class FormRefused(Exception):
-    """A form cannot be used; the message is for its sender."""
+    """A form cannot be used; the message is for its sender.
 
-    def __init__(self, sentence: str, status: int = 400) -> None:
+    Attributes:
+        status: of HTTP.
+        detail: numbers, or what a parser says; the sentence itself is a key of `console.words`.
+    """
+
+    def __init__(self, sentence: str, status: int = 400, detail: str = "") -> None:
         super().__init__(sentence)
-        self.status = status
+        self.status, self.detail = status, detail
 
 
 class _InMemoryParser(MultiPartParser):
@@ -101,6 +107,7 @@ def context_of(request: Request) -> dict[str, Any]:
     session: Session = request.scope["state"]["session"]
     return {
         "_": words.translator(language),
+        "explain": Explainer(language),
         "language": language,
         "base": console.base_path,
         "path": request.scope["path"],
@@ -157,7 +164,7 @@ async def read_form(request: Request, max_picture_bytes: int = 0) -> FormData:
     except ValueError:
         raise FormRefused("the form has no length") from None
     if declared > most:
-        raise FormRefused(f"the form has {declared} bytes, more than {most}", 413)
+        raise FormRefused("the form is too large", 413, f"{declared} > {most} bytes")
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     stream = _bounded(request, most)
     try:
@@ -171,7 +178,7 @@ async def read_form(request: Request, max_picture_bytes: int = 0) -> FormData:
         else:
             raise FormRefused("the form is neither multipart/form-data nor application/x-www-form-urlencoded", 415)
     except MultiPartException as error:
-        raise FormRefused(f"the form is malformed: {error.message[:200]}") from error
+        raise FormRefused("the form is malformed", 400, error.message[:200]) from error
     request.scope["state"]["form"] = form
     if text_of(form, CSRF_FIELD) != request.scope["state"]["csrf"]:
         raise FormRefused("the page is of another session: load it again, and send the form again", 403)
@@ -183,7 +190,7 @@ async def _bounded(request: Request, most: int) -> AsyncGenerator[bytes, None]:
     async for part in request.stream():
         seen += len(part)
         if seen > most:
-            raise FormRefused(f"the form has more than {most} bytes", 413)
+            raise FormRefused("the form is too large", 413, f"> {most} bytes")
         yield part
 
 
@@ -212,7 +219,7 @@ def guarded(handler: Handler) -> Handler:
             status = 503 if error.is_away else 404 if error.reason.endswith("_UNKNOWN") else 400
             return show_problem(request, str(error), status, reason=error.reason)
         except FormRefused as error:
-            return show_problem(request, str(error), error.status)
+            return show_problem(request, str(error), error.status, detail=error.detail)
         finally:
             form = request.scope["state"].pop("form", None)
             if form is not None:
@@ -221,9 +228,9 @@ def guarded(handler: Handler) -> Handler:
     return handle
 
 
-def show_problem(request: Request, sentence: str, status: int, *, reason: str = "") -> Response:
-    """An error in the API's own words."""
+def show_problem(request: Request, sentence: str, status: int, *, reason: str = "", detail: str = "") -> Response:
+    """An error in the API's own words, and in the language of the page."""
     template = "_problem.html" if is_partial(request) else "problem.html"
     # htmx shows only the bodies of good responses; the sentence says what is wrong.
     code = 200 if is_partial(request) else status
-    return render(request, template, status=code, sentence=sentence, reason=reason)
+    return render(request, template, status=code, sentence=sentence, reason=reason, detail=detail)

@@ -18,7 +18,7 @@ from console.page import (
     render,
     text_of,
 )
-from console.upstream import CallFailed, describe_status
+from console.upstream import CallFailed, describe_status, list_golden_items
 from console.views import ModelView, list_models
 from hotslot.address.v1 import address_pb2
 from hotslot.control.v1 import control_pb2
@@ -70,7 +70,7 @@ async def find_model(request: Request) -> tuple[ModelView, int]:
             limit = snapshot.server.limits.max_image_bytes if snapshot.server is not None else 0
             return view, limit or _DEFAULT_PICTURE_BYTES
     if not snapshot.has_server:
-        raise CallFailed(snapshot.problems[0] if snapshot.problems else "no server answers", is_away=True)
+        raise CallFailed(snapshot.problems[0].sentence if snapshot.problems else "no server answers", is_away=True)
     raise CallFailed(f"no model is named {request.path_params['model'][:128]!r}", reason="MODEL_UNKNOWN")
 
 
@@ -88,7 +88,7 @@ async def ask(request: Request) -> Response:
     lines = [line.strip() for line in text_of(form, "texts").splitlines() if line.strip()][:_MAX_LINES]
     picture = await read_picture(request, form, view) if view.is_entailment else b""
     if len(picture) > most:
-        raise FormRefused(f"the picture has {len(picture)} bytes; the server takes {most}", 413)
+        raise FormRefused("the picture is larger than the server takes", 413, f"{len(picture)} > {most} bytes")
     premise = text_of(form, "premise").strip()
     answers = await _ask_slots(request, view, picture, lines, premise)
     parts = [] if view.is_entailment else [_cut(lines, answer) for answer in answers]
@@ -195,7 +195,7 @@ async def _gallery(request: Request, view: ModelView) -> list[updates_pb2.Golden
 async def _find_item(request: Request, view: ModelView) -> updates_pb2.GoldenItem:
     wanted = request.query_params.get("item", "")
     if wanted:
-        for item in await _gallery(request, view):
+        async for item in list_golden_items(console_of(request).upstream, view.name):
             if item.item == wanted:
                 return item
     return updates_pb2.GoldenItem()

@@ -1,18 +1,27 @@
 """The pages about updates: their history, the evidence of each, and the commands of operators."""
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from console.measures import group_measures
 from console.page import FormRefused, console_of, read_form, redirect, render, text_of
 from console.trying import find_kind
-from console.upstream import COMMAND_SECONDS, HUB_SECONDS, CallFailed
-from console.views import list_differences, list_stages
+from console.upstream import COMMAND_SECONDS, HUB_SECONDS, CallFailed, list_golden_items
+from console.views import build_label_matrix, list_stages
 from hotslot.updates.v1 import updates_pb2 as pb
 
 PAGE = 30
+DIFFERING_PAGE = 24
+DIFFERENCES = {
+    "wrong": pb.DIFFERENCE_KIND_NOW_WRONG,
+    "right": pb.DIFFERENCE_KIND_NOW_RIGHT,
+    "changed": pb.DIFFERENCE_KIND_CHANGED,
+    "still": pb.DIFFERENCE_KIND_STILL_WRONG,
+}
 _MAX_REASON_CHARS = 200
 
 
@@ -73,22 +82,32 @@ async def history(request: Request) -> Response:
 
 async def evidence(request: Request) -> Response:
     """One update: what was checked, measured and different, and what to do."""
-    upstream, show = console_of(request).upstream, request.query_params.get("show", "")
-    asked = pb.GetUpdateRequest(update_id=request.path_params["update_id"])
-    found: pb.GetUpdateResponse = await upstream.ask_updater("GetUpdate", asked)
+    upstream, update_id = console_of(request).upstream, request.path_params["update_id"]
+    show = request.query_params.get("show", "")
+    found: pb.GetUpdateResponse = await upstream.ask_updater("GetUpdate", pb.GetUpdateRequest(update_id=update_id))
+    wanted = pb.ListDifferingItemsRequest(
+        update_id=update_id,
+        kind=DIFFERENCES.get(show, pb.DIFFERENCE_KIND_UNSPECIFIED),
+        page_size=DIFFERING_PAGE,
+        page_token=request.query_params.get("from", ""),
+    )
+    page: pb.ListDifferingItemsResponse = await upstream.ask_updater("ListDifferingItems", wanted)
     followed = {one.model: one for one in await upstream.updates_status()}
     state = followed.get(found.update.model)
-    counts = {kind: len(list_differences(found.differing, kind)) for kind in ("wrong", "right", "changed")}
+    counts = {row.kind: row.count for row in page.counts}
     return render(
         request,
         "update.html",
         found=found,
         stages=list_stages(found),
-        differences=list_differences(found.differing, show),
-        counts=counts,
-        show=show,
+        measures=group_measures(found.measurements),
+        matrix=build_label_matrix(found.label_pairs),
+        page=page,
+        counts={name: counts.get(kind, 0) for name, kind in DIFFERENCES.items()},
+        kinds={kind: name for name, kind in DIFFERENCES.items()},
+        show=show if show in DIFFERENCES else "",
         actions=_list_actions(found, state),
-        pictures=await _list_pictures(request, found),
+        pictures=await _list_pictures(request, found.update.model) if page.items else set(),
     )
 
 
@@ -119,22 +138,13 @@ def _list_actions(found: pb.GetUpdateResponse, state: pb.ModelUpdates | None) ->
     return actions
 
 
-async def _list_pictures(request: Request, found: pb.GetUpdateResponse) -> set[str]:
-    """Which of the differing items have a picture in today's golden set."""
-    if not found.differing:
-        return set()
+async def _list_pictures(request: Request, model: str) -> set[str]:
+    """The items of today's golden set that have a picture."""
     names: set[str] = set()
-    token = ""
-    for _ in range(20):  # of 500 items each: as many as a golden set may have
-        asked = pb.ListGoldenItemsRequest(model=found.update.model, page_size=500, page_token=token)
-        try:
-            page: pb.ListGoldenItemsResponse = await console_of(request).upstream.ask_updater("ListGoldenItems", asked)
-        except CallFailed:
-            return names
-        names |= {item.item for item in page.items if item.has_picture}
-        token = page.next_page_token
-        if not token:
-            break
+    with contextlib.suppress(CallFailed):
+        async for item in list_golden_items(console_of(request).upstream, model):
+            if item.has_picture:
+                names.add(item.item)
     return names
 
 
@@ -152,6 +162,7 @@ async def confirm(request: Request) -> Response:
         target=asked.get("target", ""),
         revision=asked.get("revision", ""),
         problem="",
+        code="",
         reason="",
     )
 
@@ -163,7 +174,7 @@ async def act(request: Request) -> Response:
     operator = require_operator(request)
     model, target, revision = (text_of(form, name) for name in ("model", "target", "revision"))
     reason = " ".join(text_of(form, "reason").split())[:_MAX_REASON_CHARS]
-    problem = ""
+    problem = code = ""
     if not reason and command.method != "CheckNow":
         problem = "A reason is needed: the history keeps it."
     elif command.asks_name and text_of(form, "confirm").strip() != revision:
@@ -178,8 +189,15 @@ async def act(request: Request) -> Response:
             await console_of(request).upstream.ask_updater(command.method, wanted, command.seconds)
             return redirect(request, f"/updates?model={model}" if model else "/updates")
         except CallFailed as error:
-            problem = str(error)
-    values = {"model": model, "target": target, "revision": revision, "problem": problem, "reason": reason}
+            problem, code = str(error), error.reason
+    values = {
+        "model": model,
+        "target": target,
+        "revision": revision,
+        "problem": problem,
+        "code": code,
+        "reason": reason,
+    }
     return render(request, "act.html", status=400, name=request.path_params["command"], command=command, **values)
 
 

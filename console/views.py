@@ -19,6 +19,7 @@ STAGES = ("STAGING", "VERIFYING", "GATING", "SHADOWING", "ACTIVATING", "OBSERVIN
 _OPTIONAL = ("SHADOWING",)  # only in some rollouts
 _KIB, _MINUTE, _HOUR = 1024, 60, 3600
 _SHOWN_DIGITS, _SHOWN_LABELS = 8, 8
+_NO_KINDS = ("none", "other characters")  # no kinds of parts: what a part of an address became
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,13 @@ class TrafficRow:
     p50_ms: float | None
     p99_ms: float | None
     is_active: bool
+    reasons: list[tuple[str, int]]  # of the failures, the most frequent first
+    refusals: list[tuple[str, int]]  # of valid requests that were turned away
+
+    @property
+    def refused(self) -> int:
+        """Valid requests that were turned away."""
+        return sum(count for _, count in self.refusals)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +124,8 @@ class ModelView:
                 None if total.p50 is None else total.p50 * 1000,
                 None if total.p99 is None else total.p99 * 1000,
                 digest == active,
+                Counter(total.reasons).most_common(_SHOWN_LABELS),
+                Counter(total.refusals).most_common(_SHOWN_LABELS),
             )
             for number, (digest, total) in enumerate(self.history.totals())
         ]
@@ -249,20 +259,28 @@ def number(value: float) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
-    """One golden item on which candidate and active model differ."""
+class LabelMatrix:
+    """How often the active model's label became which of the candidate's."""
 
-    row: updates_pb2.DifferingItem
-    kind: str  # "wrong", "right" or "changed"
-
-
-def list_differences(rows: Sequence[updates_pb2.DifferingItem], show: str = "") -> list[Difference]:
-    """What differs, by whether the candidate is now wrong, now right, or only other; `show` keeps one kind."""
-    found = [Difference(row, _compare(row)) for row in rows]
-    return [one for one in found if show in ("", one.kind)]
+    columns: list[str]
+    rows: list[tuple[str, list[int]]]  # the active model's label, and a count for each column
+    changed: int  # counts off the diagonal
+    total: int
 
 
-def _compare(row: updates_pb2.DifferingItem) -> str:
-    if row.expected and row.candidate == row.expected:
-        return "right"
-    return "wrong" if row.expected and row.active == row.expected else "changed"
+def build_label_matrix(pairs: Sequence[updates_pb2.LabelPair]) -> LabelMatrix | None:
+    """The table of both models' labels; None if there are none. Of many labels, those that changed."""
+    counts = {(pair.active, pair.candidate): pair.count for pair in pairs}
+    changed = {label for active, candidate in counts if active != candidate for label in (active, candidate)}
+    seen = {label for pair in counts for label in pair}
+    labels = list(LABELS) if seen <= set(LABELS) else sorted(changed.difference(_NO_KINDS))
+    if not counts or not labels:
+        return None
+    rows = [*labels, *(label for label in _NO_KINDS if any(pair[0] == label for pair in counts))]
+    columns = [*labels, *(label for label in _NO_KINDS if any(pair[1] == label for pair in counts))]
+    return LabelMatrix(
+        columns,
+        [(row, [counts.get((row, column), 0) for column in columns]) for row in rows],
+        sum(count for (active, candidate), count in counts.items() if active != candidate),
+        sum(counts.values()),
+    )

@@ -1,4 +1,4 @@
-// Drop, paste and preview of a picture; everything works without it by the file chooser.
+// Drop, paste, preview and enlarging of pictures; without it there are the file chooser, and links to the pictures.
 (function () {
   "use strict";
   function show(input) {
@@ -32,6 +32,24 @@
   if (chosen) show(chosen);
   document.addEventListener("paste", function (event) {
     if (take(event.clipboardData && event.clipboardData.files)) event.preventDefault();
+  });
+  // A click on a picture shows it large; Escape, or another click, closes it.
+  document.addEventListener("click", function (event) {
+    var link = event.target.closest && event.target.closest("a.enlarge");
+    if (!link || event.ctrlKey || event.metaKey || event.shiftKey || !window.HTMLDialogElement) return;
+    event.preventDefault();
+    var small = link.querySelector("img");
+    var dialog = document.createElement("dialog");
+    var large = document.createElement("img");
+    dialog.className = "picture";
+    dialog.setAttribute("aria-label", small.alt);
+    large.src = link.href;
+    large.alt = small.alt;
+    dialog.appendChild(large);
+    dialog.addEventListener("click", function () { dialog.close(); });
+    dialog.addEventListener("close", function () { dialog.remove(); link.focus(); });
+    document.body.appendChild(dialog);
+    dialog.showModal();
   });
   ["dragover", "drop"].forEach(function (name) {
     document.addEventListener(name, function (event) {

@@ -1,5 +1,6 @@
 """A server and an updater without processes: answers the console's calls from protos that a test sets."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,8 +25,12 @@ class SimulatedUpstream:
         self.asked: list[Any] = []  # requests to models, and commands
         self.candidate = False  # whether slot b holds v1.1.0
         self.answered = 0
+        self.active = OLD  # digest of slot a's bundle
+        self.failed: dict[str, int] = {}  # by reason
+        self.refused: dict[str, int] = {}
         self.held: pb.GetUpdateResponse | None = None
         self.failure: CallFailed | None = None  # of the next command
+        self.differing: list[pb.DifferingItem] = []
         self.items: list[pb.GoldenItem] = [
             pb.GoldenItem(item="street-1", texts=["there is a dog"], expected=["yes"], has_picture=True),
             pb.GoldenItem(item="street-2", texts=["<b>a cat</b>"], expected=["no"], has_picture=True),
@@ -56,7 +61,8 @@ class SimulatedUpstream:
         """See `Upstream`."""
         self._require()
         state = control_pb2.ModelState(model="shapes", task="visual-entailment", generation=1)
-        state.slots.add(slot="a", load_id="load-a", bundle_digest=OLD, revision="v1.0.0", state="LOADED", role="ACTIVE")
+        active = state.slots.add(slot="a", load_id="load-a", revision="v1.0.0", state="LOADED", role="ACTIVE")
+        active.bundle_digest = self.active
         if self.candidate:
             state.slots.add(
                 slot="b", load_id="load-b", bundle_digest=NEW, revision="v1.1.0", state="LOADED", role="CANDIDATE"
@@ -66,6 +72,8 @@ class SimulatedUpstream:
         row.latency.add(count=0)
         row.labels.add(label="yes", count=3)
         row.labels.add(label="no", count=1)
+        row.failed.update(self.failed)
+        row.refused.update(self.refused)
         return control_pb2.GetStatusResponse(models=[state])
 
     async def updates_status(self) -> Sequence[pb.ModelUpdates]:
@@ -113,10 +121,10 @@ class SimulatedUpstream:
                 return self._list_items(request)
             case "GetGoldenPicture" | "GetKeptPicture":
                 return pb.GetGoldenPictureResponse(content=PNG)  # both have the same field
-            case "GetUpdate" if self.held is not None and request.update_id == self.held.update.update_id:
-                return self.held
-            case "GetUpdate":
-                raise CallFailed("there is no such update", reason="UPDATE_UNKNOWN")
+            case "GetUpdate" | "ListDifferingItems":
+                if self.held is None or request.update_id != self.held.update.update_id:
+                    raise CallFailed("there is no such update", reason="UPDATE_UNKNOWN")
+                return self.held if method == "GetUpdate" else self._list_differing(request)
             case "ListHistory":
                 return pb.ListHistoryResponse(updates=[self.held.update] if self.held is not None else [])
         self.asked.append(request)
@@ -129,7 +137,7 @@ class SimulatedUpstream:
 
     def hold(self) -> None:
         """An update is HELD, and differs on three golden items."""
-        found = pb.GetUpdateResponse(advice="compare, then approve")
+        found = pb.GetUpdateResponse(advice="compare, then approve", advice_code="AGREEMENT")
         found.update.update_id, found.update.model, found.update.revision = "u-1", "shapes", "v1.3.0"
         found.update.source_digest, found.update.stage = BAD_SOURCE, pb.UPDATE_STAGE_HELD
         found.update.reason, found.update.message = "AGREEMENT", "its answers differ"
@@ -137,15 +145,29 @@ class SimulatedUpstream:
             event = found.events.add(stage=stage, name="entered", message=f"event {second}")
             event.at.FromSeconds(1_000 + 10 * second)
         found.measurements.add(name="agreement", candidate=0.7, active=1.0, threshold=0.95, passed=False)
-        rows = (("street-1", "yes", "yes", "no"), ("street-2", "no", "maybe", "no"), ("gone", "", "yes", "maybe"))
-        for item, expected, active, candidate in rows:
-            found.differing.add(
-                item=item, text=f"text of {item}", expected=expected, active=active, candidate=candidate
-            )
         kept = found.kept.add(name="20300101T000000-u-1/0001", request_id="id 1", has_picture=True)
         kept.answers.add(text="a <b>dog</b>", active="yes", candidate="no")
         kept.answers.add(text="a bird", active="yes", candidate="yes")
+        found.measurements.add(name="latency_p95_seconds", candidate=0.05, active=0.02, threshold=0.1, passed=True)
+        self.differing = [
+            make_difference("street-1", "yes", "yes", "no", pb.DIFFERENCE_KIND_NOW_WRONG),
+            make_difference("street-2", "no", "maybe", "no", pb.DIFFERENCE_KIND_NOW_RIGHT),
+            make_difference("gone", "", "yes", "maybe", pb.DIFFERENCE_KIND_CHANGED),
+        ]
+        for before, after, count in (("yes", "yes", 5), ("yes", "no", 1), ("maybe", "no", 1), ("yes", "maybe", 1)):
+            found.label_pairs.add(active=before, candidate=after, count=count)
         self.held = found
+
+    def _list_differing(self, request: pb.ListDifferingItemsRequest) -> pb.ListDifferingItemsResponse:
+        wanted = [row for row in self.differing if request.kind in (pb.DIFFERENCE_KIND_UNSPECIFIED, row.kind)]
+        begin = int(request.page_token or 0)
+        end = begin + request.page_size
+        counts = Counter(row.kind for row in self.differing)
+        return pb.ListDifferingItemsResponse(
+            items=wanted[begin:end],
+            next_page_token=str(end) if end < len(wanted) else "",
+            counts=[pb.DifferenceCount(kind=kind, count=count) for kind, count in counts.items()],
+        )
 
     def _list_items(self, request: pb.ListGoldenItemsRequest) -> pb.ListGoldenItemsResponse:
         begin, size = int(request.page_token or 0), request.page_size or 50
@@ -161,6 +183,15 @@ class SimulatedUpstream:
     def _require(self) -> None:
         if self.is_away:
             raise CallFailed("no server answers; `hotslot serve` starts one", is_away=True)
+
+
+def make_difference(
+    item: str, expected: str, active: str, candidate: str, kind: "pb.DifferenceKind.ValueType"
+) -> pb.DifferingItem:
+    """A golden item on which two models differ."""
+    return pb.DifferingItem(
+        item=item, text=f"text of {item}", expected=expected, active=active, candidate=candidate, kind=kind
+    )
 
 
 def _model(name: str, task: str, candidate: bool) -> status_pb2.Model:  # noqa: FBT001  one call

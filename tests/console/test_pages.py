@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from console.words import CHINESE, choose_language
+from hotslot.updates.v1 import updates_pb2 as pb
 from tests.console.conftest import Browser
-from tests.console.simulated_upstream import ADDRESS, PNG, SimulatedUpstream
+from tests.console.simulated_upstream import ADDRESS, NEW, PNG, SimulatedUpstream, make_difference
 
 CONSOLE = Path(__file__).resolve().parents[2] / "console"
 
@@ -95,7 +96,7 @@ async def test_an_update_shows_its_evidence_with_pictures(browser: Browser, upst
     upstream.hold()
     page = await browser.see("/updates/u-1")
     stages = re.findall(r'<li class="(\w+)"[^>]*><b>(\w+)</b>', page)
-    pictures = re.findall(r"picture\?item=([\w-]+)", page)
+    pictures = re.findall(r"<img[^>]*picture\?item=([\w-]+)", page)
     assert (stages[:4], pictures, "✗ fails" in page) == (
         [("done", "STAGING"), ("done", "VERIFYING"), ("stopped", "GATING"), ("next", "ACTIVATING")],
         ["street-1", "street-2"],
@@ -114,6 +115,57 @@ async def test_kept_calls_are_shown_with_both_answers_and_their_pictures(
     assert (picture.headers["content-type"], picture.headers["cache-control"]) == ("image/png", "no-store")
     assert "a &lt;b&gt;dog&lt;/b&gt;" in page
     assert "a bird" not in page
+
+
+async def test_a_measure_says_its_unit_and_which_direction_is_better(
+    browser: Browser, upstream: SimulatedUpstream
+) -> None:
+    """In plain words."""
+    upstream.hold()
+    page = await browser.see("/updates/u-1")
+    rows = re.findall(r"<tr><td>([^<]+)<br><small[^>]*>([^<]+)</small></td>(.*?)</tr>", page, re.DOTALL)
+    shown = [(name, what, re.findall(r'<td class="n">([^<]+)', numbers)) for name, what, numbers in rows]
+    assert shown == [
+        ("same answers as the active model", "higher is better, %", ["70", "100", "95"]),
+        ("time to answer, p95", "lower is better, ms", ["50", "20", "100"]),
+    ]
+
+
+async def test_a_table_shows_which_answers_became_which(browser: Browser, upstream: SimulatedUpstream) -> None:
+    """Three labels by three."""
+    upstream.hold()
+    page = await browser.see("/updates/u-1")
+    table = page[page.index('<table class="matrix">') :]
+    rows = re.findall(r'<th scope="row">(\w+)</th>(.*?)</tr>', table[: table.index("</table>")])
+    assert [(label, re.findall(r'<td class="n[^"]*">([^<]+)', cells)) for label, cells in rows] == [
+        ("yes", ["5", "1", "1"]),
+        ("no", ["·", "·", "·"]),
+        ("maybe", ["·", "1", "·"]),
+    ]
+
+
+async def test_all_differing_items_are_paged(browser: Browser, upstream: SimulatedUpstream) -> None:
+    """Beyond the first page, under the same filter; a number stands beside each filter."""
+    upstream.hold()
+    upstream.differing += [
+        make_difference(f"more-{number}", "yes", "yes", "no", pb.DIFFERENCE_KIND_NOW_WRONG) for number in range(60)
+    ]
+    seen, path = [], "/updates/u-1?show=wrong"
+    while path:
+        page = await browser.see(path)
+        seen += re.findall(r"text of ([\w-]+)", page)
+        more = re.search(r'href="(\?show=wrong&amp;from=\d+)#', page)
+        path = "" if more is None else "/updates/u-1" + more[1].replace("&amp;", "&")
+    assert (len(seen), len(set(seen)), "now wrong (61)" in page) == (61, 61, True)
+
+
+async def test_failures_and_refusals_are_shown_by_revision(browser: Browser, upstream: SimulatedUpstream) -> None:
+    """With their reasons."""
+    await browser.see("/")
+    upstream.answered, upstream.failed, upstream.refused = 40, {"NOT_FINITE": 2}, {"QUEUE_FULL": 5, "QUOTA_EXCEEDED": 1}
+    upstream.active = NEW  # a swap is sampled at once
+    page = await browser.see("/")
+    assert re.findall(r"<small>(\w+ \d+)</small>", page) == ["NOT_FINITE 2", "QUEUE_FULL 5", "QUOTA_EXCEEDED 1"]
 
 
 @pytest.mark.parametrize(("show", "items"), [("wrong", ["street-1"]), ("right", ["street-2"]), ("changed", ["gone"])])
