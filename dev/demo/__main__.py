@@ -40,6 +40,7 @@ from dev.demo.stack import (
 )
 from dev.demo.table import show
 from dev.harness.control import ControlClient
+from dev.harness.process import free_port
 from dev.harness.waiting import eventually
 
 STEADY_SECONDS = 6.0
@@ -69,11 +70,13 @@ def give(folder: Path, console: Console, equals: int = EQUALS) -> int:
     console.print("making revisions, and computing their right answers with the bare engine …")
     demo = build(folder)
     demos = (add_changes(demo, equals), add_address_changes(add_addresses(demo)))
+    watched_at = add_console(demo)
     with demo.stack as stack:
         began = time.monotonic()
         with contextlib.ExitStack() as clients:
             runs = [start_callers(each, clients, console, began) for each in demos]
             console.print(f"both models answer {time.monotonic() - began:.1f} s after the start of the stack")
+            console.print(f"watch it in a browser: [bold]{watched_at}[/bold]")
             tours: tuple[Callable[[DemoRun], None], ...] = (partial(run_scenes, equals=equals), run_address_scenes)
             for run, scenes in zip(runs, tours, strict=True):
                 try:
@@ -85,6 +88,14 @@ def give(folder: Path, console: Console, equals: int = EQUALS) -> int:
     for run in runs:
         show(run, console)
     return max([verdict(run) for run in runs])
+
+
+def add_console(demo: DemoStack) -> str:
+    """Let the stack start the web console, read-only; returns its address."""
+    port = free_port()
+    with demo.stack.config.open("a", encoding="utf-8") as settings:
+        settings.write(f"\n[console]\nenabled = true\nport = {port}\n")
+    return f"http://127.0.0.1:{port}/"
 
 
 def start_callers(demo: DemoStack, clients: contextlib.ExitStack, console: Console, began: float) -> DemoRun:
