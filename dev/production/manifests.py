@@ -12,6 +12,7 @@ from typing import Any
 
 from dev.harness.process import ROOT, free_port
 from dev.harness.waiting import eventually
+from dev.production.custom_resources import BROKEN_CUSTOM, CUSTOM, CustomKinds, find_definitions, wait_established
 
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 VALIDATE = ROOT / ".tools" / "kube-validate" / "bin" / "kubernetes-validate"
@@ -97,7 +98,8 @@ def check_manifests(folder: Path) -> ManifestReport:
     report.tools.append(f"kubectl {_version('kubectl', 'version', '--client', '-o', 'json')}")
     report.tools.append("kubernetes-validate " + _run([str(VALIDATE), "--version"]).stdout.strip())
     variants = {
-        variant.name: _render(_broken(folder / f"broken-{number}", variant)) for number, variant in enumerate(BROKEN)
+        variant.name: _render(_broken(folder / f"broken-{number}", variant.kind, variant.operation, "base"))
+        for number, variant in enumerate(BROKEN)
     }
     for name, text in rendered.items():
         _expect(report, _validate(folder, text), f"kubernetes-validate --strict: {name}", is_good=True)
@@ -127,7 +129,34 @@ def check_manifests(folder: Path) -> ManifestReport:
         for broken, text in variants.items():
             done = _run([*empty, "create", "--dry-run=server", "-f", "-"], text)
             _expect(report, done, f"API server: {broken}", is_good=False)
+        for kinds in CUSTOM:
+            _check_custom(report, kubectl, kinds, folder)
     return report
+
+
+def _check_custom(report: ManifestReport, kubectl: list[str], kinds: CustomKinds, folder: Path) -> None:
+    """Teach the API server a project's kinds; then create the manifests that need them, and broken ones."""
+    files, why = find_definitions(kinds)
+    if not files:
+        report.left_out.append(f"{kinds.overlay}, which needs the definitions of {kinds.module}: {why}")
+        return
+    report.tools.append(kinds.module)
+    # Server-side, since a client-side apply keeps a copy in an annotation, for which these are too large.
+    taught = _run([*kubectl, "apply", "--server-side", *(part for path in files for part in ("-f", str(path)))])
+    known = _run(wait_established(kubectl, files))
+    if taught.returncode or known.returncode:
+        report.problems.append(f"{kinds.module}: {(taught.stderr + known.stderr).strip()[-600:]}")
+        return
+    mine, text = _namespace(kubectl, kinds.overlay.replace("/", "-")), _render(KUBERNETES / kinds.overlay)
+    for way in (["create", "--dry-run=server"], ["apply", "--server-side"]):
+        done = _run([*mine, *way, "-f", "-"], text)
+        _expect(report, done, f"API server, {' '.join(way)}: {kinds.overlay}", is_good=True)
+    empty = _namespace(kubectl, kinds.overlay.replace("/", "-") + "-broken")
+    for number, variant in enumerate(row for row in BROKEN_CUSTOM if row.overlay == kinds.overlay):
+        place = folder / f"custom-{kinds.overlay.rpartition('/')[2]}-{number}"
+        broken = _render(_broken(place, variant.kind, variant.operation, variant.overlay))
+        done = _run([*empty, "create", "--dry-run=server", "-f", "-"], broken)
+        _expect(report, done, f"API server with {kinds.module}: {variant.name}", is_good=False)
 
 
 def _namespace(kubectl: list[str], name: str) -> list[str]:
@@ -155,11 +184,11 @@ def _render(folder: Path) -> str:
     return done.stdout
 
 
-def _broken(folder: Path, variant: Broken) -> Path:
-    """A kustomization of the base with one change."""
+def _broken(folder: Path, kind: str, operation: dict[str, Any], of: str) -> Path:
+    """A kustomization of another one with one change."""
     folder.mkdir(parents=True)
-    base = os.path.relpath(KUBERNETES / "base", folder)
-    patch = {"target": {"kind": variant.kind}, "patch": json.dumps([variant.operation])}
+    base = os.path.relpath(KUBERNETES / of, folder)
+    patch = {"target": {"kind": kind}, "patch": json.dumps([operation])}
     row = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",

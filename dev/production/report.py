@@ -83,7 +83,7 @@ def _proxies(part: Part) -> list[str]:
 def _kubernetes(part: Part) -> list[str]:
     lines = ["## Kubernetes", "", "With " + ", ".join(part["tools"]) + ".", "", "Accepted:", ""]
     lines += [f"* {row}" for row in part["accepted"]]
-    lines += ["", "Broken variants of the base, refused:", ""]
+    lines += ["", "Broken variants, refused:", ""]
     lines += [f"* {row}" for row in part["refused"]]
     lines += ["", *(f"Not run: {row}." for row in part["left_out"]), *(f"Problem: {row}" for row in part["problems"])]
     return lines

@@ -33,7 +33,7 @@ def settings_of(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Set
     return load_settings(Settings)
 
 
-@pytest.mark.parametrize("name", ["image-settings.toml", "kubernetes/base/hotslot.toml"])
+@pytest.mark.parametrize("name", ["image-settings.toml", "kubernetes/settings/hotslot.toml"])
 def test_shipped_settings_have_no_mistakes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As `hotslot config check` finds them."""
     settings = settings_of((DEPLOY / name).read_text(encoding="utf-8"), tmp_path, monkeypatch)
@@ -43,7 +43,7 @@ def test_shipped_settings_have_no_mistakes(name: str, tmp_path: Path, monkeypatc
 
 def test_the_pod_has_time_to_drain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kubernetes kills later than the stack itself would, which is later than a full drain takes."""
-    text = (DEPLOY / "kubernetes" / "base" / "hotslot.toml").read_text(encoding="utf-8")
+    text = (DEPLOY / "kubernetes" / "settings" / "hotslot.toml").read_text(encoding="utf-8")
     settings = settings_of(text, tmp_path, monkeypatch)
     drain = settings.server.drain_delay_seconds + settings.server.grace_seconds + settings.runner.retire_seconds
     manifest = (DEPLOY / "kubernetes" / "base" / "deployment.yaml").read_text(encoding="utf-8")
