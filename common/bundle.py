@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from common.durable import hold_lock, open_regular, read_bounded, write_atomic
+from common.schema import describe_schema
 
 MANIFEST_NAME, BUNDLE_SCHEMA = "bundle.json", 1
 POINTER_NAME, POINTER_SCHEMA = "committed.json", 1
@@ -300,7 +301,7 @@ def _read_json(path: Path, newest: int) -> dict[str, Any]:
         raise BundleBroken(f"{path.name} is not a JSON object")
     version = row.pop("schema_version", None)
     if not isinstance(version, int) or not 1 <= version <= newest:
-        raise BundleBroken(f"{path.name} has schema version {version!r}, this build reads 1 to {newest}")
+        raise BundleBroken(describe_schema(path.name, version, newest))
     return row
 
 

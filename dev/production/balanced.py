@@ -124,6 +124,12 @@ def _play(story: Story, proxy: Proxy, one: Stack, two: Stack) -> None:
     with story.step("one starts again"):
         one.start()
     story.wait_for(ONE)
+    # With these a rolling restart, as at an upgrade of hotslot itself, is complete.
+    with story.step("two drains and ends"):
+        _drain(two)
+    with story.step("two starts again after it"):
+        two.start()
+    story.wait_for(TWO)
     with story.step("two is killed, with its runners"):
         two.hang_up()
         two.process.destroy()

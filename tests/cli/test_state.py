@@ -1,5 +1,7 @@
 """`hotslot state …`: a backup is made, read and restored; a running hotslot is not disturbed."""
 
+import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -55,3 +57,32 @@ def test_a_restore_needs_a_source(hotslot: Hotslot, state: Path) -> None:
     """A backup or the witness."""
     assert hotslot("state", "restore").code == 1
     assert state.exists()
+
+
+def raise_journal_schema(state: Path) -> None:
+    """As a newer build's journal."""
+    with closing(sqlite3.connect(state / "journal.db")) as journal, journal:
+        journal.execute("PRAGMA user_version=99")
+
+
+def raise_record_schema(state: Path) -> None:
+    """As a newer build's record in a journal of the same form."""
+    with closing(sqlite3.connect(state / "journal.db")) as journal, journal:
+        journal.execute("UPDATE records SET row = json_set(row, '$.schema_version', 99)")
+
+
+def raise_pointer_schema(state: Path) -> None:
+    """As a newer build's committed pointer."""
+    (state / "committed.json").write_text('{"schema_version": 99, "models": {}}\n')
+
+
+@pytest.mark.fault("D6")
+@pytest.mark.parametrize("change", [raise_journal_schema, raise_record_schema, raise_pointer_schema])
+def test_a_downgrade_is_told(hotslot: Hotslot, state: Path, change: Callable[[Path], None]) -> None:
+    """What a newer hotslot wrote is left as it is; the sentence says what to do."""
+    change(state)
+    before = {path.name: path.read_bytes() for path in state.iterdir() if path.is_file()}
+    done = hotslot("state", "verify")
+    after = {path.name: path.read_bytes() for path in state.iterdir() if path.is_file()}
+    assert "start the newer hotslot again" in " ".join(f"{done.out} {done.err}".split())
+    assert (done.code, after == before) == (1, True)

@@ -14,6 +14,7 @@ from enum import Enum
 from functools import cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from common.schema import describe_schema
 from updater.core.breaker import Breaker, BreakerName, assume_safe
 from updater.core.record import ModelRecord
 from updater.core.rules import Rules
@@ -105,7 +106,7 @@ def current_event_name(name: str) -> str:
 def _upgrade(row: Mapping[str, Any], version: object) -> dict[str, Any]:
     """The same row in the present schema, without its schema version."""
     if type(version) is not int or not 1 <= version <= RECORD_SCHEMA:
-        raise RecordUnreadable(f"a record has schema version {version!r}, this build reads 1 to {RECORD_SCHEMA}")
+        raise RecordUnreadable(describe_schema("a record", version, RECORD_SCHEMA))
     row = {key: value for key, value in row.items() if key != "schema_version"}
     renamed: dict[str, Any] = _rename(row) if version == 1 else row
     return renamed

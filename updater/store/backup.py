@@ -25,6 +25,7 @@ from common.bundle import (
     read_committed,
 )
 from common.durable import read_bounded, read_within, sync_folder, write_atomic
+from common.schema import describe_schema
 from updater.core.ports import JournalUnusable
 from updater.core.record import ModelRecord
 from updater.core.rules import ReleasePolicy
@@ -100,7 +101,7 @@ def check_backup(backup: Path) -> None:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BackupBroken(f"{MANIFEST} is damaged: {error}") from error
     if version != BACKUP_SCHEMA:
-        raise BackupBroken(f"{MANIFEST} has schema version {version!r}, this build reads {BACKUP_SCHEMA}")
+        raise BackupBroken(describe_schema(MANIFEST, version, BACKUP_SCHEMA))
     found = {str(path.relative_to(backup)): path for path in backup.rglob("*") if path.is_file()}
     found.pop(MANIFEST)
     if set(found) != set(rows):

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from common.durable import sync_folder
+from common.schema import describe_schema
 from updater.core.ports import JournalUnusable
 
 JOURNAL_SCHEMA = 3
@@ -272,9 +273,7 @@ def _check(connection: sqlite3.Connection) -> None:
     if application != APPLICATION_ID:
         raise JournalUnreadable("the file in the journal's place is no journal of hotslot")
     if not 1 <= version <= JOURNAL_SCHEMA:  # rule 5
-        raise JournalUnreadable(
-            f"the journal has schema {version}, this build reads 1 to {JOURNAL_SCHEMA}; start the newer hotslot again"
-        )
+        raise JournalUnreadable(describe_schema("the journal", version, JOURNAL_SCHEMA))
     found = [row[0] for row in connection.execute("PRAGMA quick_check(3)")]
     if found != ["ok"]:
         raise JournalUnreadable(f"the journal is damaged: {'; '.join(map(str, found))[:300]}")
