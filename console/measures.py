@@ -41,6 +41,7 @@ MEASURES: dict[str, Measure] = {
     "memory_bytes": Measure("memory, against the plan", "bytes", LOWER, _SPEED),
 }
 _FACTORS = {"%": 100.0, "ms": 1000.0}
+_LEAST = 0.01  # smaller numbers are said to be below it
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,4 +71,5 @@ def format_measure(value: float, unit: str) -> str:
     """A measured number without useless digits."""
     if unit == "bytes":
         return f"{value / (1 << 20):,.0f} MiB"
-    return f"{value * _FACTORS.get(unit, 1.0):.4g}"
+    shown = value * _FACTORS.get(unit, 1.0)
+    return f"< {_LEAST}" if 0 < shown < _LEAST else f"{shown:.4g}"

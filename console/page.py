@@ -57,7 +57,7 @@ def make_environment() -> jinja2.Environment:
         views.size,
         views.moment,
         views.percent,
-        views.number,
+        views.mark_code,
         views.stage_name,
         views.outcome_name,
         views.role_name,

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
+from markupsafe import Markup, escape
 
 from console.history import History
 from console.live import Snapshot
@@ -253,9 +254,14 @@ def percent(share: float) -> str:
     return f"{share * 100:.1f} %"
 
 
-def number(value: float) -> str:
-    """A measured number without useless digits."""
-    return f"{value:.4g}"
+def mark_code(sentence: str) -> Markup:
+    """A sentence whose parts in backquotes are code; everything is escaped."""
+    parts = sentence.split("`")
+    if len(parts) % 2 == 0:  # one stands alone
+        return escape(sentence)
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if number % 2 else escape(part) for number, part in enumerate(parts)
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -386,6 +386,7 @@ def test_pages_are_accessible_and_fit(site: Site, chromium: Browser, width: str,
             page.goto("/updates?model=shapes")
             target = page.locator("tbody tr a").last.get_attribute("href") or ""
         page.goto(target)
+        page.evaluate("() => document.querySelectorAll('img[loading=lazy]').forEach(one => { one.loading = 'eager'; })")
         page.wait_for_timeout(400)
         name = path.strip("/").replace("/", "-").lower() or "watch"
         page.screenshot(path=SHOTS / f"{name}-{width}-{theme}.png", full_page=True)

@@ -43,6 +43,7 @@ class GateJudgement:
 
 
 _OUT_OF_MEMORY = "OUT_OF_MEMORY"
+_LEAST_SHARE = 0.001  # smaller ones are said to be below it
 _Check = tuple[list[Measured], list[GateJudgement]]
 
 
@@ -180,7 +181,8 @@ def _compare_with_active(right: Sequence[bool], active: Sequence[bool], rules: G
 
 def _judge_worse(reason: str, text: str, by_chance: float, rules: GateRules) -> GateJudgement:
     if by_chance <= rules.significance:
-        return GateJudgement(GateVerdict.REFUSE, reason, f"{text}; by chance in {by_chance:.1%} of cases")
+        share = f"{by_chance:.1%}" if by_chance >= _LEAST_SHARE else f"less than {_LEAST_SHARE:.1%}"
+        return GateJudgement(GateVerdict.REFUSE, reason, f"{text}; by chance in {share} of cases")
     text += f"; it may be chance ({by_chance:.0%}): a larger golden set can show it"
     return GateJudgement(GateVerdict.HOLD, reason, text, HeldFor.NOISE)
 

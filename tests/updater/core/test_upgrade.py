@@ -124,7 +124,7 @@ def test_a_newer_record_is_refused(state: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("UPDATE records SET row = json_set(row, '$.schema_version', ?)", (RECORD_SCHEMA + 1,))
         connection.commit()
-    with pytest.raises(JournalUnreadable, match="newer hotslot .schema 3,"):
+    with pytest.raises(JournalUnreadable, match=r"newer hotslot \(schema 3,"):
         Journal(path)
 
 
