@@ -1,7 +1,6 @@
 """The durable record of one model: enough to continue after any crash.
 
-Nothing in it depends on a clock that may jump: durations are sums of monotonic seconds, advanced by `refresh`. Times of
-the wall clock are for people, with one exception that is clamped: how long the updater was away (`written_at`).
+Durations sum monotonic seconds (`refresh`); wall-clock times are for people, except `written_at`, which is clamped.
 """
 
 from dataclasses import dataclass, field, replace
