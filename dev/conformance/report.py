@@ -84,7 +84,7 @@ def write_report(results: Sequence[Result]) -> None:
     lines = [
         "# Conformance of the clients",
         "",
-        f"Written by `make conformance` on {day}: each row of [the table](../clients/conformance/README.md), with each",
+        f"Written by `make conformance` on {day}: each row of the table (`clients/conformance/README.md`), with each",
         "client, on real servers with a scripted engine. “–”: the tool cannot make the call. grpcurl and ghz neither",
         "retry nor resend; ghz shows no answers, so only outcome and code of its calls are compared.",
         "",

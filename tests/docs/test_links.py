@@ -53,6 +53,19 @@ def test_links_lead_somewhere(document: Path) -> None:
     assert find_broken(document) == []
 
 
+def test_pages_of_the_site_link_only_to_the_site() -> None:
+    """`make docs` builds docs/ alone; what lies outside is named as a path."""
+    site = ROOT / "docs"
+    outside = [
+        f"{page.relative_to(ROOT)}: {path}"
+        for page in documents()
+        if page.is_relative_to(site)
+        for path, _ in links(page)
+        if path and not (page.parent / path).resolve().is_relative_to(site)
+    ]
+    assert outside == []
+
+
 def test_the_index_names_every_page_of_the_documentation() -> None:
     """Decisions and runbooks have lists of their own."""
     index = ROOT / "docs" / "README.md"
