@@ -9,6 +9,7 @@ from dev.documents import (
     pictures,
     proto_reference,
     recording,
+    site_nav,
     state_reference,
     swap,
     troubleshooting,
@@ -30,6 +31,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "docs/state-folder.md": state_reference.render_state,
     "docs/troubleshooting.md": troubleshooting.render,
     "docs/zh/troubleshooting.md": troubleshooting_zh.render,
+    "mkdocs.yml": site_nav.render,
 }
 
 
