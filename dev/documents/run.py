@@ -2,12 +2,15 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
+from dev.documents import go_program, java_program
 from dev.documents.blocks import COMMANDS, Block
 from dev.documents.commands import list_lines
 from dev.documents.sandbox import Sandbox
@@ -15,6 +18,7 @@ from dev.harness.waiting import eventually
 
 BLOCK_SECONDS = 120.0
 POLL_SECONDS = 0.5
+PICTURE = "examples/shapes/pictures/two-red-circles.png"
 _KEPT = re.compile(r"^[A-Za-z_]\w*=.*$", re.MULTILINE)  # variables that later blocks of a page use
 _WITH = re.compile(r"with (.+)")
 _UNTIL = re.compile(r"until (.+)")
@@ -51,6 +55,10 @@ def run_page(blocks: Sequence[Block], sandbox: Sandbox) -> list[Outcome]:
         elif block.language == "python":
             program += adapt(block, sandbox)
             outcomes.append(_run_python(block, program, folder, sandbox))
+    for language, tools, maker in (("go", ("go",), go_program), ("java", ("java", "mvn"), java_program)):
+        parts = [block for block in blocks if block.language == language and block.is_run]
+        if parts and all(map(shutil.which, tools)):
+            outcomes.append(_run_parts(parts, maker, folder, sandbox))
     return outcomes
 
 
@@ -82,6 +90,13 @@ def _run_shell(block: Block, script: str, folder: Path, sandbox: Sandbox) -> Out
 
 def _run_python(block: Block, program: str, folder: Path, sandbox: Sandbox) -> Outcome:
     return _run(block, [sys.executable, "-m", "dev.documents.run", program], folder, sandbox)
+
+
+def _run_parts(blocks: Sequence[Block], maker: ModuleType, folder: Path, sandbox: Sandbox) -> Outcome:
+    """All Go or Java of a page, as one program; its outcome is that of the first block."""
+    adapted = [(block, adapt(block, sandbox)) for block in blocks]
+    program = maker.make_program(adapted, f"127.0.0.1:{sandbox.ports['50051']}", folder / PICTURE)
+    return _run(blocks[0], maker.make_command(program, folder), maker.MODULE, sandbox)
 
 
 def _run(block: Block, command: list[str], folder: Path, sandbox: Sandbox) -> Outcome:
