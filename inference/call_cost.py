@@ -72,7 +72,7 @@ class CallCost:
 
     def at_best(self, rows: float) -> float:
         """Seconds of a call of `rows` rows at the lowest cost measured lately; 0 if nothing was measured yet."""
-        return self._best_factor * self.expected(rows)
+        return self._best_factor * (self.overhead_seconds + rows * self.row_seconds) if rows > 0 else 0.0
 
     @property
     def best_share(self) -> float:
@@ -86,7 +86,13 @@ class CallCost:
         """
         if not self._sizes:
             return 0
-        near = min(self._sizes.values(), key=lambda size: abs(math.log(size.rows / rows)))
+        near, distance = None, math.inf
+        for size in self._sizes.values():
+            ratio = size.rows / rows
+            if near is None or max(ratio, 1 / ratio) < distance:
+                near, distance = size, max(ratio, 1 / ratio)
+        if near is None:
+            return 0
         scaled = near.seconds * rows / near.rows
         if seconds > _JUMP * max(near.seconds, scaled):
             return 1

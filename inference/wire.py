@@ -9,6 +9,8 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from common.records import record
+
 MAX_FRAME_BYTES = 64 << 20
 Picture = bytes | memoryview  # a view keeps the message in memory that the picture arrived in
 LABELS = ("yes", "no", "maybe")
@@ -21,7 +23,7 @@ _ENTAILMENT_TAG = b"\x1a"  # of Item.entailment: field 3, length-delimited
 _IMAGE_TAG = b"\x0a"  # of EntailmentTask.image: field 1, length-delimited
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class EntailmentScores:
     """Probabilities of the three answers to one statement; they sum to 1."""
 

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from common.records import record
 
-@dataclass(frozen=True, slots=True)
+
+@record
 class CallStarted:
     """A call has started."""
 
@@ -16,7 +18,7 @@ class CallStarted:
     kind: str  # "unary", "bidi_stream", "server_stream"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CallEnded:
     """A call has ended."""
 
@@ -44,7 +46,7 @@ class ItemOutcome(StrEnum):
     FAILED = "failed"  # accepted, and failed by the server, the runner or the engine
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ItemEnded:
     """An item (a unary request or a stream item) has its outcome; emitted once for each."""
 
@@ -64,7 +66,7 @@ class ItemEnded:
     handover: str = ""  # why a trial failed it; empty if none did
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DeviceCallEnded:
     """A runner has computed rows in one device call."""
 

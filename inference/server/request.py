@@ -6,9 +6,10 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from common.errors import DeadlineMissed, HotslotError
+from common.records import record
 from hotslot.runner.v1 import runner_pb2
 from inference.wire import AddressSpan, EntailmentScores, Picture, count_address_rows
 
@@ -53,7 +54,7 @@ class Payload(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class EntailmentInput:
     """A checked request: one picture and the statements to judge."""
 
@@ -190,7 +191,7 @@ class Priority(IntEnum):
     BULK = 1
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Flow:
     """Requests that are served in order: all unary calls of a caller, or the items of one stream."""
 
@@ -204,7 +205,7 @@ INTERNAL = Flow(Priority.INTERACTIVE, "")  # self-tests and probes
 COPY = Flow(Priority.BULK, "")  # copies of requests, for comparison
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RequestTags:
     """What a call says about a request, beside its content."""
 
@@ -223,8 +224,7 @@ class RequestTags:
 NO_TAGS = RequestTags()
 
 
-@dataclass(frozen=True, slots=True)
-class ServedBy:
+class ServedBy(NamedTuple):
     """Which model answered, on which device, slot and node."""
 
     model: str
@@ -235,11 +235,12 @@ class ServedBy:
     node: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Prediction:
     """The result of a request, and the time of each stage."""
 
     outcome: Outcome
+    labels: tuple[str, ...]  # all labels of the outcome
     texts: tuple[str, ...]  # that the results are about, in order
     served_by: ServedBy
     queued_seconds: float
@@ -307,6 +308,7 @@ class PendingRequest:
     out_of_memory_on: tuple[str, ...] = ()  # placements of the loads that had no memory for it
     leases: list[Lease] = field(default_factory=list)
     on_done: Callable[["PendingRequest"], None] | None = None
+    priority: Priority = field(init=False)  # of its flow
     rows: int = field(init=False)  # device rows of the payload
     results: int = field(init=False)  # that the payload gets
     size_bytes: int = field(init=False)  # of the payload
@@ -315,11 +317,7 @@ class PendingRequest:
         """Keep the facts that outlive the payload."""
         self.rows, self.size_bytes = self.payload.rows, self.payload.size_bytes
         self.results = len(self.payload.texts)
-
-    @property
-    def priority(self) -> Priority:
-        """The class of its flow."""
-        return self.flow.priority
+        self.priority = self.flow.priority
 
     @property
     def is_done(self) -> bool:

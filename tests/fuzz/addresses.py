@@ -53,7 +53,7 @@ def check(data: bytes) -> None:
         assert payload.addresses == tuple(texts), "the text of the caller is never changed"
     found = [_tag(source, text) for text in texts]
     served_by = ServedBy("addresses", "r1", "sha256:" + "0" * 64, "cpu", "a", "node")
-    prediction = Prediction(tuple(found), tuple(texts), served_by, 0.0, 0.0, 0.0)
+    prediction = Prediction(tuple(found), (), tuple(texts), served_by, 0.0, 0.0, 0.0)
     response = ADDRESS.build_response(prediction)
     for text, result in zip(texts, response.results, strict=True):
         _check_result(text, result)

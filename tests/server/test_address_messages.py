@@ -17,7 +17,7 @@ SERVED_BY = ServedBy("addresses", "v1", "sha256:0", "cpu", "a", "node")
 
 def prediction(address: str, *spans: AddressSpan) -> Prediction:
     """The result of a request with one address."""
-    return Prediction((spans,), (address,), SERVED_BY, 0.25, 0.5, 1.5)
+    return Prediction((spans,), (), (address,), SERVED_BY, 0.25, 0.5, 1.5)
 
 
 @pytest.mark.parametrize(

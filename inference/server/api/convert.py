@@ -6,7 +6,6 @@ is parsed by protobuf as a whole, so that what is accepted does not depend on th
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -14,6 +13,7 @@ from google.protobuf import duration_pb2
 from google.protobuf.message import DecodeError, Message
 
 from common.errors import InputRefused
+from common.records import record
 from hotslot.entailment.v1 import entailment_pb2
 from inference.server.api.task import InputLimits
 from inference.server.api.texts import read_text
@@ -40,7 +40,7 @@ _LABELS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ParsedRequest:
     """A request and its picture."""
 
@@ -80,7 +80,7 @@ def parse_items(raw: bytes) -> list[tuple[str, ParsedRequest]]:
     return [(item.item_id, split_request(item.request)) for item in message.items]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PictureSpan:
     """Where the picture of a request is in its message."""
 
@@ -202,10 +202,10 @@ def build_entailment_response(prediction: Prediction) -> entailment_pb2.PredictR
     """Convert a prediction."""
     response = entailment_pb2.PredictResponse()
     fill_origin(response, prediction)
-    for scores in prediction.outcome:
+    for scores, label in zip(prediction.outcome, prediction.labels, strict=True):
         if not isinstance(scores, EntailmentScores):
             raise RuntimeError("the prediction is of another task")
-        result = response.results.add(label=_LABELS[scores.label])
+        result = response.results.add(label=_LABELS[label])
         result.scores.yes, result.scores.no, result.scores.maybe = scores.yes, scores.no, scores.maybe
     return response
 

@@ -6,13 +6,15 @@ from typing import Final
 from common.engine_files import Task
 from hotslot.entailment.v1 import entailment_pb2
 from inference.server.api import convert
-from inference.server.api.task import InputLimits
-from inference.server.request import EntailmentInput, Prediction
+from inference.server.request import EntailmentInput
 
 # 16 × 16 grey pixels: valid input for any picture model.
 _PICTURE = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAABAAAAAQCAAAAAA6mKC9AAAAD0lEQVR42mNoQAMMI1sAAAUMgAHjM1mKAAAAAElFTkSuQmCC"
 )
+
+
+_LABEL_NAMES = {number: name for name, number in entailment_pb2.Label.items()}
 
 
 class EntailmentApi:
@@ -25,18 +27,11 @@ class EntailmentApi:
     predict_response = entailment_pb2.PredictResponse
     stream_response = entailment_pb2.StreamPredictResponse
     stream_result = entailment_pb2.StreamResult
-
-    def parse_request(self, raw: bytes) -> convert.ParsedRequest:
-        """See `TaskApi`."""
-        return convert.parse_request(raw)
-
-    def parse_items(self, raw: bytes) -> list[tuple[str, convert.ParsedRequest]]:
-        """See `TaskApi`."""
-        return convert.parse_items(raw)
-
-    def wrap(self, message: entailment_pb2.PredictRequest) -> convert.ParsedRequest:
-        """See `TaskApi`."""
-        return convert.split_request(message)
+    parse_request = staticmethod(convert.parse_request)
+    parse_items = staticmethod(convert.parse_items)
+    wrap = staticmethod(convert.split_request)
+    check = staticmethod(convert.check_request)
+    build_response = staticmethod(convert.build_entailment_response)
 
     def model_of(self, request: convert.ParsedRequest) -> str:
         """See `TaskApi`."""
@@ -45,14 +40,6 @@ class EntailmentApi:
     def count_rows(self, request: convert.ParsedRequest) -> int:
         """See `TaskApi`."""
         return max(1, len(request.fields.statements))
-
-    def check(self, request: convert.ParsedRequest, limits: InputLimits) -> EntailmentInput:
-        """See `TaskApi`."""
-        return convert.check_request(request, limits)
-
-    def build_response(self, prediction: Prediction) -> entailment_pb2.PredictResponse:
-        """See `TaskApi`."""
-        return convert.build_entailment_response(prediction)
 
     def describe_input(self, payload: EntailmentInput) -> dict[str, object]:
         """See `TaskApi`."""
@@ -66,7 +53,7 @@ class EntailmentApi:
         """See `TaskApi`."""
         first = response.results[0]
         return {
-            "label": entailment_pb2.Label.Name(first.label),
+            "label": _LABEL_NAMES[first.label],
             "score": round(max(first.scores.yes, first.scores.no, first.scores.maybe), 4),
         }
 

@@ -54,6 +54,8 @@ class AioServer(cygrpc.AioServer):  # type: ignore[misc]  # the library's own ba
         """Let each call of a method be answered in a task of its own, until the server stops."""
         name = method.decode()
         resolver, loop = self._resolvers[name], asyncio.get_running_loop()
+        handler = resolver.handler
+        is_own_reader = handler.stream_unary is not None and handler.request_deserializer is None
         calls: set[asyncio.Task[None]] = set()  # the loop itself keeps no task alive
         while True:
             try:
@@ -62,7 +64,13 @@ class AioServer(cygrpc.AioServer):  # type: ignore[misc]  # the library's own ba
                 if not self.is_running():
                     return
                 continue
-            answer = cygrpc._handle_rpc(name, resolver, (), state, loop, False)  # noqa: SLF001
+            if is_own_reader:  # without the library's search for the handler, and its reader of messages
+                context = cygrpc._ServicerContext(state, None, None, loop)  # noqa: SLF001
+                answer = cygrpc._finish_handler_with_unary_response(  # noqa: SLF001
+                    state, handler.stream_unary, None, context, handler.response_serializer, loop
+                )
+            else:
+                answer = cygrpc._handle_rpc(name, resolver, (), state, loop, False)  # noqa: SLF001
             task = loop.create_task(cygrpc._schedule_rpc_coro(answer, state, loop, name))  # noqa: SLF001
             calls.add(task)
             task.add_done_callback(calls.discard)
@@ -92,11 +100,11 @@ class _Resolver:
     """Finds the handler of one method, as the library asks for it."""
 
     def __init__(self, handler: Handler) -> None:
-        self._handler = handler
+        self.handler = handler
 
     def resolve_handler(self, _details: object) -> Handler:
         """The handler."""
-        return self._handler
+        return self.handler
 
 
 def _end_accepting(accepting: "asyncio.Future[None]", task: "asyncio.Task[None]") -> None:

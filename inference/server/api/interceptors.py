@@ -2,8 +2,8 @@
 
 import asyncio
 import contextvars
+import os
 import re
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +33,9 @@ _ARRIVAL_SECONDS = 0.1  # a call's way to the server
 _ARRIVAL_SHARE = 0.2  # of the timeout, at most
 _ROUNDING = 0.01  # of the timeout
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
+# As in go-grpc-prometheus, for example OK or InvalidArgument.
+_CODE_NAMES = {code: "".join(part.capitalize() for part in code.name.split("_")) for code in grpc.StatusCode}
+_CODE_NAMES[grpc.StatusCode.OK] = "OK"
 
 Behaviour = Callable[[Any, Any], Any]
 
@@ -101,9 +104,11 @@ class CallInterceptor:
         return make(inner, handler.request_deserializer, handler.response_serializer)
 
     def _wrap_behaviour(self, behaviour: Behaviour, service: str, method: str, kind: str) -> Behaviour:
+        started = CallStarted(service, method, kind)
+
         async def handle(request: Any, context: Context) -> Any:  # noqa: ANN401  gRPC's messages
             metadata = context.invocation_metadata() or ()
-            call = self._begin(context, metadata, service, method, kind)
+            call = self._begin(context, metadata, started)
             code = grpc.StatusCode.OK
             try:
                 self._identify(context, metadata, call)
@@ -138,7 +143,7 @@ class CallInterceptor:
 
         return handle
 
-    def _begin(self, context: Context, metadata: Metadata, service: str, method: str, kind: str) -> Call:
+    def _begin(self, context: Context, metadata: Metadata, event: CallStarted) -> Call:
         request_id = traceparent = version = routing_key = ""
         for key, value in metadata:
             if key == REQUEST_ID and isinstance(value, str) and _REQUEST_ID_FORM.fullmatch(value):
@@ -153,11 +158,12 @@ class CallInterceptor:
         call_id = request_id or new_request_id()
         started, timeout = self._clock.monotonic(), context.time_remaining()
         tags = RequestTags(call_id, "", routing_key, version, traceparent)
-        call = Call(service, method, kind, call_id, traceparent, started, is_echoed, timeout, tags)
+        kind = event.kind
+        call = Call(event.service, event.method, kind, call_id, traceparent, started, is_echoed, timeout, tags)
         if kind == "unary":
             call.received = 1
         current_call.set(call)
-        self._emit(CallStarted(service, method, kind))
+        self._emit(event)
         return call
 
     def _identify(self, context: Context, metadata: Metadata, call: Call) -> None:
@@ -184,7 +190,7 @@ class CallInterceptor:
                 service=call.service,
                 method=call.method,
                 kind=call.kind,
-                code=code_name(code),
+                code=_CODE_NAMES[code],
                 seconds=self._clock.monotonic() - call.started,
                 request_id=call.request_id,
                 traceparent=call.traceparent,
@@ -209,14 +215,7 @@ def _read_tag(value: str | bytes) -> str:
 
 def new_request_id() -> str:
     """A request id for a call without one: 128 random bits, hexadecimal."""
-    return secrets.token_hex(16)
-
-
-def code_name(code: grpc.StatusCode) -> str:
-    """The name of a code as in go-grpc-prometheus, for example OK or InvalidArgument."""
-    if code is grpc.StatusCode.OK:
-        return "OK"
-    return "".join(part.capitalize() for part in code.name.split("_"))
+    return os.urandom(16).hex()
 
 
 async def _abort(context: Context, error: errors.HotslotError, call: Call) -> None:

@@ -44,22 +44,23 @@ class Intake:
         Raises:
             HotslotError: refused.
         """
-        now, rows = self._options.clock.monotonic(), payload.rows
-        quota = 0.0 if source.is_stream else source.caller.quota_wait(now)
-        cost = dispatcher.cost
+        now, rows, caller = self._options.clock.monotonic(), payload.rows, source.caller
+        is_stream, cost = source.flow.stream > 0, dispatcher.cost
+        quota = 0.0 if is_stream or caller.quota is None else caller.quota_wait(now)
         # An item of a stream is not refused for the work before it: only its own decides.
-        estimate = Estimate(own=cost.at_best(rows)) if source.is_stream else dispatcher.estimate(source.flow, rows)
-        facts = AdmissionRequest(rows, payload.size_bytes, deadline - now, estimate, quota, source.is_stream)
+        estimate = Estimate(own=cost.at_best(rows)) if is_stream else dispatcher.estimate(source.flow, rows)
+        facts = AdmissionRequest(rows, payload.size_bytes, deadline - now, estimate, quota, is_stream)
         try:
             self.admission.admit(facts, cost, now)
         except errors.DeadlineMissed as error:
             self.is_cost_doubted = self.is_cost_doubted or error.reason == "DEADLINE_TOO_SHORT"
             raise
-        if source.is_stream:
+        if is_stream:
             self.turns.add_unsent(rows)
-        else:
-            source.caller.use_quota(rows, now)
-        return 0.0 if source.is_stream else estimate.total
+            return 0.0
+        if caller.quota is not None:
+            caller.use_quota(rows, now)
+        return estimate.total
 
     def count_sent(self, request: PendingRequest) -> None:
         """Count a stream item that was sent to the device, or is done without: its stream may read on."""
@@ -69,7 +70,8 @@ class Intake:
 
     def release(self, request: PendingRequest) -> None:
         """Subtract an admitted request that is done."""
-        self.count_sent(request)
+        if request.is_unsent_item:
+            self.count_sent(request)
         if request.expected_seconds > 0 and not request.outcome.cancelled() and request.outcome.exception() is None:
             seconds = self._options.clock.monotonic() - request.accepted_at
             self.admission.learn_lateness(seconds - request.expected_seconds)

@@ -16,7 +16,7 @@ from inference.server.model.intake import Intake
 from inference.server.model.options import ModelOptions
 from inference.server.model.pair import OUT_OF_MEMORY, UNRESOLVED_DEVICES, Load, Pair, Role
 from inference.server.model.policy import ShortageAction
-from inference.server.model.route import Demand, RouteDecision, choose_handover_slot, choose_route
+from inference.server.model.route import Demand, choose_handover_slot, choose_route
 from inference.server.model.shadow import KeptCopy, Shadows
 from inference.server.model.slot import Slot
 from inference.server.model.stats import DeathTracker, PoisonMemory, RunnerDeath, StatsKey, StatsTable, describe_item
@@ -90,11 +90,12 @@ class Requests:
         """
         if self.options.drain.is_draining:
             raise draining_error()
-        now, pair = self.options.clock.monotonic(), self.pair
+        now, pair = self.options.clock.monotonic(), self.machine.pair
         deaths = self.poison.count_deaths(payload, now)
         if deaths is not None and deaths >= MAX_DEATHS:
             raise errors.Failed("this input has ended two runner processes; it is refused now", reason="POISON_INPUT")
-        decision = choose_route(pair, self.machine.slots, Demand(payload.rows, source.flow, deadline, tags), now)
+        demand = Demand(payload.rows, source.flow, deadline, tags)
+        decision = choose_route(pair, self.machine.slots, demand, now)
         load = None if decision is None else pair[decision.slot].load
         if decision is None or load is None:
             raise errors.NotReady("no model is loaded yet", reason="NOT_READY", retry_after_seconds=1.0)
@@ -113,7 +114,10 @@ class Requests:
         request.alone = deaths is not None
         request.on_done = self._on_done
         self._open[request.id] = request
-        self._submit(request, decision)
+        request.handover_at = decision.handover_at
+        if decision.previous is not None:
+            request.leases.append(self.machine.slots[decision.previous].lease())
+        self._give(request, decision.slot)
         return request
 
     def probe(self, slot: str, payload: Payload, deadline: float) -> PendingRequest:
@@ -167,18 +171,13 @@ class Requests:
         failed = (request.attribution for request in self._open.values())
         return sum(row is not None and row.bundle_digest == bundle_digest for row in failed)
 
-    def _submit(self, request: PendingRequest, decision: RouteDecision) -> None:
-        request.handover_at = decision.handover_at
-        if decision.previous is not None:
-            request.leases.append(self.machine.slots[decision.previous].lease())
-        self._give(request, decision.slot)
-
     def _give(self, request: PendingRequest, slot: str) -> None:
         """Queue a request on a slot, and record which revision has it."""
-        load = self.pair[slot].load
+        pair = self.machine.pair
+        load = pair[slot].load
         if load is not None:
             request.revision, request.device = load.bundle.revision, load.device
-        if not request.internal and self.pair.shadow is not None:
+        if pair.shadow is not None and not request.internal:
             self.shadows.on_caller(slot)
         self.machine.slots[slot].submit(request)
 
@@ -192,13 +191,16 @@ class Requests:
 
     def on_answer(self, slot: str, request: PendingRequest, computed: Computed) -> None:
         """Finish a request with its prediction; during a trial the first slot to answer wins."""
-        load = self.pair[slot].load
-        if load is None or request.is_done:
+        pair = self.machine.pair
+        load = pair[slot].load
+        if load is None or request.outcome.done():
             return
         now = self.options.clock.monotonic()
         seconds = now - request.accepted_at
+        labels = list_labels(computed.outcome)
         prediction = Prediction(
             outcome=computed.outcome,
+            labels=labels,
             texts=request.payload.texts,
             served_by=load.served_by(self.options.model, slot, self.options.node),
             queued_seconds=max(0.0, request.sent_at - request.accepted_at),
@@ -207,15 +209,16 @@ class Requests:
         )
         if not request.internal:
             self.poison.clear(request.payload)
-            self.stats.get(load.key).count_answer(seconds, list_labels(computed.outcome))
+            self.stats.get(load.key).count_answer(seconds, labels)
             if request.attribution is not None:
                 self._count_against_trial(request.attribution)
-        if not load.is_proven or slot == self.pair.fallback:
+        if not load.is_proven or slot == pair.fallback:
             self.machine.apply(m.Proven(slot))
-        answering = self.pair.answering_slot()
+            pair = self.machine.pair
+        answering = pair.answering_slot()
         if answering is not None and slot == answering.name:
             self.last_good_at, self.last_good_seconds = now, seconds
-        if self.pair.shadow is not None:
+        if pair.shadow is not None:
             self.shadows.on_answer(slot, request, computed.outcome)
         request.finish(prediction)
 
@@ -334,7 +337,7 @@ class Requests:
 
     def _await_cpu(self, request: PendingRequest) -> None:
         """Keep a request until the CPU can answer it; fail it at once if its deadline is sooner."""
-        now, pair = self.options.clock.monotonic(), self.pair
+        now, pair = self.options.clock.monotonic(), self.machine.pair
         target = pair.fallback or (pair.active if pair.move.pending_load is None else None)
         is_ready = target is not None and pair[target].is_loaded
         expected = 0.0 if is_ready else max(0.0, pair.move.expected_seconds - (now - pair.move.begun_at))

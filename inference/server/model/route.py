@@ -2,9 +2,9 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from common.errors import NotFound
+from common.records import record
 from inference.server.model.pair import ALL_PERCENT, Pair, SlotRecord
 from inference.server.model.slot import Slot
 from inference.server.request import NO_TAGS, Flow, RequestTags
@@ -19,7 +19,7 @@ HANDOVER_SHARE = 0.25  # of the time left until the deadline
 MAX_BEHIND_SECONDS = 0.2  # of work, that may wait for a canary beyond what waits for stable; less than in overload
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RouteDecision:
     """The slot that a request goes to."""
 
@@ -28,7 +28,7 @@ class RouteDecision:
     handover_at: float | None = None  # clock.monotonic() at which `previous` gets it; None: never
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Demand:
     """What the route of a request depends on."""
 
@@ -50,6 +50,13 @@ def choose_route(pair: Pair, slots: Mapping[str, Slot], demand: Demand, now: flo
     Raises:
         NotFound: the caller names a version that no slot answers with.
     """
+    if pair.trial is None and not demand.tags.version:
+        return None if pair.active is None else RouteDecision(pair.active)
+    return _choose_version(pair, slots, demand, now)
+
+
+def _choose_version(pair: Pair, slots: Mapping[str, Slot], demand: Demand, now: float) -> RouteDecision | None:
+    """The route during a trial, or of a request that names a version."""
     named = find_version(pair, demand.tags.version)
     active, previous = pair.active_slot, pair.previous_of_trial
     if active is None:

@@ -11,26 +11,26 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from common import errors
+from common.records import record
 from inference.server.events import Emit, ItemEnded, ItemOutcome
-from inference.server.request import MAX_DEATHS, Attribution, InputId, Payload, PendingRequest, list_labels
+from inference.server.request import MAX_DEATHS, Attribution, InputId, Payload, PendingRequest
 
 MAX_LABELS = 64  # different ones that are counted
 MAX_INPUTS = 256  # that ended runners are remembered; the oldest is forgotten for a new one
 LATENCY_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)  # seconds, upper
 
 
-@dataclass(frozen=True, slots=True)
-class StatsKey:
+class StatsKey(NamedTuple):
     """A revision on a device."""
 
     bundle_digest: str
     device: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CallCosts:
     """Seconds a row, over device calls of about one size: the sums for a mean and a variance."""
 
@@ -230,12 +230,12 @@ class PoisonMemory:
 
     def clear(self, payload: Payload) -> None:
         """Record that an input was answered: the runners that it seemed to have ended had other reasons."""
-        if payload.size_bytes in self._sizes:
+        if self._sizes and payload.size_bytes in self._sizes:
             self._deaths.pop(payload.identify(), None)
 
     def count_deaths(self, payload: Payload, now: float) -> int | None:
         """How many runners an input has ended alone; None if it is not suspected. It is refused after MAX_DEATHS."""
-        if payload.size_bytes not in self._sizes:
+        if not self._sizes or payload.size_bytes not in self._sizes:
             return None
         self._forget_old(now)
         row = self._deaths.get(payload.identify())
@@ -293,7 +293,7 @@ def describe_item(model: str, request: PendingRequest, now: float) -> ItemEnded:
         served.device,
         ItemOutcome.ANSWERED,
         "",
-        list_labels(prediction.outcome),
+        prediction.labels,
         seconds,
         prediction.queued_seconds,
         prediction.prepared_seconds,

@@ -60,7 +60,7 @@ class FrameChannel:
         if not self._is_open or self._is_finishing:
             return
         self._parts.extend(parts)
-        self._waiting.extend(memoryview(part) for part in parts)
+        self._waiting.extend(map(memoryview, parts))
         if not self._is_armed:
             self._write()
 
@@ -112,7 +112,8 @@ class FrameChannel:
                 break
             self._waiting = unsent(self._waiting, sent)
             del self._parts[: len(self._parts) - len(self._waiting)]
-        self._watch_writability(is_wanted=False)
+        if self._is_armed:
+            self._watch_writability(is_wanted=False)
         if self._is_finishing:
             self._shut_down_writing()
 

@@ -40,15 +40,16 @@ def _check_items(items: runner_pb2.ItemsReply) -> str:
     for call in items.calls:
         if call.rows < 0 or call.items < 0:
             return "a device call with a negative number of rows"
-        fault = _check_seconds((call.computed_seconds, call.cpu_seconds, call.idle_seconds))
-        if fault:
-            return fault
+        computed, cpu, idle = call.computed_seconds, call.cpu_seconds, call.idle_seconds
+        if not (0 <= computed <= MAX_SECONDS and 0 <= cpu <= MAX_SECONDS and 0 <= idle <= MAX_SECONDS):
+            return "an impossible time"
     return ""
 
 
 def _check_results(outcome: runner_pb2.ItemOutcome) -> str:
     for scores in outcome.entailment.scores:
-        if not all(0 <= value <= MAX_PROBABILITY for value in (scores.yes, scores.no, scores.maybe)):
+        yes, no, maybe = scores.yes, scores.no, scores.maybe
+        if not (0 <= yes <= MAX_PROBABILITY and 0 <= no <= MAX_PROBABILITY and 0 <= maybe <= MAX_PROBABILITY):
             return "an impossible probability"
     for address in outcome.address.addresses:
         for span in address.spans:

@@ -7,6 +7,7 @@ import asyncio
 from dataclasses import dataclass
 
 from common.errors import DeadlineMissed, HotslotError, NotReady, Overloaded
+from common.records import record
 from inference.call_cost import CallCost
 from inference.server.scheduling.in_flight import Estimate
 
@@ -42,7 +43,7 @@ class Capacity:
     max_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class AdmissionRequest:
     """The facts about a request that admission decides by."""
 
@@ -54,7 +55,7 @@ class AdmissionRequest:
     is_stream_item: bool = False  # streams are held back, not refused
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Load:
     """The present load of one model."""
 
@@ -117,9 +118,12 @@ def _check_limits(load: Load, capacity: Capacity, request: AdmissionRequest) -> 
 def _check_wait(load: Load, request: AdmissionRequest) -> Refusal | None:
     """Whether it would be answered in time, behind the work that is before it."""
     left, limit, expected = request.seconds_left, load.max_queued_seconds, request.estimate
+    wait, queued = expected.in_flight + expected.queued, expected.queued
+    if wait <= 0 and limit is None:
+        return None
     lateness = min(load.lateness_seconds, MAX_LATENESS_SHARE * left)
-    queued, total = expected.queued, expected.total + (WAIT_MARGIN - 1) * expected.wait + lateness
-    if expected.wait > 0 and total > left:
+    total = WAIT_MARGIN * wait + max(expected.own, expected.shared_call) + lateness
+    if wait > 0 and total > left:
         text = f"it would be answered in about {total:.3f} s, the deadline leaves {left:.3f} s"
         return Refusal(Overloaded, "QUEUE_FULL", text, total - left)
     if limit is not None and expected.is_first:
@@ -152,12 +156,15 @@ class AdmissionController:
         Raises:
             HotslotError: refused; nothing was counted but the demand.
         """
-        limit = self.overload.max_queued_seconds(cost.expected(self.overload.typical_rows), cost.overhead_seconds)
+        overload = self.overload
+        limit = None
+        if overload.is_overloaded:
+            limit = overload.max_queued_seconds(cost.expected(overload.typical_rows), cost.overhead_seconds)
         refusal = check_admission(
             Load(self.requests, self.size_bytes, self.lateness_seconds, limit), self.capacity, request
         )
         if refusal is None or refusal.is_for_load:
-            self.overload.on_offered(request.rows)
+            overload.on_offered(request.rows)
         if refusal is not None:
             raise self._error(refusal, cost.expected(request.rows), now)
         self.requests += 1
@@ -174,7 +181,7 @@ class AdmissionController:
 
         The way to the runner and back, decoding, and a busy machine are in no estimate.
         """
-        above = max(0.0, seconds) - self.lateness_seconds
+        above = (seconds if seconds > 0 else 0.0) - self.lateness_seconds
         self.lateness_seconds += (_LATENESS_RISE if above > 0 else _LATENESS_FALL) * above
 
     def update(self, cost: CallCost, *, is_idle: bool, now: float) -> bool:

@@ -1,15 +1,15 @@
 """Who calls, and with what rights: the caller's name, priority, weight and quota. Pure; time is an argument."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
+from common.records import record
 from inference.server.request import Flow, Priority
 
 MAX_NAME_CHARS = 128
 BURST_SECONDS = 1.0  # a quota may be used ahead by this much
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CallerRules:
     """One configured caller."""
 
@@ -107,7 +107,7 @@ class Callers:
         return self._configured.get(name) or Caller(CallerRules(name))
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Source:
     """Where a request comes from."""
 

@@ -4,6 +4,7 @@ A call that runs while another model uses the device takes longer: on a GPU the 
 share cores. So a call is charged what its rows cost while the model had the device for itself.
 """
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -24,11 +25,12 @@ class _ModelUse:
         self.progress_at = 0.0
         self.idle_since = -math.inf  # meaningful while it does not wait
         self.slots: set[DeviceUser] = set()
+        self.waiting_slots = 0  # that have rows to compute
 
     @property
     def is_waiting(self) -> bool:
         """Whether a slot has rows to compute."""
-        return any(slot.is_waiting for slot in self.slots)
+        return self.waiting_slots > 0
 
     def is_stalled(self, now: float) -> bool:
         """Whether it completes no call although it has rows to compute."""
@@ -38,35 +40,46 @@ class _ModelUse:
 class DeviceUser:
     """A slot on a device, on behalf of its model."""
 
-    def __init__(
-        self, share: "DeviceShare", use: _ModelUse, wake: Callable[[], None], row_seconds: float = 0.0
-    ) -> None:
+    def __init__(self, share: "DeviceShare", use: _ModelUse, wake: Callable[[], None], cost: CallCost) -> None:
         self._share = share
         self._use = use
         self.wake = wake
-        self._cost = CallCost(row_seconds)  # while the model had the device for itself
+        self._cost = cost  # while the model had the device for itself
         self.is_waiting = False  # whether it has rows to compute
         self.is_held_back = False
+        self.learns = True  # whether the cost is its own, and no other code adds its calls
         use.slots.add(self)
 
     def begin_waiting(self, now: float) -> None:
         """Record that it has rows to compute; its model gets no credit for the time before."""
+        if self.is_waiting:
+            return
         use = self._use
-        if not use.is_waiting:
+        if not use.waiting_slots:
             use.progress_at = now
-            use.used_seconds = max(use.used_seconds, self._share.lowest_use(but=use))
+            if self._share.is_shared:
+                use.used_seconds = max(use.used_seconds, self._share.lowest_use(but=use))
         self.is_waiting = True
+        use.waiting_slots += 1
 
     def end_waiting(self, now: float) -> None:
         """Record that it has nothing to compute."""
         if self.is_waiting:
             self.is_waiting = self.is_held_back = False
+            self._use.waiting_slots -= 1
             self._use.idle_since = now
-            self._share.wake_held_back()
+            if self._share.is_shared:
+                self._share.wake_held_back()
 
     def add_call(self, seconds: float, rows: int, now: float) -> None:
         """Charge a device call that has ended."""
         use = self._use
+        if not self._share.is_shared:
+            if self.learns:
+                self._cost.learn(seconds, rows)
+            use.used_seconds += seconds
+            use.call_seconds, use.progress_at = seconds, now
+            return
         if seconds < self._cost.expected(rows) or not self._share.was_used(but=use, since=now - seconds):
             self._cost.learn(seconds, rows)
         charged = min(seconds, self._cost.at_best(rows)) if self._cost.is_known else seconds
@@ -81,8 +94,13 @@ class DeviceUser:
 
     def may_send(self, now: float) -> bool:
         """Whether it may send rows now; if not, `wake` is called when it may."""
-        self.is_held_back = self._share.is_ahead(self._use, now)
+        self.is_held_back = self._share.is_shared and self._share.is_ahead(self._use, now)
         return not self.is_held_back
+
+    def keep_own_cost(self) -> None:
+        """Learn the cost of calls beside no other model apart from now on: another one has joined."""
+        if not self.learns:
+            self._cost, self.learns = copy.deepcopy(self._cost), True
 
     def leave(self, now: float) -> None:
         """Leave the device."""
@@ -95,16 +113,29 @@ class DeviceShare:
 
     def __init__(self) -> None:
         self._uses: dict[str, _ModelUse] = {}  # by model
+        self.is_shared = False  # whether more than one model has joined it; else nothing is to be shared
 
-    def join(self, model: str, wake: Callable[[], None], row_seconds: float = 0.0) -> DeviceUser:
+    def join(
+        self, model: str, wake: Callable[[], None], row_seconds: float = 0.0, cost: CallCost | None = None
+    ) -> DeviceUser:
         """Add a slot of a model.
 
         Args:
             model: its name.
             wake: called when the slot may send again after it was held back.
             row_seconds: cost of a row, measured by the load; 0 if unknown.
+            cost: to which all calls of the slot are added anyway; used while no other model has joined.
         """
-        return DeviceUser(self, self._uses.setdefault(model, _ModelUse()), wake, row_seconds)
+        use = self._uses.setdefault(model, _ModelUse())
+        if len(self._uses) > 1 and not self.is_shared:
+            self.is_shared = True
+            for other in self._uses.values():
+                for slot in other.slots:
+                    slot.keep_own_cost()
+        is_apart = cost is None or self.is_shared
+        user = DeviceUser(self, use, wake, CallCost(row_seconds) if cost is None or self.is_shared else cost)
+        user.learns = is_apart
+        return user
 
     def was_used(self, but: _ModelUse, since: float) -> bool:
         """Whether another model has had rows to compute since then."""

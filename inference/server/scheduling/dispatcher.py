@@ -4,10 +4,10 @@ import asyncio
 import itertools
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from common.clock import Clock
+from common.records import record
 from hotslot.runner.v1 import runner_pb2
 from inference.call_cost import CallCost
 from inference.server.request import Failure, Flow, InputId, Outcome, PendingRequest, Priority, read_results
@@ -48,7 +48,7 @@ class RunnerPort(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Computed:
     """The runner's result for one item."""
 
@@ -120,13 +120,11 @@ class Dispatcher:
         """
         self._runner = runner
         self.cost = CallCost(row_seconds)
-        self._device = device.join(model, self._dispatch_soon, row_seconds)
+        self._device = device.join(model, self._dispatch_soon, row_seconds, self.cost)
         self.dispatch()
 
     def set_call_rows(self, rows: int) -> None:
         """Set the most rows of a device call."""
-        if rows == self._call_rows:
-            return
         self._call_rows = max(1, rows)
         self.queue.set_ahead_rows(round(WINDOW_CALLS * self._call_rows))
 
@@ -152,7 +150,7 @@ class Dispatcher:
         if self._runner is None or self._device is None:
             return
         now, items = self._clock.monotonic(), []
-        if self.queue:
+        if self.queue.entries:
             self._device.begin_waiting(now)
         while (request := self._choose(now, self._device)) is not None:
             items.append((self._take(request, now), request.payload.picture))
@@ -164,7 +162,8 @@ class Dispatcher:
 
     def _choose(self, now: float, device: DeviceUser) -> PendingRequest | None:
         """The next request to send; fails those before it that are too late."""
-        while (request := self._peek_slow() or self.queue.peek()) is not None:
+        slow, queue = self._slow.queue.entries, self.queue
+        while request := (self._slow.choose(self._held) if slow else None) or (queue.peek() if queue.entries else None):
             work = self._held.work(now)
             if self._is_too_late(request, work, now):
                 self._remove(request)
@@ -183,25 +182,23 @@ class Dispatcher:
             return MIN_DECODING_SHARE * request.decoding_seconds + self.cost.at_best(request.rows) > left
         return is_too_late(work, request.priority, request.rows, self.cost, self._call_rows, left)
 
-    def _peek_slow(self) -> PendingRequest | None:
-        return self._slow.choose(self._held) if self._slow.queue else None
-
     def on_reply(self, reply: runner_pb2.ItemsReply) -> None:
         """Process a runner's reply; unknown items are ignored."""
-        held, was_busy = self._held, bool(self._held)
+        held, was_busy = self._held, bool(self._held.items)
         self._empty_heartbeats = 0
-        self.set_call_rows(reply.call_rows or self._call_rows)
+        if reply.call_rows and reply.call_rows != self._call_rows:
+            self.set_call_rows(reply.call_rows)
         for call in reply.calls:
             held.computing_since = self._clock.monotonic()
-            if self._device is not None and not held.has_copies:
+            if self._device is not None and not held.copies:
                 self._device.add_call(call.computed_seconds, call.rows, held.computing_since)
             held.count_computed(call.rows)
-            if held.has_copies:  # it may have been computed at low priority: it says nothing about other calls
+            if held.copies:  # it may have been computed at low priority: it says nothing about other calls
                 self._listener.on_call(call, is_of_copies=True)
                 continue
             self.cost.learn(call.computed_seconds, call.rows)
             self.computed_seconds += call.computed_seconds
-            is_backlogged = bool(self.queue)
+            is_backlogged = bool(self.queue.entries)
             self._window_calls = adapt_window(self._window_calls, call, self._call_rows, is_backlogged=is_backlogged)
             self._listener.on_call(call, is_of_copies=False)
         for outcome in reply.outcomes:
@@ -209,7 +206,9 @@ class Dispatcher:
             request = held.remove(outcome.item_id, outcome.computed_rows)
             if request is not None:
                 self._report_outcome(request, outcome, is_cancelled=is_cancelled)
-        if was_busy and not held and held is self._held:  # an outcome may have moved the requests to the other slot
+        if (
+            was_busy and not held.items and held is self._held
+        ):  # an outcome may have moved the requests to the other slot
             self._listener.on_idle()
         self._end_waiting_if_idle()
         self._dispatch_soon()
@@ -246,12 +245,13 @@ class Dispatcher:
     @property
     def is_idle(self) -> bool:
         """Whether nothing waits and the runner holds nothing, but for copies."""
-        return not self._held.has_callers and not self.queue and not self._slow.queue
+        held = self._held
+        return not (len(held.items) > len(held.copies) or self.queue.entries or self._slow.queue.entries)
 
     @property
     def has_waiting(self) -> bool:
         """Whether a request of a caller waits here to be sent."""
-        return bool(self.queue or self._slow.queue)
+        return bool(self.queue.entries or self._slow.queue.entries)
 
     @property
     def is_empty(self) -> bool:
@@ -300,12 +300,14 @@ class Dispatcher:
         """Remove a request from the queue in which it waits, if it does."""
         if request.is_copy and request in self._copies:
             self._copies.remove(request)
-        self.queue.remove(request)
-        self._slow.queue.remove(request)
+        if request in self.queue.entries:
+            self.queue.remove(request)
+        if request in self._slow.queue.entries:
+            self._slow.queue.remove(request)
 
     def _end_waiting_if_idle(self) -> None:
         """Leave the device's seconds to others while there is nothing to compute."""
-        if self._device is not None and self.is_idle:
+        if self._device is not None and self._device.is_waiting and self.is_idle:
             self._device.end_waiting(self._clock.monotonic())
 
     def _take(self, request: PendingRequest, now: float) -> runner_pb2.Item:
@@ -314,7 +316,7 @@ class Dispatcher:
             self._copies.popleft()
         else:
             (self._slow.queue if request.decoding_seconds else self.queue).pop()
-        if not self._held:
+        if not self._held.items:
             self._held.computing_since = now
             self._listener.on_busy()
         item = _item(next(self._item_ids), request, now)
@@ -327,9 +329,9 @@ class Dispatcher:
 
         Bulk requests wait a moment longer for others while the runner has enough to do.
         """
-        if self._runner is None or not (self.queue or self._slow.queue or self._copies):
+        if self._runner is None or not (self.queue.entries or self._slow.queue.entries or self._copies):
             return
-        is_urgent = len(self._held) < JOIN_ITEMS or self.queue.depth(Priority.INTERACTIVE).requests > 0
+        is_urgent = len(self._held.items) < JOIN_ITEMS or self.queue.depth(Priority.INTERACTIVE).requests > 0
         if self._due is not None:
             if not is_urgent or not isinstance(self._due, asyncio.TimerHandle):
                 return

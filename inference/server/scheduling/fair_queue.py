@@ -83,14 +83,14 @@ class FairQueue(Generic[T]):
             (Priority.BULK, 1 - interactive_share),
         ):
             self._root.children[priority] = _Node(share, self._root)
-        self._entries: dict[T, _Entry[T]] = {}
+        self.entries: dict[T, _Entry[T]] = {}  # by request; empty if nothing waits
         self._turns = itertools.count(1)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.entries)
 
     def __contains__(self, item: T) -> bool:
-        return item in self._entries
+        return item in self.entries
 
     @property
     def rows(self) -> int:
@@ -111,16 +111,20 @@ class FairQueue(Generic[T]):
         """Append a request to its flow."""
         leaf = self._leaf(flow, rows)
         entry = _Entry(item, rows, leaf)
-        self._entries[item] = entry
+        self.entries[item] = entry
         leaf.entries.append(entry)
-        for node in _path(leaf):
-            if node.count == 0 and node.parent is not None:
-                node.start = node.next_start()
-                node.parent.waiting_weight += node.weight
-                self._push(node)
+        node: _Node[T] | None = leaf
+        while node is not None:
+            parent = node.parent
+            if node.count == 0 and parent is not None:
+                node.start = max(parent.clock - node.max_lag, node.finish)
+                parent.waiting_weight += node.weight
+                node.turn = next(self._turns)
+                heapq.heappush(parent.heap, (node.start, node.turn, node))
             node.rows += rows
             node.count += 1
             node.latest_rows = rows
+            node = parent
 
     def peek(self) -> T | None:
         """The next request; it stays in the queue."""
@@ -135,23 +139,26 @@ class FairQueue(Generic[T]):
         entry = leaf.entries.popleft()
         if entry.item is None:
             raise RuntimeError("a removed request was next")
-        del self._entries[entry.item]
-        for node in _path(leaf):
+        del self.entries[entry.item]
+        node: _Node[T] | None = leaf
+        while node is not None:
             node.rows -= entry.rows
             node.count -= 1
-            if node.parent is not None:
-                node.parent.clock = max(node.parent.clock, node.start)
+            parent = node.parent
+            if parent is not None:
+                parent.clock = max(parent.clock, node.start)
                 node.start = node.finish = node.start + entry.rows / node.weight
                 node.turn = 0
                 if node.count:
                     self._push(node)
                 else:
-                    node.parent.waiting_weight -= node.weight
+                    parent.waiting_weight -= node.weight
+            node = parent
         return entry.item
 
     def remove(self, item: T) -> bool:
         """Remove a request, wherever it waits; nothing is charged. Returns whether it was waiting."""
-        entry = self._entries.pop(item, None)
+        entry = self.entries.pop(item, None)
         if entry is None:
             return False
         entry.item = None
@@ -168,7 +175,7 @@ class FairQueue(Generic[T]):
 
     def take_all(self) -> list[T]:
         """Empty the queue; returns the requests in the order in which they were put."""
-        items = list(self._entries)
+        items = list(self.entries)
         for item in items:
             self.remove(item)
         return items

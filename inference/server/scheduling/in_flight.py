@@ -1,9 +1,9 @@
 """What a runner holds, whether it is sent a further request, and how long a new one would take. Pure."""
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
+from common.records import record
 from hotslot.runner.v1 import runner_pb2
 from inference.call_cost import CallCost
 from inference.server.request import Flow, InputId, PendingRequest, Priority
@@ -22,7 +22,7 @@ PREPARE_SECONDS = 1.0  # before a device call, its rows are sent at the latest
 MAX_INTERRUPTIONS = 2  # ends of runners that held a request without computing it, before it is a suspect itself
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class WorkInFlight:
     """Rows that were sent to the runner and are not computed."""
 
@@ -35,11 +35,11 @@ class InFlight:
     """The requests that a runner holds, until their outcomes: cancelled ones too."""
 
     def __init__(self) -> None:
-        self._requests: dict[int, PendingRequest] = {}  # by item id
+        self.items: dict[int, PendingRequest] = {}  # by item id; empty if it holds nothing
         self._cancelled: set[int] = set()  # item ids
         self._slow: set[int] = set()  # item ids whose pictures take long; their rows are not counted
         self._alone: set[int] = set()  # item ids that nothing else must be held beside
-        self._copies: set[int] = set()  # item ids that no caller waits for
+        self.copies: set[int] = set()  # item ids that no caller waits for
         self._abandoned: dict[int, InputId] = {}  # by item id: inputs of requests that are done, and still computed
         self.size_bytes = 0
         self._rows = [0, 0]  # by priority
@@ -47,12 +47,12 @@ class InFlight:
         self.computing_since = 0.0  # when the first item was sent, or the latest device call ended
 
     def __len__(self) -> int:
-        return len(self._requests)
+        return len(self.items)
 
     @property
     def requests(self) -> list[PendingRequest]:
         """The requests that are not done, each once."""
-        return list({request.id: request for request in self._requests.values() if not request.is_done}.values())
+        return list({request.id: request for request in self.items.values() if not request.is_done}.values())
 
     @property
     def rows_left(self) -> int:
@@ -67,12 +67,7 @@ class InFlight:
     @property
     def has_callers(self) -> bool:
         """Whether it holds anything but copies."""
-        return len(self._requests) > len(self._copies)
-
-    @property
-    def has_copies(self) -> bool:
-        """Whether it holds a copy."""
-        return bool(self._copies)
+        return len(self.items) > len(self.copies)
 
     def rows_of(self, priority: Priority) -> int:
         """Rows of the items of a priority."""
@@ -80,8 +75,9 @@ class InFlight:
 
     def work(self, now: float) -> WorkInFlight:
         """What is left to compute."""
-        rows = self.rows_left
-        return WorkInFlight(min(rows, self._rows[Priority.INTERACTIVE]), rows, now - self.computing_since)
+        interactive, bulk = self._rows
+        rows = max(0, interactive + bulk - self._computed_rows)
+        return WorkInFlight(min(rows, interactive), rows, now - self.computing_since)
 
     @property
     def is_alone(self) -> bool:
@@ -90,12 +86,12 @@ class InFlight:
 
     def add(self, item_id: int, request: PendingRequest) -> None:
         """Add a request that is sent as this item."""
-        self._requests[item_id] = request
+        self.items[item_id] = request
         self.size_bytes += request.size_bytes
         if request.alone:
             self._alone.add(item_id)
         if request.is_copy:
-            self._copies.add(item_id)
+            self.copies.add(item_id)
         if request.decoding_seconds:
             self._slow.add(item_id)
         else:
@@ -111,7 +107,7 @@ class InFlight:
         Those in the device call that ran at the end are suspects; if none ran, all are. A request that was held by
         several runners when they ended is one too: it may have ended them in its preparation.
         """
-        running = {self._requests[item_id].id for item_id in computing if item_id in self._requests}
+        running = {self.items[item_id].id for item_id in computing if item_id in self.items}
         suspects: list[PendingRequest] = []
         others: list[PendingRequest] = []
         for request in self.requests:
@@ -122,7 +118,7 @@ class InFlight:
 
     def abandon(self, request: PendingRequest) -> None:
         """Remember the input of a request that is done although the runner holds it: it may end the runner yet."""
-        held = [item_id for item_id, one in self._requests.items() if one is request]
+        held = [item_id for item_id, one in self.items.items() if one is request]
         if held:
             self._abandoned.update(dict.fromkeys(held, request.payload.identify()))
 
@@ -132,7 +128,7 @@ class InFlight:
 
     def cancel(self, request: PendingRequest) -> list[int]:
         """Mark the items of a request as cancelled; returns their ids."""
-        found = [item_id for item_id, held in self._requests.items() if held is request]
+        found = [item_id for item_id, held in self.items.items() if held is request]
         self._cancelled.update(found)
         return found
 
@@ -142,11 +138,11 @@ class InFlight:
 
     def remove(self, item_id: int, computed_rows: int) -> PendingRequest | None:
         """Remove and return the request of an outcome; None if it is unknown."""
-        request = self._requests.pop(item_id, None)
+        request = self.items.pop(item_id, None)
         if request is not None:
             self.size_bytes -= request.size_bytes
             self._alone.discard(item_id)
-            self._copies.discard(item_id)
+            self.copies.discard(item_id)
             self._abandoned.pop(item_id, None)
             if item_id in self._slow:
                 self._slow.discard(item_id)
@@ -245,7 +241,7 @@ def may_send(request: PendingRequest, held: InFlight, call_rows: int, window_cal
     return request.priority is Priority.INTERACTIVE and held.rows_of(Priority.INTERACTIVE) < call_rows
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Estimate:
     """Expected seconds of a request, by part; all are 0 if no call was measured yet."""
 
@@ -282,9 +278,9 @@ def estimate_request(
     others = work.rows + queue.rows
     return Estimate(
         in_flight=seconds_in_flight(work, flow.priority, cost, call_rows),
-        queued=cost.expected_work(queue.rows_before(flow, rows), call_rows) if queue else 0.0,
+        queued=cost.expected_work(queue.rows_before(flow, rows), call_rows) if queue.entries else 0.0,
         own=cost.at_best(rows),
-        is_first=not queue.has_waiting(flow),
+        is_first=not queue.entries or not queue.has_waiting(flow),
         shared_call=max(cost.expected_work(rows, call_rows), cost.expected(min(call_rows, rows + others))),
     )
 
@@ -295,6 +291,8 @@ def seconds_in_flight(work: WorkInFlight, priority: Priority, cost: CallCost, ca
     An interactive request waits for interactive rows and for the call that runs; a bulk request waits for all.
     """
     rows = work.rows
+    if not rows:
+        return 0.0
     if priority is Priority.INTERACTIVE:
         rows = min(rows, work.interactive_rows + call_rows)
     elapsed = min(work.elapsed_seconds, cost.expected(min(work.rows, call_rows)))

@@ -204,7 +204,7 @@ class Simulation:
         is_idle = not self.queue and not self.flight.total
         self.admission.update(self.cost, is_idle=is_idle, now=self.now)
         self.overload_seconds += TICK_SECONDS * self.admission.overload.is_overloaded
-        for request in [one for one in self.queue._entries if one.deadline <= self.now]:  # noqa: SLF001
+        for request in [one for one in self.queue.entries if one.deadline <= self.now]:
             self._drop(request)
         self._dispatch()
         refused = any(one.outcome.startswith("DEADLINE_TOO") for one in self.tally.requests[-3:])
