@@ -109,6 +109,7 @@ def choose_call(
         now: the clock, seconds; deadlines are on the same clock.
         expected_seconds: of a call of so many rows; 0 if unknown.
     """
+    waiting = _leave_out_later(waiting, max_rows, expected_seconds)
     call = _fill_call(waiting, max_rows, now, expected_seconds)
     first, rows = waiting[0], sum(part.rows for part in call)
     if first.is_alone or rows >= MIN_RATE_SHARE * max_rows or sum(part.rows for part in waiting) <= max_rows:
@@ -125,6 +126,20 @@ def choose_call(
             return rival
         count *= 2
     return call
+
+
+def _leave_out_later(
+    waiting: Sequence[WaitingRows], max_rows: int, expected_seconds: Callable[[int], float]
+) -> Sequence[WaitingRows]:
+    """The items of the first one's priority; all items if a call of these alone would cost the device too much.
+
+    A call that is filled up ends later. Rows that are left out need a call of their own, which costs the overhead of a
+    call once more: it must be small beside what is computed now.
+    """
+    same = [part for part in waiting if part.priority == waiting[0].priority]
+    seconds = expected_seconds(min(max_rows, sum(part.rows for part in same)))
+    overhead = 2 * expected_seconds(1) - expected_seconds(2)
+    return same if seconds > 0 and overhead <= (1 - MIN_RATE_SHARE) * seconds else waiting
 
 
 def _fill_call(

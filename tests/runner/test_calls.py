@@ -240,3 +240,26 @@ def test_an_item_close_to_its_deadline_is_computed_first_where_nothing_is_lost(
     """Others of its priority count; those behind an interactive item, or a suspect one, wait."""
     call = choose_call([first, *behind], 8, 0.0, seconds_with_overhead)
     assert call[0].item == 0
+
+
+@pytest.mark.parametrize(
+    ("overhead_seconds", "expected"),
+    [(0.0, [0, 1]), (0.005, [0, 1]), (0.02, [0, 1, 2, 3, 4, 5, 6, 7])],
+    ids=["none", "small", "large"],
+)
+def test_an_interactive_call_is_filled_up_with_bulk_rows_only_where_a_further_call_costs(
+    overhead_seconds: float, expected: list[int]
+) -> None:
+    """Without overhead its items wait for their own rows, and the bulk rows lose nothing."""
+    interactive = [WaitingRows(place, 0, 1, 9.0, priority=0) for place in range(2)]
+    bulk = [WaitingRows(place, 0, 1, 9.0, priority=1) for place in range(2, 12)]
+
+    call = choose_call([*interactive, *bulk], 8, 0.0, cost_of(overhead_seconds, 0.1).expected)
+    assert [part.item for part in call] == expected
+
+
+def cost_of(overhead_seconds: float, row_seconds: float) -> CallCost:
+    """A known cost."""
+    cost = CallCost(row_seconds)
+    cost.overhead_seconds = overhead_seconds
+    return cost

@@ -230,7 +230,8 @@ def may_send(request: PendingRequest, held: InFlight, call_rows: int, window_cal
 
     A window of two device calls keeps the device busy while further items are prepared, or a larger one if that takes
     longer. What is sent beyond that could no longer be overtaken by a request whose turn comes first. An interactive
-    request is sent although bulk requests fill the window, so that it waits for the running device call only.
+    request is sent although bulk requests fill the window, so that it waits for the running device call only, and for
+    interactive ones before it.
     """
     if not held:
         return True
@@ -238,7 +239,7 @@ def may_send(request: PendingRequest, held: InFlight, call_rows: int, window_cal
         return False
     if held.rows_left < window_calls * call_rows:
         return True
-    return request.priority is Priority.INTERACTIVE and held.rows_of(Priority.INTERACTIVE) < call_rows
+    return request.priority is Priority.INTERACTIVE and held.rows_of(Priority.INTERACTIVE) < WINDOW_CALLS * call_rows
 
 
 @record

@@ -227,7 +227,7 @@ class Simulation:
                 self._drop(request)
                 continue
             window = self.call_rows * limit_window(WINDOW_CALLS, work, self.cost, self.call_rows)
-            is_urgent = priority is Priority.INTERACTIVE and self.flight.interactive < self.call_rows
+            is_urgent = priority is Priority.INTERACTIVE and self.flight.interactive < WINDOW_CALLS * self.call_rows
             if self.flight.total >= window and not is_urgent:
                 break
             self.queue.pop()

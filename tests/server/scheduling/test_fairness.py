@@ -37,6 +37,22 @@ def test_a_unary_call_waits_for_the_running_device_call_only(
     assert tally.busy_seconds >= 0.97 * (seconds - device_call)
 
 
+@pytest.mark.parametrize(("prepare_seconds", "noise"), [(0.0, 0.0), (0.002, 0.0), (0.0, 0.3)])
+def test_unary_calls_beside_a_batch_share_no_device_call_with_it(prepare_seconds: float, noise: float) -> None:
+    """As beside `hotslot batch`, where a call costs no overhead: sooner than a full call ends, and no row is lost."""
+    model = Simulation(0.0025, max_call_rows=8, prepare_seconds=prepare_seconds, noise=noise)
+    for number in (1, 2):
+        Stream(model, number, 1)
+    for rows, rate in ((1, 12.0), (8, 4.0)):
+        model.open_loop(UNARY, rate, rows, 10.0, jitter=1.0)
+    tally = model.run(60.0)
+    own_time = {rows: (rows + model.max_call_rows) * model.row_seconds for rows in (1, 8)}  # and one device call
+    factors = sorted(one.seconds / own_time[one.rows] for one in tally.requests if is_unary(one) and one.outcome)
+    assert factors[len(factors) // 2] <= 1
+    assert factors[int(0.99 * len(factors))] <= 2.5
+    assert tally.computed_rows >= 0.99 * 60.0 / model.row_seconds
+
+
 def test_streams_of_small_items_beside_streams_of_large_ones_get_the_same_rows() -> None:
     """Between the streams of a caller rows are shared, not messages."""
     model = Simulation(0.005)
