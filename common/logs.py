@@ -19,10 +19,13 @@ from datetime import datetime
 from types import TracebackType
 from typing import NoReturn, Self, TextIO, cast
 
-import structlog
-from structlog.typing import FilteringBoundLogger
-
 from common.clock import Clock, SystemClock
+from common.without import missing
+
+# For lines in colours, which no process of ours writes, structlog would import rich and pygments: a fifth of the start.
+with missing("rich"):
+    import structlog
+    from structlog.typing import FilteringBoundLogger
 
 Logger = FilteringBoundLogger
 

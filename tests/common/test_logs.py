@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -237,3 +239,10 @@ def test_without_a_writer_events_go_to_standard_error(capsys: pytest.CaptureFixt
     line = json.loads(capsys.readouterr().err)
     assert (line["event"], line["key"]) == ("settings_refused", "server.port")
     assert logs.count_dropped_lines() == 0
+
+
+def test_a_process_that_logs_does_not_import_what_colours_lines() -> None:
+    """It is a fifth of the time in which a server's processes start."""
+    code = "import sys, common.logs; print([name for name in ('rich', 'pygments') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
