@@ -32,12 +32,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 1 if a block did not do what its page says."""
     parser = argparse.ArgumentParser(prog="make test-docs", description=__doc__)
     parser.add_argument("pages", nargs="*", help="parts of names of pages (default: all)")
-    chosen = choose_blocks(parser.parse_args(arguments).pages, read_all_blocks())
+    parser.add_argument("--show", action="store_true", help="print what the commands print")
+    asked = parser.parse_args(arguments)
+    chosen = choose_blocks(asked.pages, read_all_blocks())
     problems: list[str] = []
     with tempfile.TemporaryDirectory(prefix="hotslot-docs-") as folder, demo_stack(Path(folder) / "demo") as sandbox:
         for blocks in chosen:
             for outcome in run_page(blocks, sandbox):
                 print(f"{'wrong' if outcome.problem else 'ok   '} {outcome.block.place}", flush=True)
+                if asked.show:
+                    print(outcome.output)
                 problems.extend(filter(None, [outcome.problem]))
     print("\n".join(problems))
     print(f"{sum(map(len, chosen)) - len(problems)} passed, {len(problems)} failed")

@@ -36,7 +36,7 @@ ENTRIES = (
         "committed.json",
         "updater",
         "the committed pointer: which bundle of each model a server loads at its start",
-        "what serves goes on; a restarted server has no model until the updater has written it again from the journal",
+        "what serves goes on, and the updater writes it again from the journal; a server that starts before that has no model",
     ),
     Entry(".committed.lock", "updater", "lock for changes of the pointer", "nothing: it is made again"),
     Entry(
