@@ -15,6 +15,9 @@ CHARACTER_WIDTH, LINE_HEIGHT, MARGIN = 8.0, 18, 14
 TYPE_SECONDS, READ_SECONDS, LINE_SECONDS, END_SECONDS = 1.2, 2.2, 0.04, 4.0
 _SGR = re.compile(r"\x1b\[([0-9;]*)m")
 _OTHER = re.compile(r"\x1b\[[0-9;?]*[A-Za-ln-z]")
+_SPINNER = re.compile(
+    r"^(?:\x1b\[[0-9;]*m)*[\u2800-\u28ff].*\n\n?", re.MULTILINE
+)  # a line that a terminal erases again
 _CLASSES = {"1": "b", "2": "d", "31": "r", "32": "g", "33": "y", "34": "u", "35": "m", "36": "c"}
 _STYLE = """
     text { font: 13px ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; fill: #d7dee8; white-space: pre; }
@@ -60,8 +63,8 @@ def _lay_out(steps: list[dict[str, str]]) -> tuple[list[Line], float]:
     for step in steps:
         lines.append(Line(now, (("p", "$ "), ("b", step["command"]))))
         now += TYPE_SECONDS
-        for text in step["output"].rstrip("\n").split("\n"):
-            lines.append(Line(now, tuple(_read_spans(_OTHER.sub("", text.rstrip())))))
+        for text in _SPINNER.sub("", _OTHER.sub("", step["output"]).replace("\r", "")).rstrip("\n").split("\n"):
+            lines.append(Line(now, tuple(_read_spans(text.rstrip()))))
             now += LINE_SECONDS
         lines.append(Line(now, ()))
         now += READ_SECONDS
