@@ -92,7 +92,10 @@ NO_REASON = [
     ),
     ("RESOURCE_EXHAUSTED", "the message is larger than 32 MiB, or the metadata than 16 KiB: send less"),
     ("DEADLINE_EXCEEDED", "the client's clock was first: as `DEADLINE_EXPIRED`"),
-    ("CANCELLED", "the caller has cancelled the call"),
+    (
+        "CANCELLED",
+        "the caller has cancelled it; or it arrived while a server ended: send it again, as the clients do",
+    ),
     ("UNIMPLEMENTED", "the server is not hotslot, or an older one"),
 ]
 

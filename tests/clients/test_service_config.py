@@ -144,6 +144,19 @@ def test_a_refused_call_is_sent_again_when_the_server_says(size: int) -> None:
     assert took < 0.2 + 0.6 + 1.8
 
 
+def test_a_call_that_a_stopping_server_cancels_is_sent_again() -> None:
+    """As gRPC cancels calls that arrive while a server ends; the caller's own cancellation ends its call."""
+
+    def cancel_first(number: int, context: grpc.ServicerContext) -> bytes:
+        if number == 1:
+            context.abort(grpc.StatusCode.CANCELLED, "CANCELLED")
+        return b"answer"
+
+    with Backend(behave=cancel_first).serve() as server, calling([server], BUFFER) as predict:
+        assert predict(b"", timeout=LIMIT_SECONDS) == b"answer"
+    assert server.calls == 2
+
+
 @pytest.mark.parametrize(
     ("backend", "size", "options", "attempts"),
     [
