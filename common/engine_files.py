@@ -1,5 +1,6 @@
 """The files of a revision that each engine needs; no other file of a revision is fetched or read."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -59,6 +60,7 @@ class EngineFiles:
     vocabulary: tuple[tuple[str, ...], ...]
     added: tuple[str, ...] = ()  # optional files that earlier builds did not count in the source digest
     named: tuple[str, ...] = ()  # keys of configuration.json, in `model` or at the top level, that name a file
+    usual_weights: str = "pytorch_model.bin"  # what ModelScope's trainers write
 
 
 _OFA_TOKENIZER = ("added_tokens.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json")
@@ -125,13 +127,13 @@ def list_declared_files(
         FilesMissing: a needed file is not in the listing.
     """
     chosen = list(files.required) + [name for name in files.optional if name in listing]
-    chosen += _named_files(files.named, configuration)
+    chosen += list_named_files(files.named, configuration)
     weights = next((name for name in files.weights if name in listing), None)
     vocabulary = next((names for names in files.vocabulary if all(name in listing for name in names)), None)
-    named = _named_files(files.named, configuration)
+    named = list_named_files(files.named, configuration)
     missing = [f"{name}{_NAMED if name in named else ''}" for name in chosen if name not in listing]
     if weights is None:
-        missing.append(" or ".join(files.weights))
+        missing.append(f"its weights ({_describe_weights(files, listing)})")
     if vocabulary is None:
         missing.append(" or ".join(_describe_vocabularies(files, listing)))
     if missing or weights is None or vocabulary is None:
@@ -140,6 +142,32 @@ def list_declared_files(
 
 
 _NAMED = f" (which {CONFIGURATION} names)"
+
+
+def _describe_weights(files: EngineFiles, listing: Mapping[str, int]) -> str:
+    """What weights are called, and which file they may be in."""
+    single = [name for name in files.weights if not name.endswith(".index.json")]
+    known = f"{files.usual_weights}, or {' or '.join(name for name in single if name != files.usual_weights)}"
+    shards = sorted(name for name in listing if _SHARD.search(name))
+    if shards:
+        suffix = ".safetensors" if shards[0].endswith(".safetensors") else ".bin"
+        index = next(name for name in files.weights if name.endswith(f"{suffix}.index.json"))
+        return f"{known}: the shards, such as {shards[0][:80]!r}, need their index {index}"
+    weighty = sorted((name for name in listing if name.lower().endswith(_WEIGHTY)), key=lambda name: -listing[name])
+    if not weighty:
+        return known
+    found = weighty[0]
+    if found.lower().endswith((".onnx", ".gguf", ".h5", ".msgpack")):
+        return f"{known}; {found[:80]!r} is for another program: publish the weights of PyTorch"
+    name = "model.safetensors" if ".safetensors" in found.lower() else files.usual_weights
+    return f"{known}: is it {found[:80]!r}? then name it {name}"
+
+
+_SHARD = re.compile(r"-[0-9]+-of-[0-9]+\.(bin|safetensors)$")
+_WEIGHTY = (
+    *(".bin", ".pt", ".pth", ".ckpt", ".safetensors", ".pkl", ".onnx", ".gguf", ".h5", ".msgpack"),
+    *(".bin.part", ".safetensors.part", ".incomplete"),
+)
 
 
 def _describe_vocabularies(files: EngineFiles, listing: Mapping[str, int]) -> list[str]:
@@ -163,7 +191,7 @@ def list_shards(index: Mapping[str, object]) -> list[str]:
     return sorted(str(name) for name in names)
 
 
-def _named_files(keys: Sequence[str], configuration: Mapping[str, object]) -> list[str]:
+def list_named_files(keys: Sequence[str], configuration: Mapping[str, object]) -> list[str]:
     """The files that keys name; they are under `model`, in older repositories at the top level."""
     model = configuration.get("model")
     section = model if isinstance(model, Mapping) else {}

@@ -1,6 +1,7 @@
 """Parses JSON of others; the message says where the mistake is, or what the file is instead of JSON."""
 
 import json
+import re
 from typing import Any
 
 from common.file_kinds import HEAD_BYTES, identify_mistake
@@ -35,7 +36,7 @@ def parse_object(raw: bytes, name: str) -> dict[str, Any]:
             f"{name} is not UTF-8: byte 0x{raw[error.start]:02x} in line {line}; save it as UTF-8"
         ) from error
     except json.JSONDecodeError as error:
-        raise JsonBroken(f"{name} is not JSON: {_describe(error)}") from error
+        raise JsonBroken(f"{name} is not JSON: {_describe(error)}{_advise(error)}") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
         raise JsonBroken(f"{name} is not JSON: {str(error)[:_MAX_SHOWN]}") from error
     if not isinstance(row, dict):
@@ -44,6 +45,33 @@ def parse_object(raw: bytes, name: str) -> dict[str, Any]:
 
 
 _KINDS = {list: "list", str: "text", int: "number", float: "number", bool: "truth value", type(None): "null"}
+
+
+def _advise(error: json.JSONDecodeError) -> str:
+    """What to change, if the mistake is a common one."""
+    before, after = error.doc[: error.pos].rstrip(), error.doc[error.pos :]
+    if before.endswith(",") and after[:1] in ("}", "]"):
+        line = before.count("\n") + 1
+        return f"; remove the comma after the last entry, in line {line}"
+    if after[:1] in ("}", "]") and error.msg.startswith("Illegal trailing comma"):
+        return "; remove the comma"
+    for mark, advice in _ADVICE:
+        if mark.match(after):
+            return f"; {advice}"
+    if error.msg.startswith("Unterminated string"):
+        return "; a closing quote is missing, or the file is cut off"
+    if error.msg == "Extra data":
+        return "; remove what follows the first object"
+    return "; put a comma before it" if error.msg == "Expecting ',' delimiter" and after[:1] == '"' else ""
+
+
+_ADVICE = (
+    (re.compile("'"), "JSON has double quotes: write \" for each '"),
+    (re.compile("[\u201c\u201d\u2018\u2019\uff02]"), 'these are typographic quotes: write " for each'),
+    (re.compile(r"//|/\*|#"), "JSON has no comments: remove it"),
+    (re.compile(r"(True|False|None)\b"), "JSON writes true, false and null"),
+    (re.compile(r"[A-Za-z_]+:( |$)", re.MULTILINE), "it looks like YAML: write it as JSON"),
+)
 
 
 def _describe(error: json.JSONDecodeError) -> str:

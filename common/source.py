@@ -206,11 +206,15 @@ class ConversionRefused(ValueError):
         reason: for programs, for example "CONFIG_UNSUPPORTED", "WEIGHTS_BROKEN", "TIME_LIMIT".
         needed_bytes: of memory, if that is the reason ("DOES_NOT_FIT"); else 0.
         free_bytes: of memory, likewise; -1 if it is not known.
+        file: that is refused; empty if it is no single one.
     """
 
-    def __init__(self, reason: str, message: str, needed_bytes: int = 0, free_bytes: int = -1) -> None:
+    def __init__(
+        self, reason: str, message: str, needed_bytes: int = 0, free_bytes: int = -1, *, file: str = ""
+    ) -> None:
         super().__init__(message)
         self.reason = reason
+        self.file = file
         self.needed_bytes = needed_bytes
         self.free_bytes = free_bytes
 
@@ -267,10 +271,37 @@ def _engine_of(configuration: Mapping[str, object]) -> EngineFiles:
     model_type = model.get("type") if isinstance(model, Mapping) else None
     engine = find_engine(str(configuration.get("task")), str(model_type))
     if engine is None:
-        message = f"{CONFIGURATION}: task {configuration.get('task')!r} with model.type {model_type!r} has no engine"
         served = "; ".join(f"{one.task} with {' or '.join(sorted(one.model_types))}" for one in ENGINES)
-        raise ConversionRefused("ENGINE_UNKNOWN", f"{message[:400]}; supported: {served}")
+        message = f"{CONFIGURATION}{_describe_task(configuration, model_type)}; supported: {served}"
+        raise ConversionRefused("ENGINE_UNKNOWN", message, file=CONFIGURATION)
     return engine
+
+
+def _describe_task(configuration: Mapping[str, object], model_type: object) -> str:
+    """The rest of a sentence about a task and a kind of model that no engine serves."""
+    if "task" not in configuration and "model" not in configuration:
+        exchanged = (
+            "; its keys are those of config.json: are the two files exchanged?" if "model_type" in configuration else ""
+        )
+        return f" lacks task and model.type{exchanged}"
+    lacking = [
+        name for name, value in (("task", configuration.get("task")), ("model.type", model_type)) if value is None
+    ]
+    if lacking:
+        return f" lacks {' and '.join(lacking)}"
+    task = configuration.get("task")
+    near = [
+        one
+        for one in ENGINES
+        if _plain(task) == _plain(one.task) and _plain(model_type) in map(_plain, one.model_types)
+    ]
+    meant = f": did you mean {near[0].task} with {near[0].model_types[0]}?" if near else ""
+    return f": task {task!r} with model.type {model_type!r} has no engine"[:400] + meant
+
+
+def _plain(value: object) -> str:
+    """Letters and digits alone, in lower case."""
+    return "".join(letter for letter in str(value).lower() if letter.isalnum())
 
 
 def _declared_names(folder: Path, engine: EngineFiles, configuration: Mapping[str, object]) -> list[str]:
@@ -299,4 +330,4 @@ def _read_object(folder: Path, name: str) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise FilesMissing(f"the revision lacks {name}{_hint_at(folder, name)}") from error
     except ValueError as error:  # not JSON, or too large
-        raise ConversionRefused("CONFIG_BROKEN", str(error)) from error
+        raise ConversionRefused("CONFIG_BROKEN", str(error), file=name) from error

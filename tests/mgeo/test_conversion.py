@@ -114,20 +114,23 @@ def test_other_names_of_tensors_give_the_same_tensors(publish: Publish, tmp_path
     ("changes", "words"),
     [
         ({"architecture": {"gis_embedding": 1}}, "gis_embedding is 1, supported: 0"),
-        ({"architecture": {"hidden_act": "gelu_new"}}, 'hidden_act is \'gelu_new\', supported: "gelu", "relu"'),
+        ({"architecture": {"hidden_act": "gelu_new"}}, 'hidden_act is "gelu_new", supported: "gelu", "relu"'),
         ({"architecture": {"num_attention_heads": 7}}, "a divisor of hidden_size = 64"),
         ({"architecture": {"position_embedding_type": "relative_key"}}, 'supported: "absolute"'),
-        ({"architecture": {"fusion_layer": 3}}, "an integer from 1 to 2"),
+        (
+            {"architecture": {"fusion_layer": 3}},
+            "fusion_layer is 3, but pytorch_model.bin has 2 layers: correct fusion_layer",
+        ),
         ({"model": {"finetune_mode": "multi-modal"}}, 'supported: "single-modal"'),
         ({"model": {"type": "bert"}}, "has no engine"),
         ({"preprocessor": {"max_length": 400}}, "an integer from 3 to 160"),
-        ({"preprocessor": {"type": "fill-mask"}}, "preprocessor.type is 'fill-mask'"),
+        ({"preprocessor": {"type": "fill-mask"}}, 'preprocessor.type is "fill-mask"'),
         ({"tokenizer": {"tokenizer_class": "XLMRobertaTokenizer"}}, "tokenizer_class is"),
         ({"tokenizer": {"cls_token": "[BEGIN]"}}, "VOCABULARY_BROKEN: vocab.txt lacks [BEGIN]"),
-        ({"labels": {"B-prov": 300}}, "the labels' numbers are not 0 to 84"),
-        ({"labels": {"B-prov": "1"}}, "the labels' numbers are not 0 to 84"),
+        ({"labels": {"B-prov": 300}}, "must be 0 to 84, each once: no label has 1, and 'B-prov' has 300"),
+        ({"labels": {"B-prov": "1"}}, "the number of 'B-prov' is \"1\", supported: an integer"),
         ({"labels": {"M-prov": 85}}, "has the label 'M-prov'"),
-        ({"labels": {"S-room": 85}}, "classifier.weight has shape (85, 64), supported: (86, 64)"),
+        ({"labels": {"S-room": 85}}, "label_mapping.json has 86 labels, but pytorch_model.bin was saved with 85"),
         ({"architecture": {"vocab_size": 100}}, "vocab.txt has "),
     ],
 )
@@ -194,7 +197,7 @@ def test_a_missing_file_is_named(without: str, publish: Publish) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "words"),
     [
-        ("classifier.bias", None, "tensor classifier.bias is missing: pytorch_model.bin has "),
+        ("classifier.bias", None, "pytorch_model.bin lacks tensor classifier.bias: it has 38 of 39 tensors"),
         ("classifier.bias", torch.full((85,), torch.nan), "holds NaN or infinity"),
         ("classifier.bias", torch.zeros(85, dtype=torch.int64), "is int64, supported: float32"),
         ("text_encoder.embeddings.LayerNorm.gamma", torch.zeros(64), "is there under two names"),

@@ -31,18 +31,18 @@ def refusal(folder: Path) -> str:
 @pytest.mark.parametrize(
     ("key", "value", "sentence"),
     [
-        ("gen_type", "sample", 'configuration.json: model.gen_type is \'sample\', supported: "traverse", "generation"'),
-        ("prompt_type", "all", 'model.prompt_type is \'all\', supported: "none", "prev_output", "src"'),
-        ("type", "mplug", "configuration.json: model.type is 'mplug', supported: \"ofa\""),
-        ("language", "zh", "configuration.json: model.language is 'zh', supported: \"en\""),
-        ("patch_image_size", "480", "model.patch_image_size is '480', supported: an integer from 16 to 2048"),
+        ("gen_type", "sample", 'configuration.json: model.gen_type is "sample", supported: "traverse", "generation"'),
+        ("prompt_type", "all", 'model.prompt_type is "all", supported: "none", "prev_output", "src"'),
+        ("type", "mplug", 'configuration.json: model.type is "mplug", supported: "ofa"'),
+        ("language", "zh", 'configuration.json: model.language is "zh", supported: "en"'),
+        ("patch_image_size", "480", 'model.patch_image_size is "480", supported: an integer from 16 to 2048'),
         ("patch_image_size", 144, "model.patch_image_size is 144, supported: at most 16 × image_bucket_size = 128"),
         ("max_src_length", 1000, "model.max_src_length is 1000, supported: an integer from 1 to 256"),
-        ("max_src_length", True, "model.max_src_length is True, supported: an integer"),
+        ("max_src_length", True, "model.max_src_length is true, supported: an integer"),
         ("imagenet_default_mean_and_std", 1, "model.imagenet_default_mean_and_std is 1, supported: true or false"),
-        ("answer2label", "../answers.json", "model.answer2label is '../answers.json', supported: the name of a file"),
-        ("prompt", "is {} true?", "model.prompt is 'is {} true?', supported: no such key"),
-        ("multimodal_type", "text2sql", "model.multimodal_type is 'text2sql', supported: \"default\""),
+        ("answer2label", "../answers.json", 'model.answer2label is "../answers.json", supported: the name of a file'),
+        ("prompt", "is {} true?", 'model.prompt is "is {} true?", supported: no such key'),
+        ("multimodal_type", "text2sql", 'model.multimodal_type is "text2sql", supported: "default"'),
     ],
 )
 def test_pipeline_keys(key: str, value: object, sentence: str, publish: Publish) -> None:
@@ -53,16 +53,16 @@ def test_pipeline_keys(key: str, value: object, sentence: str, publish: Publish)
 @pytest.mark.parametrize(
     ("key", "value", "sentence"),
     [
-        ("resnet_type", "vit", "config.json: resnet_type is 'vit', supported: \"resnet18\""),
-        ("use_ofasys", True, "config.json: use_ofasys is True, supported: false"),
-        ("normformer", False, "config.json: normformer is False, supported: true"),
+        ("resnet_type", "vit", 'config.json: resnet_type is "vit", supported: "resnet18"'),
+        ("use_ofasys", True, "config.json: use_ofasys is true, supported: false"),
+        ("normformer", False, "config.json: normformer is false, supported: true"),
         ("normformer", 1, "config.json: normformer is 1, supported: true"),
-        ("entangle_position_embedding", True, "entangle_position_embedding is True, supported: false"),
-        ("activation_function", "relu", "activation_function is 'relu', supported: \"gelu\""),
+        ("entangle_position_embedding", True, "entangle_position_embedding is true, supported: false"),
+        ("activation_function", "relu", 'activation_function is "relu", supported: "gelu"'),
         ("encoder_attention_heads", 5, "encoder_attention_heads is 5, supported: a divisor of d_model = 64"),
         ("d_model", 10**9, "d_model is 1000000000, supported: an integer from 8 to 8192"),
         ("encoder_layers", 2.0, "encoder_layers is 2.0, supported: an integer from 1 to 96"),
-        ("attn_scale_factor", float("nan"), "attn_scale_factor is nan, supported: a number from 0.01 to 100"),
+        ("attn_scale_factor", float("nan"), "attn_scale_factor is NaN, supported: a number from 0.01 to 100"),
         ("vocab_size", 500, "the vocabulary uses ids up to 1023, config.json: vocab_size is 500"),
         ("pad_token_id", 2, "config.json: pad_token_id is 2, the vocabulary has 1"),
     ],
@@ -74,7 +74,7 @@ def test_architecture_keys(key: str, value: object, sentence: str, publish: Publ
 
 def test_another_task_is_refused(publish: Publish) -> None:
     """The task is read, not assumed."""
-    assert "configuration.json: task is 'image-captioning'" in refusal(publish(top={"task": "image-captioning"}))
+    assert 'configuration.json: task is "image-captioning"' in refusal(publish(top={"task": "image-captioning"}))
 
 
 def test_a_path_to_other_weights_is_never_followed(publish: Publish) -> None:
@@ -197,8 +197,8 @@ def test_merges_are_read_as_by_the_stock_tokeniser(text: str, merges: int, notes
             "tokens or contains an unknown one",
         ),
         ("ans2label.json", "[1, 2, 3]", "ans2label.json is not a JSON object"),
-        ("vocab.json", '{"<s>": 0, "<pad>": 0}', "the vocabulary has a duplicate token"),
-        ("vocab.json", '{"<s>": 0, "<pad>": 1, "</s>": 2}', "the vocabulary lacks '<unk>'"),
+        ("vocab.json", '{"<s>": 0, "<pad>": 0}', "the vocabulary has a duplicate id: '<s>' and '<pad>' are both 0"),
+        ("vocab.json", '{"<s>": 0, "<pad>": 1, "</s>": 2}', "vocab.json lacks '<unk>'"),
         ("vocab.json", "{", "vocab.json is not JSON: expecting property name enclosed in double quotes at the end of"),
         (
             "config.json",

@@ -101,13 +101,13 @@ STRANGERS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "another vocabulary": (
         lambda folder: remove(folder, "vocab.json").write_text('{"<s>": 0, "<pad>": 1, "</s>": 2, "hello": 3}'),
-        "the vocabulary lacks '<unk>': it has 4 entries; publish the files with which the model was trained",
+        "vocab.json lacks '<unk>': the vocabulary has 4 entries; publish the files with which the model was trained",
     ),
     "a layer too few": (
         lambda folder: remove(folder, "config.json").write_text(
             json.dumps({"d_model": 64, "vocab_size": 10216, "image_bucket_size": 8})
         ),
-        "tensors of this configuration; the file was not saved whole, or config.json is of another model",
+        "encoder_layers is missing and counts as 4, but was saved with 2; ",
     ),
     "a half": (
         lambda folder: remove(folder, "merges.txt"),
@@ -172,7 +172,7 @@ def test_a_refused_key_is_refused_once(publish: Publish) -> None:
     found = explain(publish(model={"patch_image_size": "abc"}))
 
     assert found.refusals == (
-        "configuration.json: model.patch_image_size is 'abc', supported: an integer from 16 to 2048",
+        'configuration.json: model.patch_image_size is "abc", supported: an integer from 16 to 2048',
     )
 
 
@@ -220,4 +220,4 @@ def test_the_command_explains_in_a_child_process(publish: Publish, hotslot: Hots
     assert good.code == 0
     assert "can be imported, for engine ofa" in good.out
     assert bad.code == 1
-    assert "model.gen_type is 'sample'" in json.loads(bad.out)["refusals"][0]
+    assert 'model.gen_type is "sample"' in json.loads(bad.out)["refusals"][0]

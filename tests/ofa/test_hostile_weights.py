@@ -122,7 +122,7 @@ def test_pickles_that_run_code_are_refused(protocol: int, wrap: Callable[[bytes]
         (torch.nn.Linear(1, 1), "imports torch.nn.modules.linear.Linear"),
         (OrderedDict({1: torch.zeros(1)}), "holds a dictionary without tensors, supported: named tensors"),
         (OrderedDict({(1, 2): torch.zeros(1)}), "has a dictionary whose key is a tuple, supported: a state dict"),
-        (OrderedDict(x={"y": torch.zeros(1)}), "holds no tensor of this model: its 1 names begin like 'y', expected"),
+        (OrderedDict(x={"y": torch.zeros(1)}), "holds no tensor of this model: it has 'y' and the like, expected"),
         ([torch.zeros(1)], "holds a list, supported: named tensors"),
         (7, "is a pickle, but not of torch.save"),
         (b"PK", "imports _codecs.encode"),
@@ -178,8 +178,8 @@ HOSTILE = pickle.dumps(OrderedDict(x=Hostile()), 2)
 @pytest.mark.parametrize(
     ("files", "model", "sentence"),
     [
-        ({FLAT: HOSTILE}, {}, f"{FLAT} has a header of "),
-        ({FLAT: saved(ONE)}, {}, f"{FLAT} has a header of "),
+        ({FLAT: HOSTILE}, {}, f"{FLAT} is not a safetensors file"),
+        ({FLAT: saved(ONE)}, {}, f"{FLAT} is not a safetensors file"),
         ({BIN: save(ONE)}, {}, f"{BIN} "),
         (
             {f"{FLAT}.index.json": b'{"weight_map": {"x": "w.pkl"}}', "w.pkl": HOSTILE},
@@ -189,7 +189,7 @@ HOSTILE = pickle.dumps(OrderedDict(x=Hostile()), 2)
         (
             {f"{FLAT}.index.json": b'{"weight_map": {"x": "w.safetensors"}}', "w.safetensors": HOSTILE},
             {},
-            "w.safetensors has a header of ",
+            "w.safetensors is not a safetensors file: torch.save wrote it",
         ),
         (
             {f"{BIN}.index.json": b'{"weight_map": {"x": "w.safetensors"}}', "w.safetensors": save(ONE)},
@@ -335,7 +335,7 @@ def test_invalid_torch_files_are_refused(content: bytes, sentence: str, refusal:
         ),
         (
             {"architecture": {"vocab_size": 1024 + 9193}},
-            "tensor encoder.embed_tokens.weight has shape (10216, 64), by config.json it must have (10217, 64)",
+            "config.json: vocab_size is 10217, but pytorch_model.bin was saved with 10216",
         ),
     ],
 )
@@ -347,7 +347,7 @@ def test_a_vocabulary_that_disagrees_with_the_embedding(
     with pytest.raises(ConversionRefused) as caught:
         run_convert(publish(**changes), tmp_path / "state", "r", LITTLE)
 
-    assert sentence == str(caught.value)
+    assert sentence in str(caught.value)
 
 
 @pytest.mark.fault("C9")
@@ -370,7 +370,7 @@ def test_a_vocabulary_larger_than_the_embedding_is_refused(publish: Publish, tmp
         ),
         (
             {"model": {"patch_image_size": 256}, "architecture": {"image_bucket_size": 16}},
-            "embed_image_positions.weight has shape (197, 64), by config.json it must have (257, 64)",
+            "config.json: image_bucket_size is 16, but pytorch_model.bin was saved with 14",
         ),
     ],
 )
@@ -405,7 +405,8 @@ def test_parameters_that_are_not_finite_are_refused(number: float, publish: Publ
     with pytest.raises(ConversionRefused) as caught:
         run_convert(folder, tmp_path / "state", "r", ConvertLimits())
 
-    assert str(caught.value) == "tensor decoder.layers.1.fc2.weight holds NaN or infinity, supported: finite numbers"
+    sentence = "tensor decoder.layers.1.fc2.weight holds NaN or infinity, supported: finite numbers"
+    assert str(caught.value) == f"pytorch_model.bin: {sentence}"
     assert not (tmp_path / "state" / "bundles").exists()
 
 

@@ -185,7 +185,7 @@ def test_a_sealed_digest_is_found_without_reading_the_source(publish: Publish, s
 
 def test_a_refusal_of_the_child_reaches_the_caller(publish: Publish, state: Path) -> None:
     """With its reason and message, and no files are left."""
-    with pytest.raises(ConversionRefused, match=r"model\.gen_type is 'sample'") as caught:
+    with pytest.raises(ConversionRefused, match=r'model\.gen_type is "sample"') as caught:
         run_convert(publish(model={"gen_type": "sample"}), state, "v1", LIMITS)
 
     assert caught.value.reason == "CONFIG_UNSUPPORTED"

@@ -69,15 +69,16 @@ def test_a_missing_tensor_is_refused(tensors: Tensors, convert: Callable[..., Pa
 
     sentence = refusal(convert, tensors)
 
-    held = "pytorch_model.bin has 267 of 268 tensors of this configuration"
-    assert sentence.startswith(f"tensor {NAME} is missing: {held}; the file was not saved whole")
+    held = "it has 267 of 268 tensors of this configuration"
+    assert sentence.startswith(f"pytorch_model.bin lacks tensor {NAME}: {held}; save the whole model again")
 
 
 def test_a_wrong_shape_is_refused(tensors: Tensors, convert: Callable[..., Path]) -> None:
     """The shape found and the shape expected are both named."""
     tensors[NAME] = tensors[NAME].T.contiguous()
 
-    assert refusal(convert, tensors) == f"tensor {NAME} has shape (64, 128), by config.json it must have (128, 64)"
+    expected = "(128, 64), since config.json: d_model is 64 and config.json: encoder_ffn_dim is 128"
+    assert refusal(convert, tensors) == f"pytorch_model.bin: tensor {NAME} has shape (64, 128), expected {expected}"
 
 
 def test_a_wrong_dtype_is_refused(tensors: Tensors, convert: Callable[..., Path]) -> None:
@@ -85,14 +86,17 @@ def test_a_wrong_dtype_is_refused(tensors: Tensors, convert: Callable[..., Path]
     tensors[NAME] = tensors[NAME].int()
 
     supported = "float32, float16, bfloat16, float64"
-    assert refusal(convert, tensors) == f"tensor {NAME} is int32, supported: {supported}; save it as such"
+    assert (
+        refusal(convert, tensors)
+        == f"pytorch_model.bin: tensor {NAME} is int32, supported: {supported}; save it as such"
+    )
 
 
 def test_a_negative_variance_is_refused(tensors: Tensors, convert: Callable[..., Path]) -> None:
     """Folding the batch norm gives NaN, and the message names the tensor."""
     tensors["encoder.embed_images.layer1.0.bn2.running_var"][0] = -1.0
 
-    assert "tensor image_encoder.resnet.blocks.0.conv2.weight is not finite" in refusal(convert, tensors)
+    assert "tensor encoder.embed_images.layer1.0.bn2.running_var holds a negative variance" in refusal(convert, tensors)
 
 
 def test_ties_are_checked(tensors: Tensors, convert: Callable[..., Path]) -> None:
@@ -109,7 +113,7 @@ def test_an_untied_output_projection_is_required(tensors: Tensors, convert: Call
 
     sentence = refusal(convert, tensors, architecture=architecture)
 
-    assert sentence.startswith("tensor decoder.output_projection.weight is missing: ")
+    assert sentence.startswith("pytorch_model.bin lacks tensor decoder.output_projection.weight: ")
 
 
 def test_index_tables_are_optional(tensors: Tensors, convert: Callable[..., Path]) -> None:

@@ -10,6 +10,8 @@ from common.durable import read_bounded
 from common.engine_files import MAX_CONFIG_BYTES
 from common.json_text import parse_object
 from common.source import ConversionRefused
+from inference.runner.conversion.misspelt_keys import find_misspelt
+from inference.runner.conversion.refusals import KeyName, KeyRefused
 from inference.runner.conversion.trace import active_trace
 
 _MAX_SHOWN = 80  # characters of a foreign value in a message
@@ -83,23 +85,65 @@ class ConfigSection:
             self.refuse(key, value, "an object")
         return _traced(ConfigSection(f"{self.location}{key}.", value))
 
-    def refuse(self, key: str, value: object, supported: str) -> NoReturn:
-        """Raise ConversionRefused with the value found and the supported values."""
-        raise KeyRefused(self.location, key, f"is {repr(value)[:_MAX_SHOWN]}, supported: {supported}")
+    def refuse(self, key: str, value: object, supported: str, needs: Sequence[KeyName] = ()) -> NoReturn:
+        """Raise KeyRefused with the value found and the supported values, which follow from the keys `needs`."""
+        what = f"{self._say_value(key, value)}, supported: {supported}{self._hint(key)}"
+        raise KeyRefused(self.location, key, what, needs)
+
+    def name_of(self, key: str) -> str:
+        """The name under which a key is there: its alias, if that is there."""
+        alias = self.aliases.get(key, "")
+        return alias if alias in self.values else key
+
+    def get_size(
+        self, key: str, attribute: str, value: object, *, extra: int = 0, named: Mapping[str, object] | None = None
+    ) -> "SizeKey":
+        """Return where a size of an architecture comes from: see SizeKey."""
+        names = [name for name, one in (named or {}).items() if one == value]
+        shown = self.get(key, names[0]) if names else value - extra if isinstance(value, int) else value
+        others = {name: one for name, one in (named or {}).items() if one != value}
+        sentence = f"{self.location}{self.name_of(key)} {self._say_value(key, shown)}{self._hint(key)}"
+        return SizeKey(attribute, value, sentence, ((self.location, key),), others, extra)
+
+    def describe_misspelt(self) -> tuple[str, ...]:
+        """Notes about keys that nobody reads and that resemble a key that is missing."""
+        known = {*self.read, *self.aliases.values()}
+        found = find_misspelt(self.values.keys() - known, known - self.values.keys())
+        return tuple(
+            f"{self.location}{key[:_MAX_SHOWN]} is not read; did you mean {found[key]}, which is missing?"
+            for key in sorted(found)
+        )
+
+    def _say_value(self, key: str, value: object) -> str:
+        if self.has(key):
+            return f"is {show_value(value)}"
+        return "is missing" if value is None else f"is missing and counts as {show_value(value)}"
+
+    def _hint(self, key: str) -> str:
+        """The key that was meant by another one, if it is missing."""
+        if self.has(key):
+            return ""
+        near = find_misspelt(self.values.keys() - self.read, (key,))
+        return "".join(f" (is {other[:_MAX_SHOWN]} a misspelling of it?)" for other in list(near)[:1])
 
 
-class KeyRefused(ConversionRefused):
-    """A configuration's value is not supported.
+def show_value(value: object) -> str:
+    """A value as it stands in the file, cut off if it is long."""
+    text = json.dumps(value, ensure_ascii=False, default=repr)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
 
-    Attributes:
-        location: of the section.
-        key: in the section.
-    """
 
-    def __init__(self, location: str, key: str, what: str) -> None:
-        super().__init__("CONFIG_UNSUPPORTED", f"{location}{key} {what}")
-        self.location = location
-        self.key = key
+@dataclass(frozen=True, slots=True, eq=False)
+class SizeKey:
+    """One size of an architecture, and the key that it comes from."""
+
+    attribute: str  # of the architecture
+    value: Any
+    sentence: str  # for example "config.json: d_model is 768"
+    keys: tuple[KeyName, ...]
+    named: Mapping[str, Any] = field(default_factory=dict)  # other values, if they have names
+    extra: int = 0  # that the architecture's value is larger than the key's
+    reason: str = "WEIGHTS_BROKEN"
 
 
 def read_section(folder: Path, name: str, aliases: Mapping[str, str] | None = None) -> ConfigSection:
@@ -134,4 +178,4 @@ def read_object(folder: Path, name: str, max_bytes: int) -> dict[str, Any]:
     try:
         return parse_object(read_bounded(folder / name, max_bytes), name)
     except ValueError as error:  # not JSON, or too large
-        raise ConversionRefused("CONFIG_BROKEN", str(error)) from error
+        raise ConversionRefused("CONFIG_BROKEN", str(error), file=name) from error

@@ -1,22 +1,27 @@
 """Reads and checks the configuration of a published MGeo: network, tokeniser, labels."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from common.engine_files import CONFIGURATION, MAX_CONFIG_BYTES, describe_unknown_sections
+from common.engine_files import CONFIGURATION, describe_unknown_sections
 from common.source import ConversionRefused
-from inference.runner.conversion.config_file import ConfigSection, read_object, read_section
+from inference.runner.conversion.config_file import ConfigSection, SizeKey, read_section
 from inference.runner.conversion.declared_hash import read_weights_hash
+from inference.runner.conversion.mgeo_labels import ARCHITECTURE, labels_disagree, read_labels
+from inference.runner.conversion.refusals import DisagreementRefused
 from inference.runner.conversion.text_lines import read_lines
 from inference.runner.engines.mgeo.config import MAX_VOCABULARY_BYTES, VOCABULARY_NAME, WordRules
 
-ARCHITECTURE = "config.json"
-LABEL_MAPPING = "label_mapping.json"
 TOKENIZER = "tokenizer_config.json"
 DEFAULT_WINDOW = 512  # tokens; what ModelScope's pipeline takes where the preprocessor has no max_length
-MAX_LABELS = 4096
-_POSITIONS = "BIES"  # first letters of labels that belong to a span; "O" is the only label beside them
+_SIZES = {  # keys of sizes, by the field of Architecture
+    "hidden_size": "width",
+    "intermediate_size": "ffn",
+    "vocab_size": "vocabulary",
+    "max_position_embeddings": "positions",
+    "type_vocab_size": "segments",
+}
 _PREPROCESSORS = ("token-cls-tokenizer", "ner-tokenizer", "sequence-labeling-tokenizer")
 SLOW_NOTE = (
     "tokenizer_config.json does not set use_fast: ModelScope's pipeline fails on an address with a character that the"
@@ -46,6 +51,8 @@ class Architecture:
     segments: int  # rows of the segment embedding
     activation: str
     norm_epsilon: float
+    notes: tuple[str, ...] = field(default=(), compare=False)  # for display
+    sizes: tuple[SizeKey, ...] = field(default=(), compare=False, repr=False)
 
 
 def read_architecture(folder: Path) -> Architecture:
@@ -63,11 +70,12 @@ def read_architecture(folder: Path) -> Architecture:
     width = keys.get_count("hidden_size", 768, 8, 8192)
     heads = keys.get_count("num_attention_heads", 12, 1, 256)
     if width % heads:
-        keys.refuse("num_attention_heads", heads, f"a divisor of hidden_size = {width}")
+        supported = f"a divisor of hidden_size = {width}"
+        keys.refuse("num_attention_heads", heads, supported, [(keys.location, "hidden_size")])
     layers = keys.get_count("num_hidden_layers", 12, 1, 96)
-    return Architecture(
+    architecture = Architecture(
         width=width,
-        layers=keys.get_count("fusion_layer", layers, 1, layers),
+        layers=keys.get_count("fusion_layer", layers, 1, 96),
         stored_layers=layers,
         heads=heads,
         ffn=keys.get_count("intermediate_size", 3072, 1, 65536),
@@ -77,6 +85,10 @@ def read_architecture(folder: Path) -> Architecture:
         activation=str(keys.get_choice("hidden_act", "gelu", ("gelu", "relu"))),
         norm_epsilon=keys.get_number("layer_norm_eps", 1e-12, 1e-15, 1e-1),
     )
+    sizes = [keys.get_size(key, attribute, getattr(architecture, attribute)) for key, attribute in _SIZES.items()]
+    layer_key = "fusion_layer" if keys.has("fusion_layer") else "num_hidden_layers"
+    sizes.append(keys.get_size(layer_key, "layers", architecture.layers))
+    return replace(architecture, notes=keys.describe_misspelt(), sizes=tuple(sizes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +97,7 @@ class PipelineConfig:
 
     window: int  # tokens, begin and end token included
     labels: tuple[str, ...]  # by number
+    labels_from: str  # the file, or the file and the key
     words: WordRules
     begin: str  # tokens
     end: str
@@ -110,18 +123,22 @@ def read_pipeline(folder: Path, architecture: Architecture) -> PipelineConfig:
     preprocessor.get_choice("type", _PREPROCESSORS[0], _PREPROCESSORS)
     longest = architecture.positions
     window = preprocessor.get_count("max_length", min(DEFAULT_WINDOW, longest), 3, longest)
-    tokenizer = read_section(folder, TOKENIZER) if (folder / TOKENIZER).is_file() else ConfigSection(TOKENIZER, {})
+    tokenizer = (
+        read_section(folder, TOKENIZER) if (folder / TOKENIZER).is_file() else ConfigSection(f"{TOKENIZER}: ", {})
+    )
     tokenizer.get_choice("tokenizer_class", "BertTokenizer", ("BertTokenizer", "BertTokenizerFast"))
     by_character = preprocessor.get_flag("is_split_into_words", default=False)
-    notes = [WINDOW_NOTE.format(window), *describe_unknown_sections(top.values)]
+    notes = [WINDOW_NOTE.format(window), *architecture.notes, *describe_unknown_sections(top.values)]
     if not (by_character or _is_fast(preprocessor, tokenizer)):
         notes.append(SLOW_NOTE)
-    labels = _read_labels(folder, top)
-    if _disagrees(folder, labels):
+    labels, labels_from = read_labels(folder, top)
+    if labels_disagree(folder, labels):
         notes.append(DISAGREEING_NOTE)
+    notes += [note for section in (top, model, preprocessor, tokenizer) for note in section.describe_misspelt()]
     return PipelineConfig(
         window=window,
         labels=labels,
+        labels_from=labels_from,
         words=_read_word_rules(tokenizer, by_character=by_character),
         begin=_read_token(tokenizer, "cls_token", "[CLS]"),
         end=_read_token(tokenizer, "sep_token", "[SEP]"),
@@ -158,53 +175,14 @@ def _read_token(tokenizer: ConfigSection, key: str, default: str) -> str:
     return value
 
 
-def _read_labels(folder: Path, top: ConfigSection) -> tuple[str, ...]:
-    """The labels by number, from the first place that ModelScope's pipeline would take them from."""
-    sections = [top.get_section("model"), top.get_section("preprocessor")]
-    if (folder / LABEL_MAPPING).is_file():
-        return _order_labels(LABEL_MAPPING, read_object(folder, LABEL_MAPPING, MAX_CONFIG_BYTES))
-    for section in [*sections, read_section(folder, ARCHITECTURE)]:
-        found = _labels_in(section)
-        if found is not None:
-            return found
-    message = f"there is no {LABEL_MAPPING}, and neither {CONFIGURATION} nor {ARCHITECTURE} has label2id or id2label"
-    raise ConversionRefused("CONFIG_UNSUPPORTED", message)
-
-
-def _labels_in(section: ConfigSection) -> tuple[str, ...] | None:
-    if section.values.get("label2id"):
-        return _order_labels(f"{section.location}label2id", section.get_section("label2id").values)
-    if section.values.get("id2label"):
-        names = section.get_section("id2label").values
-        numbers = {str(label): int(number) for number, label in names.items() if number.isdecimal()}
-        return _order_labels(f"{section.location}id2label", numbers)
-    return None
-
-
-def _order_labels(location: str, numbers: Mapping[str, object]) -> tuple[str, ...]:
-    """The labels in the order of their numbers.
-
-    Raises:
-        ConversionRefused: the numbers are not 0, 1, 2, …, or a label has another form than "O" or "B-prov".
-    """
-    labels = tuple(sorted(numbers, key=lambda label: number if type(number := numbers[label]) is int else -1))
-    if not 1 <= len(labels) <= MAX_LABELS or [numbers[label] for label in labels] != list(range(len(labels))):
-        message = f"{location}: the labels' numbers are not 0 to {len(labels) - 1}, each once (at most {MAX_LABELS})"
-        raise ConversionRefused("CONFIG_UNSUPPORTED", message)
-    for label in labels:
-        if label != "O" and not (label[:1] in _POSITIONS and label[1:2] == "-" and label[2:].strip()):
-            message = f'{location} has the label {label[:80]!r}, supported: "O", and B-, I-, E- or S- with a kind'
-            raise ConversionRefused("CONFIG_UNSUPPORTED", message)
-    return labels
-
-
-def _disagrees(folder: Path, labels: tuple[str, ...]) -> bool:
-    """Whether config.json names other labels, beside the placeholders that libraries write ("LABEL_0")."""
-    try:
-        found = _labels_in(read_section(folder, ARCHITECTURE))
-    except ConversionRefused:
-        return False
-    return found is not None and found != labels
+def _describe_form(lines: Sequence[str]) -> str:
+    """What a vocabulary has instead of a token a line."""
+    form = f"it has {len(lines)} line{'s' if len(lines) > 1 else ''}, the first is {lines[0][:40]!r}"
+    if lines[0].startswith(("{", "[{", '["')):
+        form = "it is JSON"
+    elif all("\t" in line for line in lines):
+        form = "its lines have several columns"
+    return f"{form}; supported: one token a line, as trained"
 
 
 def read_vocabulary(
@@ -229,11 +207,13 @@ def read_vocabulary(
     )
     if len(read.lines) > rows:
         end = f"; line {len(read.lines)} is empty" if not read.lines[-1] else ""
-        raise ConversionRefused("VOCABULARY_BROKEN", f"{counted} {rows}{end}")
+        key = (f"{ARCHITECTURE}: ", "vocab_size")
+        raise DisagreementRefused("VOCABULARY_BROKEN", f"{counted} {rows}{end}", VOCABULARY_NAME, [key])
     notes = read.notes
     if len(read.lines) < rows:
         notes = (*notes, f"{counted} {rows}: if lines were removed, every token after them has another number")
     missing = [token for token in needed if token not in ids]
     if missing:
-        raise ConversionRefused("VOCABULARY_BROKEN", f"{VOCABULARY_NAME} lacks {', '.join(missing)[:80]}")
+        lacks = f"{VOCABULARY_NAME} lacks {', '.join(missing)[:80]}"
+        raise ConversionRefused("VOCABULARY_BROKEN", f"{lacks}: {_describe_form(read.lines)}")
     return ids, notes

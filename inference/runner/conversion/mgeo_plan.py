@@ -4,13 +4,16 @@ Names and shapes of the expected tensors follow from the configuration.
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from common.engine_files import MGEO
 from common.source import ConversionRefused, Source, find_source
+from inference.runner.conversion.config_file import SizeKey
 from inference.runner.conversion.declared_hash import compare_weights
+from inference.runner.conversion.fit import ExpectedTensors, Sizes, check_fit, describe_unused
 from inference.runner.conversion.mgeo_config import (
     Architecture,
     PipelineConfig,
@@ -18,11 +21,14 @@ from inference.runner.conversion.mgeo_config import (
     read_pipeline,
     read_vocabulary,
 )
+from inference.runner.conversion.mgeo_labels import ARCHITECTURE
+from inference.runner.conversion.refusals import DisagreementRefused, refusing
 from inference.runner.conversion.state_dict import TensorNames
-from inference.runner.conversion.tensor_location import FLOATS, TensorLocations, refuse
-from inference.runner.conversion.weight_files import LocatedTensors, locate_tensors, refuse_missing
-from inference.runner.engines.mgeo.config import EngineConfig
+from inference.runner.conversion.tensor_location import TensorLocations
+from inference.runner.conversion.weight_files import LocatedTensors, locate_tensors
+from inference.runner.engines.mgeo.config import VOCABULARY_NAME, EngineConfig
 
+_LAYER = re.compile(r"encoder\.layer\.([0-9]+)\.")
 MODEL_PREFIX = "bert."  # a checkpoint of the encoder alone leaves it out
 ENCODER = "text_encoder."
 CLASSIFIER = "classifier."
@@ -59,18 +65,19 @@ def plan_mgeo(folder: Path) -> MgeoPlan:
         raise ConversionRefused("ENGINE_UNKNOWN", message)
     architecture = read_architecture(folder)
     pipeline = read_pipeline(folder, architecture)
-    vocabulary, vocabulary_notes = read_vocabulary(
-        folder, architecture, (pipeline.begin, pipeline.end, pipeline.words.unknown)
-    )
+    needed = (pipeline.begin, pipeline.end, pipeline.words.unknown)
+    with refusing(VOCABULARY_NAME):
+        vocabulary, vocabulary_notes = read_vocabulary(folder, architecture, needed)
     expected = expected_tensors(architecture, len(pipeline.labels))
     located = locate_tensors(folder, MGEO.weights, _list_names(expected, architecture))
-    check_tensors(located, expected)
+    unused = check_tensors(located, architecture, pipeline.labels, pipeline.labels_from)
     config = _build_config(architecture, pipeline, vocabulary)
     locations = {name: located.locations[name] for name in expected}
     notes = (
         *pipeline.notes,
         *vocabulary_notes,
         *located.notes,
+        *unused,
         *compare_weights(folder, located.file, pipeline.weights_hash),
     )
     return MgeoPlan(source, config, tuple(vocabulary), locations, notes)
@@ -125,19 +132,37 @@ def _norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
     return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
 
 
-def check_tensors(located: LocatedTensors, expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Compare a source's tensors with the expected ones.
+def check_tensors(
+    located: LocatedTensors, architecture: Architecture, labels: Sequence[str], labels_from: str
+) -> tuple[str, ...]:
+    """Compare a source's tensors with the expected ones; returns notes about layers that are not used.
 
     Raises:
-        ConversionRefused: a tensor is missing, or of another shape or dtype.
+        ConversionRefused: a tensor is missing, or of another shape or dtype, or the keys about layers disagree.
     """
-    refuse_missing(located)
-    for name, shape in expected.items():
-        location = located.locations[name]
-        if location.shape != shape:
-            refuse(f"tensor {name} has shape {location.shape}, supported: {shape}")
-        if location.dtype not in FLOATS:
-            refuse(f"tensor {name} is {location.dtype}, supported: {', '.join(FLOATS)}; save it as such")
+    _check_layers(located, architecture)
+    said = f"{labels_from} has {len(labels)} label{'s' if len(labels) > 1 else ''}"
+    label_key = SizeKey("labels", len(labels), said, ((f"{labels_from}: ", ""),), reason="CONFIG_UNSUPPORTED")
+
+    def expect(changes: Mapping[str, Any]) -> ExpectedTensors:
+        changed = {key: value for key, value in changes.items() if key != label_key.attribute}
+        count = changes.get(label_key.attribute, len(labels))
+        return ExpectedTensors(expected_tensors(replace(architecture, **changed), count))
+
+    sizes = Sizes((*architecture.sizes, label_key), expect)
+    check_fit(located, sizes)
+    return describe_unused(located, sizes)
+
+
+def _check_layers(located: LocatedTensors, architecture: Architecture) -> None:
+    if architecture.layers <= architecture.stored_layers:
+        return
+    names = [*located.locations, *located.surplus]
+    stored = len({found[1] for name in names if (found := _LAYER.search(name))})
+    key = "fusion_layer" if stored == architecture.stored_layers else "num_hidden_layers"
+    counts = f"num_hidden_layers is {architecture.stored_layers} and fusion_layer is {architecture.layers}"
+    message = f"{ARCHITECTURE}: {counts}, but {located.file} has {stored} layers: correct {key}"
+    raise DisagreementRefused("CONFIG_UNSUPPORTED", message, ARCHITECTURE, [(f"{ARCHITECTURE}: ", key)])
 
 
 def rename_tensor(name: str) -> str:

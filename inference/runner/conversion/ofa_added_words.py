@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.source import ConversionRefused
-from inference.runner.conversion.config_file import ConfigSection, read_object, read_section
+from inference.runner.conversion.config_file import ConfigSection, read_object, read_section, show_value
 from inference.runner.engines.ofa.tokenizer import BEGIN, END, MASK, PAD, SPECIAL, UNKNOWN
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -114,7 +114,7 @@ def _check_config(config: ConfigSection) -> None:
 def _check_role(keys: ConfigSection, role: str, value: object, token: str) -> None:
     text = value.get("content") if isinstance(value, Mapping) else value
     if text != token:
-        keys.refuse(role, text, repr(token))
+        keys.refuse(role, text, show_value(token))
 
 
 def _read_entries(folder: Path, config: ConfigSection) -> tuple[list[_Entry], set[str]]:
@@ -179,18 +179,18 @@ def _is_standard(entry: _Entry, vocabulary: Mapping[str, int]) -> bool:
         return False
     if entry.number != vocabulary.get(entry.word, entry.number):
         message = f"{entry.file}: {entry.word} has number {entry.number}, the vocabulary has {vocabulary[entry.word]}"
-        raise ConversionRefused("VOCABULARY_BROKEN", message)
+        raise ConversionRefused("VOCABULARY_BROKEN", message, file=entry.file)
     return True
 
 
 def _check_number(entry: _Entry, vocabulary: Mapping[str, int], names: Mapping[int, str], rows: int) -> None:
     word, number = entry.word[:40], entry.number
     if not entry.word.strip():
-        raise ConversionRefused("VOCABULARY_BROKEN", f"{entry.file}: the added word {number} is blank")
+        raise ConversionRefused("VOCABULARY_BROKEN", f"{entry.file}: the added word {number} is blank", file=entry.file)
     if number >= rows:
         message = f"{entry.file}: the added word {word!r} has number {number}, config.json: vocab_size is {rows}"
-        raise ConversionRefused("VOCABULARY_BROKEN", message)
+        raise ConversionRefused("VOCABULARY_BROKEN", message, file=entry.file)
     other = names.get(number, entry.word)
     if other != entry.word or vocabulary.get(entry.word, number) != number:
         message = f"{entry.file}: the added word {word!r} has number {number}, which the vocabulary gives another word"
-        raise ConversionRefused("VOCABULARY_BROKEN", message)
+        raise ConversionRefused("VOCABULARY_BROKEN", message, file=entry.file)

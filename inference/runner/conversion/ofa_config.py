@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from common.engine_files import CONFIGURATION, describe_unknown_sections
 from common.source import ConversionRefused
-from inference.runner.conversion.config_file import ConfigSection, read_section
+from inference.runner.conversion.config_file import ConfigSection, SizeKey, read_section
 from inference.runner.conversion.declared_hash import read_weights_hash
 from inference.runner.engines.ofa.config import DecoderPrompt
 
@@ -22,8 +22,22 @@ _RESNETS: Mapping[str, tuple[int, int, int]] = {
     "resnet101": (3, 4, 23),
     "resnet152": (3, 8, 36),
 }
+_RESNET = "resnet101"
 # The stock configuration knows two keys under a second name, which wins over the first.
 _ALIASES = {"d_model": "hidden_size", "encoder_attention_heads": "num_attention_heads"}
+# Keys of sizes, by the field of Architecture.
+_SIZES = {
+    "d_model": "width",
+    "encoder_layers": "encoder_layers",
+    "encoder_attention_heads": "encoder_heads",
+    "encoder_ffn_dim": "encoder_ffn",
+    "decoder_layers": "decoder_layers",
+    "decoder_attention_heads": "decoder_heads",
+    "decoder_ffn_dim": "decoder_ffn",
+    "vocab_size": "vocabulary",
+    "token_bucket_size": "text_buckets",
+    "image_bucket_size": "image_buckets",
+}
 _SWITCHES: tuple[tuple[str, bool, bool], ...] = (
     # key, default, supported value
     ("normformer", True, True),
@@ -71,6 +85,7 @@ class Architecture:
     has_code_norm: bool
     pad_token: int
     notes: tuple[str, ...] = field(default=(), compare=False)  # for display
+    sizes: tuple[SizeKey, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +120,7 @@ def read_architecture(folder: Path) -> Architecture:
     encoder_heads, decoder_heads = (
         _read_heads(keys, f"{side}_attention_heads", width) for side in ("encoder", "decoder")
     )
-    return Architecture(
+    architecture = Architecture(
         width=width,
         encoder_layers=keys.get_count("encoder_layers", 4, 1, 96),
         encoder_heads=encoder_heads,
@@ -118,7 +133,7 @@ def read_architecture(folder: Path) -> Architecture:
         text_buckets=keys.get_count("token_bucket_size", 256, 2, 1024),
         image_buckets=keys.get_count("image_bucket_size", 42, 1, 128),
         code_window=keys.get_count("code_image_size", 128, 8, 4096) // 8,
-        resnet_blocks=_RESNETS[str(keys.get_choice("resnet_type", "resnet101", tuple(_RESNETS)))],
+        resnet_blocks=_RESNETS[str(keys.get_choice("resnet_type", _RESNET, tuple(_RESNETS)))],
         scale_factor=keys.get_number("attn_scale_factor", 2.0, 0.01, 100.0),
         scales_embedding=keys.get_flag("scale_embedding", default=False),
         has_type_embedding=keys.get_flag("add_type_embedding", default=True),
@@ -126,7 +141,18 @@ def read_architecture(folder: Path) -> Architecture:
         is_tied=keys.get_flag("share_decoder_input_output_embed", default=True),
         has_code_norm=keys.get_flag("code_layernorm_embedding", default=True),
         pad_token=keys.get_count("pad_token_id", 1, 0, 1 << 20),
-        notes=tuple(_describe_architecture(keys)),
+    )
+    notes = (*_describe_architecture(keys), *keys.describe_misspelt())
+    return replace(architecture, notes=notes, sizes=_list_sizes(keys, architecture))
+
+
+def _list_sizes(keys: ConfigSection, architecture: Architecture) -> tuple[SizeKey, ...]:
+    """The sizes with their keys."""
+    sizes = [keys.get_size(key, field, getattr(architecture, field)) for key, field in _SIZES.items()]
+    return (
+        *sizes,
+        keys.get_size("max_position_embeddings", "positions", architecture.positions, extra=2),
+        keys.get_size("resnet_type", "resnet_blocks", architecture.resnet_blocks, named=_RESNETS),
     )
 
 
@@ -163,9 +189,8 @@ def read_pipeline(folder: Path, architecture: Architecture) -> PipelineConfig:
         keys.refuse("prompt", keys.values["prompt"], "no such key; the prompts are fixed")
     image_size, mean, deviation = _read_picture(keys)
     if -(-image_size // 16) > architecture.image_buckets:
-        keys.refuse(
-            "patch_image_size", image_size, f"at most 16 × image_bucket_size = {16 * architecture.image_buckets}"
-        )
+        most = f"at most 16 × image_bucket_size = {16 * architecture.image_buckets}"
+        keys.refuse("patch_image_size", image_size, most, [(f"{ARCHITECTURE}: ", "image_bucket_size")])
     longest = min(architecture.positions, MAX_DISTANCE_POSITIONS) - 2
     return PipelineConfig(
         image_size=image_size,
@@ -178,6 +203,8 @@ def read_pipeline(folder: Path, architecture: Architecture) -> PipelineConfig:
             *architecture.notes,
             *([SEARCH_NOTE] if generation == "generation" else []),
             *_describe_pipeline(keys, top),
+            *keys.describe_misspelt(),
+            *top.describe_misspelt(),
             *describe_unknown_sections(top.values),
             *_describe_preprocessor(folder, image_size, mean, deviation),
         ),
@@ -242,7 +269,7 @@ def _alike(value: object) -> list[object]:
 def _read_heads(keys: ConfigSection, key: str, width: int) -> int:
     heads = keys.get_count(key, 8, 1, 256)
     if width % heads:
-        keys.refuse(key, heads, f"a divisor of d_model = {width}")
+        keys.refuse(key, heads, f"a divisor of d_model = {width}", [(keys.location, "d_model")])
     return heads
 
 

@@ -3,14 +3,15 @@
 Names and shapes of the expected tensors follow from the configuration.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.engine_files import OFA
 from common.source import ConversionRefused, Source, find_source
 from inference.runner.conversion.declared_hash import compare_weights
+from inference.runner.conversion.fit import ExpectedTensors, Sizes, check_fit, describe_unused
 from inference.runner.conversion.ofa_config import (
+    ARCHITECTURE,
     MAX_DISTANCE_POSITIONS,
     Architecture,
     PipelineConfig,
@@ -19,30 +20,16 @@ from inference.runner.conversion.ofa_config import (
 )
 from inference.runner.conversion.ofa_vocabulary import Vocabulary, read_vocabulary
 from inference.runner.conversion.state_dict import TensorNames
-from inference.runner.conversion.tensor_location import FLOATS, TensorLocations, have_same_content, refuse
-from inference.runner.conversion.weight_files import LocatedTensors, locate_tensors, refuse_missing
+from inference.runner.conversion.tensor_location import TensorLocations, have_same_content
+from inference.runner.conversion.weight_files import LocatedTensors, locate_tensors
 from inference.runner.engines.ofa.config import EngineConfig
 
 EMBEDDING = "encoder.embed_tokens.weight"
 DECODER_EMBEDDING = "decoder.embed_tokens.weight"
 OUTPUT = "decoder.output_projection.weight"
-INTEGERS = ("int64", "int32")  # dtypes of index tables and counters
 _FEATURES = 1024
 _STAGES = ((64, 64), (256, 128), (512, 256))  # input channels, width
 Shapes = dict[str, tuple[int, ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class ExpectedTensors:
-    """Tensors that a source must and may contain, with their shapes."""
-
-    required: Mapping[str, tuple[int, ...]]
-    optional: Mapping[str, tuple[int, ...]]  # index tables and counters, which can be recomputed
-    tied: Mapping[str, tuple[int, ...]]  # other names of the embedding
-
-    def names(self) -> TensorNames:
-        """All names. The stock loader strips "model.", which ModelScope's trainers write."""
-        return TensorNames(self.required, {*self.required, *self.optional, *self.tied}, stock_prefix="model.")
 
 
 def expected_tensors(architecture: Architecture) -> ExpectedTensors:
@@ -63,25 +50,30 @@ def expected_tensors(architecture: Architecture) -> ExpectedTensors:
     return ExpectedTensors({**required, EMBEDDING: rows}, optional, tied)
 
 
-def check_tensors(located: LocatedTensors, expected: ExpectedTensors) -> None:
-    """Compare a source's tensors with the expected ones.
+def _list_names(expected: ExpectedTensors) -> TensorNames:
+    """All names. The stock loader strips "model.", which ModelScope's trainers write."""
+    return TensorNames(expected.required, expected.all(), stock_prefix="model.")
+
+
+def check_tensors(located: LocatedTensors, architecture: Architecture) -> tuple[str, ...]:
+    """Compare a source's tensors with the expected ones; returns notes about layers that are not used.
 
     Raises:
         ConversionRefused: a tensor is missing, of another shape or dtype, or tied tensors differ.
         OSError: tied tensors cannot be read.
     """
+    fitted = Sizes(architecture.sizes, lambda changes: expected_tensors(replace(architecture, **changes)))
+    check_fit(located, fitted)
     locations = located.locations
-    refuse_missing(located)
-    known = {**expected.required, **expected.optional, **expected.tied}
-    for name, location in locations.items():
-        if location.shape != known[name]:
-            refuse(f"tensor {name} has shape {location.shape}, by config.json it must have {known[name]}")
-        supported = INTEGERS if name in expected.optional else FLOATS
-        if location.dtype not in supported:
-            refuse(f"tensor {name} is {location.dtype}, supported: {', '.join(supported)}; save it as such")
-    for name in expected.tied:
+    for name in expected_tensors(architecture).tied:
         if name in locations and not have_same_content(locations[name], locations[EMBEDDING]):
-            refuse(f"tensor {name} differs from {EMBEDDING}, although the configuration ties them")
+            key = "share_decoder_input_output_embed" if name == OUTPUT else ""
+            advice = f"; if it has weights of its own, {ARCHITECTURE} must say {key}: false" if key else ""
+            message = (
+                f"{located.file}: tensor {name} differs from {EMBEDDING}, although the model has one tensor for both"
+            )
+            raise ConversionRefused("WEIGHTS_BROKEN", message + advice, file=located.file)
+    return describe_unused(located, fitted)
 
 
 def list_blocks(architecture: Architecture) -> list[tuple[str, bool]]:
@@ -223,9 +215,9 @@ def plan_ofa(folder: Path) -> ConversionPlan:
         message = f"the decoder reads up to {config.max_decoder_tokens} tokens, supported: {longest} positions"
         raise ConversionRefused("CONFIG_UNSUPPORTED", message)
     expected = expected_tensors(architecture)
-    located = locate_tensors(folder, OFA.weights, expected.names())
-    check_tensors(located, expected)
-    notes = (*pipeline.notes, *vocabulary.notes, *located.notes)
+    located = locate_tensors(folder, OFA.weights, _list_names(expected))
+    unused = check_tensors(located, architecture)
+    notes = (*pipeline.notes, *vocabulary.notes, *located.notes, *unused)
     notes += compare_weights(folder, located.file, pipeline.weights_hash)
     return ConversionPlan(source, architecture, config, vocabulary, located.locations, expected, notes)
 

@@ -11,7 +11,9 @@ from torch.nn import functional as F  # noqa: N812 - torch's conventional alias
 from common.source import ConversionRefused
 from inference.runner.conversion.ofa_config import MAX_DISTANCE_POSITIONS, Architecture
 from inference.runner.conversion.ofa_plan import EMBEDDING, OUTPUT, list_blocks
+from inference.runner.conversion.tensor_content import NEGATIVE_VARIANCE, NORM_EPSILON
 from inference.runner.conversion.tensor_io import OutputTensor, TensorReader, is_finite
+from inference.runner.conversion.tensor_location import refuse
 from inference.runner.engines.ofa.config import EngineConfig, stored_name
 from inference.runner.engines.ofa.model import OfaModel
 from inference.runner.engines.ofa.positions import PREFIX
@@ -137,7 +139,6 @@ def image_distances(buckets: int) -> Tensor:
     return index
 
 
-_NORM_EPSILON = 1e-5  # default of torch.nn.BatchNorm2d
 _CONVOLUTION = 4  # dimensions of its weight
 Recipe = Callable[[], Tensor]  # computes a tensor as float32
 
@@ -218,7 +219,9 @@ class TensorRecipes:
 
         def gain() -> Tensor:
             variance = self._get(f"{norm}.running_var").double()
-            return self._get(f"{norm}.weight").double() / torch.sqrt(variance + _NORM_EPSILON)
+            if bool((variance <= -NORM_EPSILON).any()):
+                refuse(f"tensor {norm}.running_var {NEGATIVE_VARIANCE}")
+            return self._get(f"{norm}.weight").double() / torch.sqrt(variance + NORM_EPSILON)
 
         def weight() -> Tensor:
             return (self._get(f"{convolution}.weight").double() * gain()[:, None, None, None]).float()

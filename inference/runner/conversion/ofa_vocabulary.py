@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.source import ConversionRefused
-from inference.runner.conversion.config_file import read_object
+from inference.runner.conversion.config_file import read_object, show_value
 from inference.runner.conversion.ofa_added_words import read_added_words
-from inference.runner.conversion.ofa_config import Architecture
+from inference.runner.conversion.ofa_config import ARCHITECTURE, Architecture
+from inference.runner.conversion.refusals import DisagreementRefused, refusing
 from inference.runner.conversion.text_lines import read_lines
 from inference.runner.engines.ofa.config import LABELS, Fork
 from inference.runner.engines.ofa.tokenizer import BEGIN, END, PAD, UNKNOWN, Tokenizer
@@ -50,7 +51,8 @@ def assign_answers(answer_map: Mapping[str, object]) -> dict[str, str]:
         if len(labels) == 1:
             found.setdefault(labels.pop(), answer)
     if set(found) != set(LABELS) or len(answer_map) != len(LABELS):
-        message = f"the answers are {', '.join(sorted(answer_map))[:80]}, supported: one answer for each of "
+        answers = ", ".join(sorted(answer_map))[:80] or "none"
+        message = f"the answers are {answers}, supported: one answer for each of "
         words = ", ".join(word for word in _MEANINGS if word not in LABELS)
         means = f"; an answer means one of them by a word in it, also {words}"
         raise ConversionRefused("ANSWERS_UNSUPPORTED", message + ", ".join(LABELS) + means)
@@ -97,6 +99,7 @@ def find_forks(paths: Sequence[tuple[int, ...]]) -> AnswerForks:
 
 MAX_VOCABULARY_BYTES = 32 << 20
 _MERGES = "merges.txt"
+_CODED = 9192  # tokens that the stock tokeniser adds in code
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +128,9 @@ def encode_ids(ids: Mapping[str, int]) -> bytes:
     return json.dumps(dict(ids), ensure_ascii=False).encode() + b"\n"
 
 
-def _describe_lacking(token: str, entries: int) -> str:
+def _describe_lacking(name: str, token: str, entries: int) -> str:
     advice = "publish the files with which the model was trained"
-    return f"the vocabulary lacks {token!r}: it has {entries} entries; {advice}"
+    return f"{name} lacks {token!r}: the vocabulary has {entries} entries; {advice}"
 
 
 def read_vocabulary(folder: Path, architecture: Architecture, answer_map: str) -> Vocabulary:
@@ -137,23 +140,33 @@ def read_vocabulary(folder: Path, architecture: Architecture, answer_map: str) -
         ConversionRefused: a file is malformed, the ids do not fit the embedding, or the answers are not supported.
     """
     notes: list[str] = []
-    ids = _read_ids(folder, notes)
+    name = "vocab.json" if (folder / "vocab.json").is_file() else "vocab.txt"
+    with refusing(name):
+        ids = _read_ids(folder, notes)
     rows = max(ids.values()) + 1
     if rows > architecture.vocabulary:
-        message = f"the vocabulary uses ids up to {rows - 1}, config.json: vocab_size is {architecture.vocabulary}"
-        raise ConversionRefused("VOCABULARY_BROKEN", message)
+        message = (
+            f"{name}: the vocabulary uses ids up to {rows - 1}, config.json: vocab_size is {architecture.vocabulary}"
+        )
+        raise DisagreementRefused("VOCABULARY_BROKEN", message, name, [(f"{ARCHITECTURE}: ", "vocab_size")])
+    if rows + _CODED < architecture.vocabulary:
+        counted = f"{name} has {len(ids)} tokens, config.json: vocab_size is {architecture.vocabulary}"
+        notes.append(f"{counted}, {_CODED} of them added in code: if tokens were removed, others have their numbers")
     for token in (BEGIN, PAD, END, UNKNOWN):
         if token not in ids:
-            raise ConversionRefused("VOCABULARY_BROKEN", _describe_lacking(token, len(ids)))
+            raise ConversionRefused("VOCABULARY_BROKEN", _describe_lacking(name, token, len(ids)), file=name)
     if ids[PAD] != architecture.pad_token:
         message = f"config.json: pad_token_id is {architecture.pad_token}, the vocabulary has {ids[PAD]}"
-        raise ConversionRefused("CONFIG_UNSUPPORTED", message)
-    merges = _read_merges(folder, notes)
+        key = (f"{ARCHITECTURE}: ", "pad_token_id")
+        raise DisagreementRefused("CONFIG_UNSUPPORTED", message, ARCHITECTURE, [key])
+    with refusing(_MERGES):
+        merges = _read_merges(folder, notes)
     added = read_added_words(folder, ids, architecture.vocabulary)
     ids |= added.ids
     rows = max(ids.values()) + 1
     answer_rows = read_object(folder, answer_map, MAX_VOCABULARY_BYTES)
-    answers = _tokenize_answers(Tokenizer(ids, merges, added.ids), ids, answer_rows)
+    with refusing(answer_map, names_it=True):
+        answers = _tokenize_answers(Tokenizer(ids, merges, added.ids), ids, answer_rows)
     return Vocabulary(ids, merges, rows, answers, order_labels(answer_rows), added.ids, (*notes, *added.notes))
 
 
@@ -170,9 +183,26 @@ def _read_ids(folder: Path, notes: list[str]) -> dict[str, int]:
         notes += text.notes
         notes.append("vocab.txt: the words are read from it, since there is no vocab.json, which ModelScope requires")
     if not ids or len(ids) != count or len(set(ids.values())) != count:
-        message = "the vocabulary has a duplicate token, or an id that is not a unique integer of at least 0"
-        raise ConversionRefused("VOCABULARY_BROKEN", message)
+        raise ConversionRefused("VOCABULARY_BROKEN", _describe_ids(folder))
     return ids
+
+
+def _describe_ids(folder: Path) -> str:
+    """What is wrong with ids that are not one integer each."""
+    if not (folder / "vocab.json").is_file():
+        return "vocab.txt: the vocabulary has a duplicate token, or is empty"
+    row = read_object(folder, "vocab.json", MAX_VOCABULARY_BYTES)
+    seen: dict[object, str] = {}
+    for token, number in row.items():
+        if type(number) is not int or number < 0:
+            pair = f"{token[:40]!r} is {show_value(number)}"
+            turned = " (are tokens and ids exchanged?)" if token.isdecimal() and isinstance(number, str) else ""
+            return f"vocab.json: the id of {pair}, supported: an integer of at least 0 for each token{turned}"
+        if number in seen:
+            tokens = f"{seen[number][:40]!r} and {token[:40]!r}"
+            return f"vocab.json: the vocabulary has a duplicate id: {tokens} are both {number}"
+        seen[number] = token
+    return "vocab.json has no tokens"
 
 
 def _read_merges(folder: Path, notes: list[str]) -> tuple[tuple[str, str], ...]:

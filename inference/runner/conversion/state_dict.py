@@ -13,6 +13,7 @@ from inference.runner.conversion.tensor_location import refuse, shorten
 
 _MAX_DEPTH = 3  # dictionaries in dictionaries that are searched
 _MAX_SHOWN = 5  # names or groups of names in a sentence
+_MAX_EXAMPLES = 2  # names where they only show what is in a file
 _AVERAGED = ("ema", "averag", "swa")  # in the name of a copy of the weights that was averaged during training
 
 
@@ -75,8 +76,8 @@ def _choose_prefix(file: str, names: Collection[str], wanted: TensorNames) -> st
             "; merge the LoRA adapter into its model, and save that" if any(".lora_" in name for name in names) else ""
         )
         refuse(
-            f"{file} holds no tensor of this model: its {len(names)} names begin like"
-            f" {_list(sorted(names))}, expected {_list(sorted(wanted.required))}{advice}"
+            f"{file} holds no tensor of this model: it has {_list(sorted(names), _MAX_EXAMPLES)} and the like, expected"
+            f" {_list(sorted(wanted.required), _MAX_EXAMPLES)} and the like{advice}"
         )
     required = _count_prefixes(names, wanted.required)
     complete = [prefix for prefix in counts if required[prefix] == len(wanted.required)]
@@ -135,8 +136,8 @@ def _describe_group(names: list[str]) -> str:
     return f"{shorten('.'.join(common))}.…"
 
 
-def _list(names: Iterable[str]) -> str:
-    return ", ".join(repr(shorten(name)) for name in list(names)[:_MAX_SHOWN])
+def _list(names: Iterable[str], most: int = _MAX_SHOWN) -> str:
+    return ", ".join(repr(shorten(name)) for name in list(names)[:most])
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from common.bundle import BundleFile
+from inference.runner.conversion.tensor_content import NOT_FINITE
 from inference.runner.conversion.tensor_location import TensorLocation, TensorLocations, refuse, shorten
 
 _DTYPES: dict[str, torch.dtype] = {
@@ -61,7 +62,8 @@ class TensorReader:
         """
         result = self._load(name).to(torch.float32)
         if not is_finite(result):
-            refuse(f"tensor {name} holds NaN or infinity, supported: finite numbers")
+            file = self._locations[name].path.name
+            refuse(f"{file}: tensor {name} {NOT_FINITE}, supported: finite numbers")
         self._on_read(name)
         return result
 

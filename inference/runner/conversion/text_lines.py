@@ -29,16 +29,16 @@ def read_lines(folder: Path, name: str, max_bytes: int) -> TextLines:
     try:
         raw = read_bounded(folder / name, max_bytes)
     except ValueError as error:
-        raise ConversionRefused("VOCABULARY_BROKEN", str(error)) from error
+        raise ConversionRefused("VOCABULARY_BROKEN", str(error), file=name) from error
     mistake = identify_mistake(raw[:HEAD_BYTES])
     if mistake:
-        raise ConversionRefused("VOCABULARY_BROKEN", f"{name} {mistake}")
+        raise ConversionRefused("VOCABULARY_BROKEN", f"{name} {mistake}", file=name)
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         message = f"{name} is not UTF-8: byte 0x{raw[error.start]:02x} in line {line}; save it as UTF-8"
-        raise ConversionRefused("VOCABULARY_BROKEN", message) from error
+        raise ConversionRefused("VOCABULARY_BROKEN", message, file=name) from error
     notes = []
     if "\r" in text:
         notes.append(f"{name}: its lines end with carriage returns (CRLF), which are not part of the words")

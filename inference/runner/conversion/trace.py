@@ -37,6 +37,11 @@ class TracedTensors(Protocol):
     """The tensors of a folder: `weight_files.LocatedTensors`."""
 
     @property
+    def file(self) -> str:
+        """Name of the weight file, or of the index of its shards."""
+        ...
+
+    @property
     def locations(self) -> Mapping[str, TensorLocation]:
         """Those that the architecture has."""
         ...

@@ -15,7 +15,8 @@ from common.file_kinds import HEAD_BYTES, identify_mistake
 from common.source import ConversionRefused
 from inference.runner.conversion.config_file import read_object
 from inference.runner.conversion.pickle_file import open_torch_file
-from inference.runner.conversion.state_dict import TensorNames, match_names, summarize_names
+from inference.runner.conversion.refusals import refusing
+from inference.runner.conversion.state_dict import TensorNames, match_names
 from inference.runner.conversion.tensor_location import (
     MAX_HEADER_BYTES,
     MAX_TENSORS,
@@ -68,6 +69,15 @@ def locate_tensors(folder: Path, alternatives: Sequence[str], wanted: TensorName
         OSError: a file cannot be read.
     """
     name = _find_weights(folder, alternatives)
+    with refusing(name):
+        located = _locate(folder, name, alternatives, wanted)
+    trace = active_trace()
+    if trace is not None:
+        trace.located.append(located)
+    return located
+
+
+def _locate(folder: Path, name: str, alternatives: Sequence[str], wanted: TensorNames) -> LocatedTensors:
     table = _open_shards(folder, name) if name.endswith(INDEX_SUFFIX) else open_file(folder / name, wanted)
     matched = match_names(name, table.names, wanted)
     locations = {known: table.locate(found) for known, found in matched.file_names.items()}
@@ -76,34 +86,14 @@ def locate_tensors(folder: Path, alternatives: Sequence[str], wanted: TensorName
     notes = [f"{other} is ignored, since the folder has {name}" for other in unread]
     missing = tuple(known for known in wanted.required if known not in locations)
     notes += [*table.notes, *matched.describe(name)]
-    located = LocatedTensors(name, locations, len(wanted.required), missing, matched.surplus, tuple(notes))
-    trace = active_trace()
-    if trace is not None:
-        trace.located.append(located)
-    return located
+    return LocatedTensors(name, locations, len(wanted.required), missing, matched.surplus, tuple(notes))
 
 
 def _find_weights(folder: Path, alternatives: Sequence[str]) -> str:
     name = next((name for name in alternatives if (folder / name).is_file()), None)
     if name is None:
-        raise ConversionRefused("FILES_MISSING", f"the revision lacks {' or '.join(alternatives)}")
+        raise ConversionRefused("FILES_MISSING", f"the revision lacks its weights: {' or '.join(alternatives)}")
     return name
-
-
-def refuse_missing(located: LocatedTensors) -> None:
-    """Refuse a file that lacks tensors.
-
-    Raises:
-        ConversionRefused: the message names the first of them, and says how many there are.
-    """
-    missing = located.missing
-    if not missing:
-        return
-    more = f" and {len(missing) - 1} more are missing" if len(missing) > 1 else " is missing"
-    held = f"{located.file} has {located.required - len(missing)} of {located.required} tensors of this configuration"
-    surplus = f"; it also has {summarize_names(located.surplus)}" if located.surplus else ""
-    advice = "the file was not saved whole, or config.json is of another model"
-    refuse(f"tensor {missing[0]}{more}: {held}{surplus}; {advice}")
 
 
 def locate_in_file(path: Path) -> dict[str, TensorLocation]:
@@ -152,6 +142,8 @@ def open_safetensors(path: Path) -> TensorTable:
         if mistake:
             refuse(f"{path.name} {mistake}")
         length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+        if os.pread(file.fileno(), 2, 0) in (b"PK", b"\x80\x02"):
+            refuse(f"{path.name} is not a safetensors file: torch.save wrote it, so name it pytorch_model.bin")
         if length > MAX_HEADER_BYTES:  # rule 2
             refuse(f"{path.name} has a header of {length} bytes, supported: {MAX_HEADER_BYTES}")
         try:

@@ -1,0 +1,125 @@
+"""Damaged folders of both engines: what people are told, that it is one thing, and what the table says."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from common.explanation import Explanation, Use
+from dev.parity import damaged, folders
+from dev.parity.damaged import CONFIG, MGEO, OFA, copy_base
+from dev.parity.folders import Change
+from dev.parity.make_model import make_model as make_ofa
+from dev.parity.mgeo.make_model import VARIANTS as MGEO_VARIANTS
+from dev.parity.mgeo.make_model import make_model as make_mgeo
+from dev.parity.variants import VARIANTS as OFA_VARIANTS
+from inference.runner.conversion.explain import explain_folder
+from inference.runner.conversion.mgeo_plan import plan_mgeo
+from inference.runner.conversion.ofa_plan import plan_ofa
+
+DAMAGES: Mapping[str, damaged.Damages] = {
+    "ofa": {**damaged.shared(OFA), **damaged.of_ofa()},
+    "mgeo": {**damaged.shared(MGEO), **damaged.of_mgeo()},
+}
+CASES = [(engine, kind) for engine, damages in DAMAGES.items() for kind in damages]
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """Folders without damage, by engine."""
+    made = {engine: tmp_path_factory.mktemp(engine) for engine in DAMAGES}
+    make_ofa(made["ofa"], OFA_VARIANTS["plain"])
+    make_mgeo(made["mgeo"], MGEO_VARIANTS["plain"])
+    return made
+
+
+@pytest.fixture
+def explain(bases: Mapping[str, Path], tmp_path: Path) -> Callable[[str, Change], Explanation]:
+    """Explain a copy of an engine's folder with a change."""
+
+    def explain_changed(engine: str, change: Change) -> Explanation:
+        copy_base(bases[engine], tmp_path)
+        change(tmp_path)
+        return explain_folder(tmp_path, {"ofa": plan_ofa, "mgeo": plan_mgeo})
+
+    return explain_changed
+
+
+@pytest.mark.parametrize(("engine", "kind"), CASES)
+@pytest.mark.fault("H21")
+@pytest.mark.fault("H22")
+@pytest.mark.fault("C9")
+def test_damage_is_told_in_one_sentence(engine: str, kind: str, explain: Callable[[str, Change], Explanation]) -> None:
+    """It says what is wrong, and where; the table marks a part of it, and nothing follows from the first error."""
+    change, words = DAMAGES[engine][kind]
+
+    found = explain(engine, change)
+
+    assert len(found.refusals) == 1
+    assert words in found.refusals[0]
+    if kind != "labels nowhere":
+        assert {part.use for part in found.parts} & {Use.REFUSED, Use.MISSING}
+
+
+@pytest.mark.parametrize("engine", DAMAGES)
+def test_at_least_forty_folders_are_damaged(engine: str) -> None:
+    """For each engine."""
+    assert len(DAMAGES[engine]) >= 40
+
+
+@pytest.mark.parametrize("engine", DAMAGES)
+def test_what_is_not_damaged_is_not_refused(engine: str, explain: Callable[[str, Change], Explanation]) -> None:
+    """The base of all others."""
+    assert explain(engine, folders.both()).refusals == ()
+
+
+@pytest.mark.parametrize(("engine", "names"), [("ofa", OFA), ("mgeo", MGEO)])
+def test_a_misspelt_key_is_named_in_the_table(
+    engine: str, names: damaged.Names, explain: Callable[[str, Change], Explanation]
+) -> None:
+    """It is ignored, and that is told together with the key that it resembles."""
+    found = explain(engine, DAMAGES[engine]["a misspelt width"][0])
+
+    rows = {part.name: part for part in found.parts}
+    misspelt = rows[f"{CONFIG}: {names.misspelt_width}"]
+    assert (misspelt.use, misspelt.detail) == (Use.IGNORED, f"64; did you mean {names.width}?")
+    assert rows[f"{CONFIG}: {names.width}"].use is Use.MISSING
+    assert rows[CONFIG].use is Use.REFUSED
+
+
+def test_a_misspelt_key_with_a_fitting_default_is_noted(explain: Callable[[str, Change], Explanation]) -> None:
+    """The folder can be imported; the note says what was meant."""
+    found = explain("ofa", folders.keys(CONFIG, add_type_embedding=None, add_type_embeding=True))
+
+    assert found.refusals == ()
+    assert found.notes == (
+        "config.json: add_type_embeding is not read; did you mean add_type_embedding, which is missing?",
+    )
+
+
+def test_independent_errors_are_told_together(explain: Callable[[str, Change], Explanation]) -> None:
+    """Both keys; not that the tensors have other shapes than the default."""
+    changes: dict[str, object] = {"d_model": "64", "encoder_attention_heads": 3, "normformer": False}
+
+    found = explain("ofa", folders.keys(CONFIG, **changes))
+
+    assert [sentence.split(" is ")[0] for sentence in found.refusals] == [
+        "config.json: normformer",
+        "config.json: d_model",
+    ]
+
+
+def test_a_short_vocabulary_is_noted(explain: Callable[[str, Change], Explanation]) -> None:
+    """Fewer tokens than the embedding has rows are read, as by the pipeline; the note says what that may mean."""
+    found = explain("mgeo", folders.edit("vocab.txt", lambda text: "\n".join(text.split("\n")[:200]) + "\n"))
+
+    assert found.refusals == ()
+    assert "vocab.txt has 200 tokens, config.json: vocab_size is 294" in found.notes[1]
+
+
+def test_layers_that_are_not_used_are_noted(explain: Callable[[str, Change], Explanation]) -> None:
+    """A lower count than the file's, as by the pipeline."""
+    found = explain("ofa", folders.keys(CONFIG, encoder_layers=1))
+
+    assert found.refusals == ()
+    assert "config.json: encoder_layers is 1, but pytorch_model.bin has more" in found.notes[-1]
