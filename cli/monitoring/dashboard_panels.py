@@ -98,6 +98,18 @@ _LOAD = PanelRow(
             ),
         ),
         Panel(
+            "Pictures",
+            "Decoded and refused pictures by format and outcome, and items that wait to be decoded.",
+            "short",
+            (
+                Query(
+                    f"sum by (model, format, picture_outcome) (rate(hotslot_pictures_total{{$where}}[{RATE}]))",
+                    "{{model}} {{format}} {{picture_outcome}} a second",
+                ),
+                Query("sum by (model) (hotslot_queued_preparations{$where})", "{{model}} waiting"),
+            ),
+        ),
+        Panel(
             "Memory of requests",
             "Received, waiting or running; near the limit requests are refused.",
             "percentunit",

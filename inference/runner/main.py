@@ -79,6 +79,9 @@ class Runner:
         heartbeat = self._progress.make_heartbeat()
         heartbeat.waiting_items = len(self._received)
         heartbeat.preparing_items, heartbeat.oldest_preparation_seconds = self._pool.measure()
+        heartbeat.queued_preparations, heartbeat.picture_bytes = self._pool.measure_queue()
+        for total in self._pool.pictures.read():
+            heartbeat.pictures.add(format=total.format, outcome=total.outcome, count=total.count, seconds=total.seconds)
         return heartbeat
 
     def _receive_items(self) -> None:

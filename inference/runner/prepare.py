@@ -14,6 +14,7 @@ from inference.runner.pictures.cost import Cost
 from inference.runner.pictures.file import FIELD, PictureRefused
 from inference.runner.pictures.pool import DecoderPool
 from inference.runner.pictures.process import DecoderEnded, EndCause, PictureDropped
+from inference.runner.pictures.tally import DECODED, PictureTally
 from inference.runner.prepare_queue import PLACES_KEPT, QUICK_COST, Pace, PrepareJob, PrepareQueue, pace_of
 from inference.runner.reporting import describe_error
 
@@ -87,6 +88,7 @@ class PreparePool:
         places = self._processes + PLACES_KEPT
         self.decoders = DecoderPool(places, TIMEOUT_SHARE * timeout_seconds, clock, log)
         self._queue = PrepareQueue(places, memory_bytes)
+        self.pictures = PictureTally()
         self._begun: dict[int, float] = {}  # by item id: when its preparation began
         for number in range(places):
             threading.Thread(target=self._work, name=f"prepare-{number}", daemon=True).start()
@@ -99,6 +101,10 @@ class PreparePool:
         """Return how many preparations have begun and not ended, and the seconds of the oldest. Any thread."""
         begun = list(self._begun.values())
         return len(begun), self._clock.monotonic() - min(begun) if begun else 0.0
+
+    def measure_queue(self) -> tuple[int, int]:
+        """Return how many items wait for a place, and the memory of the pictures that are decoded. Any thread."""
+        return self._queue.measure()
 
     def _work(self) -> None:
         while True:
@@ -155,7 +161,25 @@ class PreparePool:
         item = read_item(message)
         if engine.pictures is None or not isinstance(item, EntailmentItem):
             return item
-        return replace(item, pixels=self._decode(job, item.image, engine.pictures))
+        return replace(item, pixels=self._count(job, item.image, engine.pictures))
+
+    def _count(self, job: PrepareJob, content: bytes, pictures: PictureFormat) -> Pixels:
+        """Decode a picture, and count it once it is known what becomes of it."""
+        outcome, began = "", self._clock.monotonic()  # a picture that has to wait is counted later
+        try:
+            pixels = self._decode(job, content, pictures)
+            outcome = DECODED
+        except PictureRefused as refusal:
+            outcome = refusal.reason
+            raise
+        except NotPrepared as reason:
+            outcome = reason.failure[0]
+            raise
+        else:
+            return pixels
+        finally:
+            if outcome:
+                self.pictures.add(content, outcome, self._clock.monotonic() - began)
 
     def _decode(self, job: PrepareJob, content: bytes, pictures: PictureFormat) -> Pixels:
         """Decode a picture; a decoder that crashes is replaced once, since the system may have killed it."""

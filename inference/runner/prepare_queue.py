@@ -109,6 +109,11 @@ class PrepareQueue:
             self._finish(job)
             self._changed.notify_all()
 
+    def measure(self) -> tuple[int, int]:
+        """Return how many jobs wait, and the memory of those that run, bytes."""
+        with self._changed:
+            return sum(map(len, self._waiting.values())), self._used_bytes
+
     def _choose(self) -> PrepareJob | None:
         firsts = sorted(waiting[0] for waiting in self._waiting.values() if waiting)
         is_short = False  # of memory: what comes later must not take it away from the first in need

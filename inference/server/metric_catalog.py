@@ -220,6 +220,34 @@ RUNNER_FILES = gauge(
 RUNNER_THREADS = gauge(
     "hotslot_runner_threads", "Threads of the slot's runner process.", *_RUNNER, use="Alert when it grows without end."
 )
+PICTURES = counter(
+    "hotslot_pictures_total",
+    "Pictures that the slot's runner has decoded or refused; starts at 0 with each process.",
+    *_RUNNER,
+    "format",
+    "picture_outcome",
+    use="Its rate by picture_outcome is what callers send that cannot be decoded, and why.",
+)
+PICTURE_SECONDS = counter(
+    "hotslot_picture_seconds_total",
+    "Time that decoding these pictures took, with the wait for a decoder process; starts at 0 with each process.",
+    *_RUNNER,
+    "format",
+    "picture_outcome",
+    use="Its rate divided by that of hotslot_pictures_total is the mean time of a picture.",
+)
+QUEUED_PREPARATIONS = gauge(
+    "hotslot_queued_preparations",
+    "Items in the slot's runner that wait for a place in which their picture is decoded.",
+    *_RUNNER,
+    use="More than a few for long: decoding is slower than the device; see prepare_processes.",
+)
+PICTURE_BYTES = gauge(
+    "hotslot_picture_bytes",
+    "Memory that the pictures being decoded take, by their estimates; quick ones are not counted.",
+    *_RUNNER,
+    use="Near the limit on all pictures together, large pictures wait for each other.",
+)
 DEVICE_MEMORY_USED = gauge(
     "hotslot_device_memory_used_bytes", "Memory in use on a GPU, by all processes.", "device", use="See its total."
 )
@@ -303,7 +331,8 @@ _METRICS: tuple[MetricSpec, ...] = (
     *(DEVICE_CALL_ITEMS, DEVICE_CALL_ROWS, DEVICE_CALL_SECONDS),
     *(COMPARED_ANSWERS, COPIES_DROPPED, CANARY_PERCENT),
     *(SLOT_INFO, SWAPS, HANDOVERS, LOAD_SECONDS, LOAD_FAILURES, RUNNER_DEATHS, CPU_FALLBACKS, CPU_FALLBACK),
-    *(RUNNER_CPU, RUNNER_MEMORY, RUNNER_FILES, RUNNER_THREADS, DEVICE_MEMORY_USED, DEVICE_MEMORY_TOTAL),
+    *(RUNNER_CPU, RUNNER_MEMORY, RUNNER_FILES, RUNNER_THREADS, PICTURES, PICTURE_SECONDS),
+    *(QUEUED_PREPARATIONS, PICTURE_BYTES, DEVICE_MEMORY_USED, DEVICE_MEMORY_TOTAL),
     *(MEMORY_USED, MEMORY_TOTAL, DISK_FREE, DISK_TOTAL),
     *(READY, MODEL_GIVEN_UP, DRAINING, LOOP_LAG, LOOP_TASKS, LOG_LINES_DROPPED),
     *(CERTIFICATE_EXPIRY, TOKENS, RELOAD_SUCCESSFUL),
@@ -332,6 +361,10 @@ _LABELS = {
         "SLOT_DOWN or ENDED, as Comparison.dropped in control.proto."
     ),
     "label": '"yes", "no" or "maybe".',
+    "format": '"jpeg", "png", "webp" or "other", by the first bytes.',
+    "picture_outcome": (
+        '"DECODED"; or why it was not: a reason of docs/error-reasons.md such as IMAGE_UNREADABLE or IMAGE_TOO_COSTLY.'
+    ),
     "result": '"equal" or "different".',
     "stage": '"queue" (until it was sent to the runner), "prepare" (decoding), "compute" (device), "total".',
     "priority": '"interactive" or "bulk".',

@@ -42,6 +42,7 @@ class ServerReader:
             *self._read_access(),
             *self._read_requests(),
             *self._read_runners(),
+            *self._read_pictures(),
             *self._read_devices(),
             *self._read_machine(),
         ]
@@ -100,6 +101,27 @@ class ServerReader:
             Reading(catalog.RUNNER_MEMORY, {key: float(usage.resident_bytes) for key, usage in usages.items()}),
             Reading(catalog.RUNNER_FILES, {key: float(usage.open_files) for key, usage in usages.items()}),
             Reading(catalog.RUNNER_THREADS, {key: float(usage.threads) for key, usage in usages.items()}),
+        ]
+
+    def _read_pictures(self) -> list[Reading]:
+        counts: Values = {}
+        seconds: Values = {}
+        queued: Values = {}
+        held: Values = {}
+        for manager in self.models.all():
+            for slot in manager.machine.slots.values():
+                beat, runner = slot.heartbeat, (manager.options.model, slot.name)
+                if slot.process is None:
+                    continue
+                queued[runner], held[runner] = float(beat.queued_preparations), float(beat.picture_bytes)
+                for row in beat.pictures:
+                    counts[*runner, row.format, row.outcome] = float(row.count)
+                    seconds[*runner, row.format, row.outcome] = row.seconds
+        return [
+            Reading(catalog.PICTURES, counts),
+            Reading(catalog.PICTURE_SECONDS, seconds),
+            Reading(catalog.QUEUED_PREPARATIONS, queued),
+            Reading(catalog.PICTURE_BYTES, held),
         ]
 
     def _read_devices(self) -> list[Reading]:

@@ -52,6 +52,15 @@ async def test_bombs_are_refused_and_others_are_answered(runner: RunnerHarness) 
         assert len(beside.entailment.scores) == 1
 
     assert runner.listener.endings == []
+    files = list(CASES.iterdir())
+    await runner.listener.until(lambda: sum(row.count for row in runner.listener.heartbeat.pictures) == 2 * len(files))
+    beat = runner.listener.heartbeat
+    totals = {(row.format, row.outcome): row.count for row in beat.pictures}
+    assert totals["png", "DECODED"] >= len(files)
+    bombs = [count for (_, outcome), count in totals.items() if outcome == "IMAGE_TOO_COSTLY"]
+    assert sum(bombs) == sum(not path.name[0].isdigit() for path in files)
+    assert all(row.seconds > 0 for row in beat.pictures)
+    assert (beat.queued_preparations, beat.picture_bytes) == (0, 0)
 
 
 @pytest.mark.fault("L8")

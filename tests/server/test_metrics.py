@@ -11,6 +11,7 @@ from common.metrics import ReadingCollector
 from common.process_metrics import PROCESS_METRICS, make_process_reader, read_usage
 from common.settings import ModelSettings
 from common.settings_reload import SettingsReloader
+from hotslot.runner.v1 import runner_pb2
 from inference.server.access import Access, AccessRules
 from inference.server.health import HealthRegistry, LoopLag
 from inference.server.metric_catalog import CATALOG
@@ -88,6 +89,26 @@ async def test_waiting_is_not_running(tmp_path: Path) -> None:
     assert registry.get_sample_value("hotslot_waiting_requests", labels) == 1
     assert registry.get_sample_value("hotslot_waiting_rows", labels) == 1
     assert registry.get_sample_value("hotslot_max_held_bytes") == 1000
+
+
+async def test_pictures_are_counted_by_format_and_outcome(tmp_path: Path) -> None:
+    """As the runner's last heartbeat says; a process that has ended has no row."""
+    world = await World(tmp_path).serving()
+    registry = registry_of(world)
+    labels = {"model": "shapes", "slot": "a"}
+    refused = {**labels, "format": "png", "picture_outcome": "IMAGE_TOO_COSTLY"}
+    row = runner_pb2.PictureCount(format="png", outcome="IMAGE_TOO_COSTLY", count=3, seconds=0.5)
+    beat = runner_pb2.Heartbeat(pictures=[row], queued_preparations=4, picture_bytes=1 << 20)
+
+    world.manager.machine.slots["a"].on_heartbeat(beat)
+
+    assert registry.get_sample_value("hotslot_pictures_total", refused) == 3
+    assert registry.get_sample_value("hotslot_picture_seconds_total", refused) == 0.5
+    assert registry.get_sample_value("hotslot_queued_preparations", labels) == 4
+    assert registry.get_sample_value("hotslot_picture_bytes", labels) == 1 << 20
+    world.runner("a").end()
+    await world.settle()
+    assert registry.get_sample_value("hotslot_pictures_total", refused) is None
 
 
 async def test_readiness_has_a_series_for_each_service_name(tmp_path: Path) -> None:

@@ -900,6 +900,9 @@ class Heartbeat(_message.Message):
     WAITING_ITEMS_FIELD_NUMBER: _builtins.int
     PREPARING_ITEMS_FIELD_NUMBER: _builtins.int
     OLDEST_PREPARATION_SECONDS_FIELD_NUMBER: _builtins.int
+    PICTURES_FIELD_NUMBER: _builtins.int
+    QUEUED_PREPARATIONS_FIELD_NUMBER: _builtins.int
+    PICTURE_BYTES_FIELD_NUMBER: _builtins.int
     progress: _builtins.int
     """Incremented by the device thread after every device call and every step of a
     load.
@@ -926,6 +929,18 @@ class Heartbeat(_message.Message):
     """Of these, items whose preparation has begun and not ended."""
     oldest_preparation_seconds: _builtins.float
     """Seconds since the oldest of these preparations began; 0 if there is none."""
+    queued_preparations: _builtins.int
+    """Items that wait for a place in which they are prepared."""
+    picture_bytes: _builtins.int
+    """Memory that the pictures that are decoded now take, by their estimates, but
+    the quick ones. Bytes.
+    """
+    @_builtins.property
+    def pictures(self) -> _containers.RepeatedCompositeFieldContainer[Global___PictureCount]:
+        """Pictures whose decoding has ended since the process began, by format and
+        outcome.
+        """
+
     def __init__(
         self,
         *,
@@ -939,11 +954,48 @@ class Heartbeat(_message.Message):
         waiting_items: _builtins.int = ...,
         preparing_items: _builtins.int = ...,
         oldest_preparation_seconds: _builtins.float = ...,
+        pictures: _abc.Iterable[Global___PictureCount] | None = ...,
+        queued_preparations: _builtins.int = ...,
+        picture_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_seconds_on_step", b"cpu_seconds_on_step", "device_total_bytes", b"device_total_bytes", "device_used_bytes", b"device_used_bytes", "oldest_preparation_seconds", b"oldest_preparation_seconds", "preparing_items", b"preparing_items", "progress", b"progress", "rows_on_step", b"rows_on_step", "seconds_asleep", b"seconds_asleep", "seconds_on_step", b"seconds_on_step", "waiting_items", b"waiting_items"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_seconds_on_step", b"cpu_seconds_on_step", "device_total_bytes", b"device_total_bytes", "device_used_bytes", b"device_used_bytes", "oldest_preparation_seconds", b"oldest_preparation_seconds", "picture_bytes", b"picture_bytes", "pictures", b"pictures", "preparing_items", b"preparing_items", "progress", b"progress", "queued_preparations", b"queued_preparations", "rows_on_step", b"rows_on_step", "seconds_asleep", b"seconds_asleep", "seconds_on_step", b"seconds_on_step", "waiting_items", b"waiting_items"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
+
+@_typing.final
+class PictureCount(_message.Message):
+    """How many pictures of one format had one outcome."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FORMAT_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    format: _builtins.str
+    """"jpeg", "png", "webp" or "other", by the first bytes."""
+    outcome: _builtins.str
+    """"DECODED", or the reason for which it was not, such as IMAGE_UNREADABLE."""
+    count: _builtins.int
+    """Since the process began."""
+    seconds: _builtins.float
+    """Time that decoding them took, with the wait for a decoder process. Seconds."""
+    def __init__(
+        self,
+        *,
+        format: _builtins.str = ...,
+        outcome: _builtins.str = ...,
+        count: _builtins.int = ...,
+        seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "format", b"format", "outcome", b"outcome", "seconds", b"seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PictureCount: _TypeAlias = PictureCount  # noqa: Y015
