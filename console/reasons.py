@@ -336,6 +336,25 @@ EVENTS: dict[str, str] = {
     "step_failed": "一个步骤失败，会重试",
 }
 
+# Number of a check of a revision → its name.
+CHECKS: dict[str, str] = {
+    "1": "状态文件夹",
+    "2": "文件名",
+    "3": "普通文件",
+    "4": "文件集合",
+    "5": "大小",
+    "6": "SHA-256",
+    "7": "源摘要",
+    "8": "签名",
+    "9": "无可执行文件",
+    "10": "格式",
+    "11": "配置项",
+    "12": "引擎",
+    "13": "未被改动",
+    "14": "权重与配置",
+    "15": "与当前版本兼容",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Explainer:
@@ -353,6 +372,11 @@ class Explainer:
             return ""
         digest = "" if update is None else update.source_digest.removeprefix("sha256:")[:12]
         return ADVICE[code].format(id="" if update is None else update.update_id, digest=digest)
+
+    def check(self, title: str) -> str:
+        """A check of a revision, for example "6 SHA-256"; one without a translation as it is."""
+        number, _, name = title.partition(" ")
+        return f"{number} {CHECKS.get(number, name)}" if self.language == "zh" else title
 
     def event(self, name: str) -> str:
         """An event of an update."""

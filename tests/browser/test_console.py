@@ -136,7 +136,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             found.url = ready[1].rstrip("/") if ready else ""
             return bool(ready) and all(serving)
 
-        eventually(is_up, 120.0)
+        eventually(is_up, 240.0)
         yield found
     finally:
         process.send_signal(signal.SIGINT)

@@ -12,6 +12,7 @@ from console.upstream import CallFailed
 from dev.scripts.error_reasons import ADVICE
 from tests.console.conftest import Browser
 from tests.console.simulated_upstream import SimulatedUpstream
+from updater.core import checks
 from updater.core.record import HeldFor
 from updater.service import convert
 
@@ -78,6 +79,13 @@ def test_every_event_has_a_translation() -> None:
     events = set(listed) - {"schema_version"}
     assert len(events) > 40
     assert sorted(events - set(reasons.EVENTS)) == []
+
+
+def test_every_check_has_a_translation() -> None:
+    """Of those that a sealed bundle records."""
+    shown = {check.title: reasons.Explainer("zh").check(check.title) for check in checks.CHECKS}
+    kept = [title for title, chinese in shown.items() if title == chinese]
+    assert (sorted(kept), len(shown)) == (["6 SHA-256"], len(reasons.CHECKS))
 
 
 def test_every_measure_has_a_plain_name_and_a_direction() -> None:
