@@ -2,8 +2,8 @@
 
 Sixteen clients without retries, 10 s deadlines, every attempt counted, every answer compared with that of
 the revision's engine without a server. Swaps between v1.0.0 and v1.0.1 (the same weights with permuted answers): first
-while the clients call as often as the server answers, then at a share of this; then the active runner is killed
-(SIGKILL), then stopped (SIGSTOP).
+while the clients call as often as the server answers, then at a share of this; then two in a row; then the active
+runner is killed (SIGKILL): while another one stands by, and in the windows in which none does; then stopped (SIGSTOP).
 """
 
 import argparse
@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.paths import CONTROL_SOCKET, run_folder
+from dev.bench.standby_window import MAX_GAP_MS, format_updates, measure_deaths, measure_updates
 from dev.chaos.usage import Look, look
 from dev.harness.answers import Scores
 from dev.harness.control import ControlClient
@@ -40,7 +41,7 @@ PORT = 50173
 CLIENTS = 16
 ITEMS = 200
 SETTLE_SECONDS, STEADY_SECONDS = 2.0, 0.5
-MAX_GAP_MS, MAX_SLOWER = 50, 1.5  # besides one call; of p99 while a candidate loads
+MAX_SWAP_GAP_MS, MAX_SLOWER = 50, 1.5  # besides one call; of p99 while a candidate loads
 WIDTH = 130  # characters
 MIN_DISAGREEMENT = 0.3
 
@@ -61,14 +62,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--swaps", type=int, default=20, help="with as many calls as the server answers")
     parser.add_argument("--calm-swaps", type=int, default=50, help="with a share of these calls")
+    parser.add_argument("--rounds", type=int, default=3, help="of two updates in a row, and of kills without a standby")
     parser.add_argument("--share", type=float, default=0.4, help="of the calls that the server answers")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="hotslot-") as folder:
-        return measure(Path(folder), options.swaps, options.calm_swaps, options.share)
+        return measure(Path(folder), options)
 
 
-def measure(folder: Path, swaps: int, calm_swaps: int, share: float) -> int:
+def measure(folder: Path, options: argparse.Namespace) -> int:
     """The whole run; 0 if nothing failed."""
+    swaps, calm_swaps, share = options.swaps, options.calm_swaps, options.share
     permute_directory(SHAPES / "v1.0.0", folder / "v1.0.1")
     state = folder / "state"
     bundles = seal_revisions(state, {"v1.0.0": SHAPES / "v1.0.0", "v1.0.1": folder / "v1.0.1"})
@@ -90,11 +93,15 @@ def measure(folder: Path, swaps: int, calm_swaps: int, share: float) -> int:
             )
             looks.append(look(process.pid))
             load.pace = 0.0
-            rows.append(end_runner(control, load, signal.SIGKILL, 1000))
+            updates = measure_updates(control, digests, options.rounds)
+            rows += end_in_windows(control, load, digests, options.rounds)
+            rows.append(end_runner(control, load, signal.SIGKILL, MAX_GAP_MS))
             rows.append(end_runner(control, load, signal.SIGSTOP, 0))
         control.close()
     report = load.report()
     show(rows, report, disagreement, looks)
+    if updates:
+        print(format_updates(updates))
     return 1 if report.failed or report.wrong or disagreement < MIN_DISAGREEMENT else 0
 
 
@@ -126,7 +133,7 @@ def swap_many(control: ControlClient, load: Load, digests: Sequence[str], swaps:
     load.phase = ""
     report = load.report()
     took = sorted(one.seconds for one in report.answers if one.phase == steady)
-    aim = 1000 * took[len(took) // 2] + MAX_GAP_MS
+    aim = 1000 * took[len(took) // 2] + MAX_SWAP_GAP_MS
     calm, busy = 1000 * report.p99([steady]), 1000 * report.p99([loading])
     return Row(what, max(gaps), aim, f"{calm:.0f}, {busy:.0f}", max(gaps) > aim or busy > MAX_SLOWER * calm)
 
@@ -141,6 +148,15 @@ def end_runner(control: ControlClient, load: Load, number: signal.Signals, aim: 
     time.sleep(SETTLE_SECONDS)
     gap = gap_ms(load, began)
     return Row(f"active runner: {number.name}", gap, aim, is_missed=bool(aim) and gap > aim)
+
+
+def end_in_windows(control: ControlClient, load: Load, digests: Sequence[str], rounds: int) -> list[Row]:
+    """Kill the active runner when no process stands by; a row for each occasion, with its longest gap."""
+    gaps: dict[str, list[float]] = {}
+    for death in measure_deaths(control, digests, lambda since: gap_ms(load, since), rounds):
+        gaps.setdefault(death.when, []).append(death.gap_ms)
+    longest = {f"{len(all_gaps)} × active runner: SIGKILL {when}": max(all_gaps) for when, all_gaps in gaps.items()}
+    return [Row(what, gap, MAX_GAP_MS, is_missed=gap > MAX_GAP_MS) for what, gap in longest.items()]
 
 
 def differing(one: Mapping[str, Scores], other: Mapping[str, Scores]) -> float:

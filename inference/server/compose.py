@@ -34,8 +34,7 @@ from inference.server.model.policy import DeviceRules, RespawnRules, SlotRules
 from inference.server.model.samples import SampleFiles
 from inference.server.request import Priority
 from inference.server.runner_client.process import RunnerProcess
-from inference.server.runner_client.protocol import RunnerListener
-from inference.server.runner_client.start import RunnerSpec, StartedRunner
+from inference.server.runner_client.start import EarlyRunners
 from inference.server.runner_specs import runner_spec
 from inference.server.scheduling.admission import Capacity, Drain
 from inference.server.scheduling.callers import CallerRules, Callers
@@ -60,15 +59,13 @@ class ModelFactory:
         emit: Emit,
         drain: Drain,
         warn: Callable[[str], None],
-        start_runner: Callable[[RunnerSpec], StartedRunner],
+        runners: EarlyRunners,
         is_memory_tight: Callable[[], bool],
     ) -> None:
         """Start nothing; `warn` gets a sentence if a file of the state folder is unusable."""
         file = CpuFallbackFile(state_dir / FILE_NAME, warn)
         shares, memories = DeviceShares(), DeviceMemories()
-        self._shared = _SharedDependencies(
-            clock, emit, drain, file, shares, memories, start_runner, is_memory_tight, warn
-        )
+        self._shared = _SharedDependencies(clock, emit, drain, file, shares, memories, runners, is_memory_tight, warn)
 
     def make(self, settings: ServerSettings, model: ModelSettings) -> ModelManager:
         """The manager of a model; `boot` of its commands starts it."""
@@ -225,7 +222,7 @@ class _SharedDependencies:
     cpu_fallback_file: CpuFallbackFile
     device_shares: DeviceShares
     device_memories: DeviceMemories
-    start_runner: Callable[[RunnerSpec], StartedRunner]
+    runners: EarlyRunners
     is_memory_tight: Callable[[], bool]
     warn: Callable[[str], None]
 
@@ -233,9 +230,6 @@ class _SharedDependencies:
 def _model_options(settings: ServerSettings, model: ModelSettings, shared: _SharedDependencies) -> ModelOptions:
     server, runner = settings.server, settings.runner
     spec = runner_spec(settings, model)
-
-    def make_process(listener: RunnerListener) -> RunnerProcess:
-        return RunnerProcess(spec, listener, shared.start_runner)
 
     return ModelOptions(
         model=model.name,
@@ -265,7 +259,8 @@ def _model_options(settings: ServerSettings, model: ModelSettings, shared: _Shar
         poison_seconds=server.poison_seconds,
         self_test=TASK_APIS[model.task].self_test,
         self_test_seconds=server.self_test_seconds,
-        make_process=make_process,
+        make_process=lambda listener: RunnerProcess(spec, listener, shared.runners.take),
+        prepare_process=lambda: shared.runners.prepare(spec),
         engines=list_engines(settings),
         is_memory_tight=shared.is_memory_tight,
         samples=_sample_files(settings, model.name, shared.warn),

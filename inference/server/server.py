@@ -95,7 +95,7 @@ class InferenceServer:
             self._emit,
             self._drain,
             self._warn_of_fallback_file,
-            self._early.take,
+            self._early,
             lambda: self._held.total > self._held.rules.max_bytes // 2,
         )
         self.models = Models([factory.make(settings, model) for model in settings.models])
@@ -165,9 +165,9 @@ class InferenceServer:
                 background = [tasks.create_task(watcher) for watcher in watchers]
                 await self._stop_requested.wait()
                 await self._drain_calls()
-                await self._stop(
-                    server, self._settings.server.grace_seconds
-                )  # ticks continue for the requests in flight
+                # Ticks continue for the requests in flight.
+                await self._stop(server, self._settings.server.grace_seconds)
+                self._early.close()
                 for task in background:
                     task.cancel()
 

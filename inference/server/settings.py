@@ -195,7 +195,10 @@ class ServerSection(Section):
 class RunnerSection(Section):
     """`[runner]`: runner processes, device calls, timeouts."""
 
-    standby: Annotated[bool, Field(description="whether an idle process is kept in the free slot")] = True
+    standby: Annotated[
+        bool,
+        Field(description="whether the free slot keeps an idle process, and one more while a candidate loads"),
+    ] = True
     threads: Annotated[int, Field(ge=0, le=1024, description="compute threads on a CPU; 0 = chosen by the engine")] = 0
     prepare_processes: Annotated[
         int,

@@ -33,6 +33,23 @@ def test_an_early_runner_is_taken_once_and_the_rest_are_ended(early: EarlyRunner
     assert codes == [None, None, -9]
 
 
+def test_a_prepared_runner_is_taken_unless_it_has_ended(early: EarlyRunners) -> None:
+    """One of each specification waits; one that the system has killed is started anew."""
+    early.prepare(SPEC)
+    waiting = [runner for spec, runner in early._runners if spec == SPEC]  # noqa: SLF001  none is started twice
+    waiting[0].process.kill()
+    waiting[0].process.wait()
+
+    early.prepare(SPEC)
+    prepared = [runner for spec, runner in early._runners if spec == SPEC]  # noqa: SLF001
+    taken = early.take(SPEC)
+    taken.discard()
+
+    assert len(waiting) == 1
+    assert prepared == [taken]
+    assert taken is not waiting[0]
+
+
 @pytest.mark.fault("K2")
 def test_little_is_imported_before_the_first_runner_starts() -> None:
     """Its engine takes longer to import than the server, and both go on side by side."""

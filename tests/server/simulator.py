@@ -64,6 +64,7 @@ class SimRunner:
         self.step_began: float | None = None  # the device call that is held, or hangs
         self.cancelled: list[int] = []
         self.serving: bool | None = None
+        self.priorities: list[bool] = []  # every value that `serving` had
         self.loaded: runner_pb2.LoadBundle | None = None
         self.has_ended = False
         self.gone = asyncio.Event()
@@ -103,6 +104,7 @@ class SimRunner:
     def set_serving(self, serving: bool) -> None:  # noqa: FBT001
         """Remember."""
         self.serving = serving
+        self.priorities.append(serving)
 
     def retire(self) -> None:
         """End politely."""
@@ -227,6 +229,7 @@ class World:
         self.card = ""  # why no load fits on a card
         self.events: list[Event] = []
         self.complaints: list[str] = []
+        self.prepared = 0  # processes that were to be started for later
         self.drain = Drain()
         options: dict[str, Any] = {
             "model": "shapes",
@@ -255,6 +258,7 @@ class World:
             "self_test": ask("self-test"),
             "self_test_seconds": 10.0,
             "make_process": lambda listener: SimRunner(listener, self),
+            "prepare_process": self._prepare,
             "engines": {"scripted": Task.VISUAL_ENTAILMENT},
         }
         options |= changes
@@ -262,6 +266,9 @@ class World:
         rules = SlotRules(options["model"], device, options.pop("respawn"), options.pop("standby"))
         self.manager = ModelManager(ModelOptions(**options, rules=rules))
         self.commands = SlotCommands(self.manager)
+
+    def _prepare(self) -> None:
+        self.prepared += 1
 
     def bundle(self, revision: str) -> Bundle:
         """A sealed bundle."""

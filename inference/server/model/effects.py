@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from inference.server.events import SlotChanged
 from inference.server.model import messages as m
 from inference.server.model.options import ModelOptions
-from inference.server.model.pair import ANSWERING_ROLES, SLOT_NAMES, Pair
+from inference.server.model.pair import ANSWERING_ROLES, SLOT_NAMES, Pair, Role
 from inference.server.model.slot import LoadProgress, Slot
 from inference.server.model.stats import StatsTable
 from inference.server.model.step import Now
@@ -63,8 +63,10 @@ class PairMachine:
 
         self._performers: dict[type[m.Effect], Callable[[Any], None]] = {
             m.Spawn: self._spawn,
+            m.PrepareProcess: lambda _: self._options.prepare_process(),
             m.StartLoad: self._start_load,
             m.Prioritise: self._prioritise,
+            m.Deprioritise: self._deprioritise,
             m.EndProcess: self._end_process,
             m.AwaitLeases: self._await_leases,
             m.Kill: self._kill,
@@ -150,6 +152,10 @@ class PairMachine:
             return
         if effect.role in ANSWERING_ROLES:
             slot.set_serving(is_serving=True)
+        elif effect.role is Role.FREE:
+            # Nothing is ready to take over from the active slot meanwhile: at low priority, beside busy callers, the
+            # imports take four times as long. They end with Hello.
+            slot.process.set_serving(True)
         self._emit_slot(m.EmitSlot(self.pair[slot.name], effect.role, "runner_started"))
 
     def _start_load(self, effect: m.StartLoad) -> None:
@@ -163,6 +169,11 @@ class PairMachine:
 
     def _prioritise(self, effect: m.Prioritise) -> None:
         self.slots[effect.slot].set_serving(is_serving=True)
+
+    def _deprioritise(self, effect: m.Deprioritise) -> None:
+        process = self.slots[effect.slot].process
+        if process is not None:
+            process.set_serving(False)
 
     def _end_process(self, effect: m.EndProcess) -> None:
         slot = self.slots[effect.slot]

@@ -199,10 +199,15 @@ Event = (
 
 @dataclass(frozen=True, slots=True)
 class Spawn:
-    """Start a process; it gets full priority at once if requests may be routed to its slot."""
+    """Start a process; it gets full priority at once, unless it is for a candidate."""
 
     slot: str
     role: Role
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareProcess:
+    """Start a process that the next slot which needs one takes, with its imports done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +221,13 @@ class StartLoad:
 @dataclass(frozen=True, slots=True)
 class Prioritise:
     """Give the process full priority."""
+
+    slot: str
+
+
+@dataclass(frozen=True, slots=True)
+class Deprioritise:
+    """Give the process low priority: its imports are done, and no caller waits for it."""
 
     slot: str
 
@@ -337,8 +349,10 @@ class Emit:
 
 Effect = (
     Spawn
+    | PrepareProcess
     | StartLoad
     | Prioritise
+    | Deprioritise
     | EndProcess
     | AwaitLeases
     | Kill

@@ -48,6 +48,7 @@ class ModelOptions:
     self_test_seconds: float
     make_process: Callable[[RunnerListener], RunnerHandle]
     engines: Mapping[str, Task]  # engines that this build (with its settings) can load
+    prepare_process: Callable[[], None] = lambda: None  # starts one that a later call of make_process takes
     samples: SampleFiles | None = None  # keeps requests whose answers differ; None: they are not kept
     is_memory_tight: Callable[[], bool] = lambda: False  # whether callers' messages need what copies of requests hold
 

@@ -116,6 +116,8 @@ class _Transition(Step):
         self.advance(slot.name, SlotEvent.HELLO_RECEIVED)
         self.change_slot(slot.name, devices=event.devices)
         self.emit_slot(slot.name, "runner_ready")
+        if self.pair.role_of(slot.name) not in ANSWERING_ROLES:
+            self.add(m.Deprioritise(slot.name))
         row, names = self.pair.cpu_fallback, [name for name, _ in event.devices]
         if row is not None and names and row.device not in names:
             self.clear_fallback(row, "the device is gone")
@@ -241,6 +243,10 @@ class _Transition(Step):
         if slot is None:
             raise Conflict("both slots hold a load; retire one", reason="NO_FREE_SLOT")
         self.assign(slot.name, event.load)
+        if self.rules.standby:
+            # Until the other slot is empty again, and its process has imported its engine, nothing is ready to take
+            # over or to load the next candidate.
+            self.add(m.PrepareProcess())
 
     def activate(self, event: m.Activate) -> None:
         """Begin a trial, extend its lease, or roll back."""

@@ -92,9 +92,9 @@ def start_runner(spec: RunnerSpec) -> StartedRunner:
 
 
 class EarlyRunners:
-    """Runners that are started at once, for whoever takes the first of their specification.
+    """Runners that are started before they are needed, for whoever takes the first of their specification.
 
-    Importing a runner's engine takes longer than importing the server: started early, both go on side by side.
+    Importing a runner's engine takes seconds: longer than importing the server, and longer than a load.
     """
 
     def __init__(self, specs: Sequence[RunnerSpec] = ()) -> None:
@@ -103,17 +103,31 @@ class EarlyRunners:
             for spec in specs:
                 self._runners.append((spec, start_runner(spec)))
 
+    def prepare(self, spec: RunnerSpec) -> None:
+        """Start a runner of this specification, unless one waits to be taken; call it on the loop's thread."""
+        self._discard_ended()
+        if not any(waiting == spec for waiting, _ in self._runners):
+            with contextlib.suppress(OSError):  # reported when it is started again
+                self._runners.append((spec, start_runner(spec)))
+
     def take(self, spec: RunnerSpec) -> StartedRunner:
         """An early runner of this specification, or a new one.
 
         Raises:
             OSError: it cannot be started.
         """
+        self._discard_ended()
         for row in self._runners:
             if row[0] == spec:
                 self._runners.remove(row)
                 return row[1]
         return start_runner(spec)
+
+    def _discard_ended(self) -> None:
+        """Forget the runners that have ended by themselves, as when the system needed their memory."""
+        for row in [row for row in self._runners if row[1].process.poll() is not None]:
+            self._runners.remove(row)
+            row[1].discard()
 
     def close(self) -> None:
         """End the runners that were not taken."""
