@@ -123,6 +123,8 @@ def _open(path: Path, question: Question, out: Path) -> Source:
     source = open_source(path, question)
     if out.resolve() == path.resolve():
         raise WronglyUsed("--out is the input itself; name another file")
+    if out.exists() and not out.is_file():
+        raise WronglyUsed(f"--out: {out} is not a regular file; the next run reads what is in it")
     if source.task is Task.ADDRESS_TAGGING and (question.statements or question.premise):
         raise WronglyUsed(f"{path} has addresses; --statement and --premise are for pictures")
     return source

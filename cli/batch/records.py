@@ -110,10 +110,14 @@ class Csv:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+        csv.field_size_limit(MAX_LINE_BYTES)  # of this process
 
     def columns(self) -> set[str]:
         """See `Records`."""
-        return set(next(self._records(), []))
+        names = next(self._records(), [])
+        if twice := sorted({name for name in names if name and names.count(name) > 1}):
+            raise WronglyUsed(f"{self._path} has several columns `{twice[0]}`; keep one")
+        return set(names)
 
     def count(self) -> int:
         """See `Records`."""

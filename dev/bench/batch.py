@@ -28,6 +28,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from dev.bench.batch_parts import REFUSED, Parts, measure_parts
 from dev.harness.loadgen import Group, Played, play
 from dev.harness.numbers import percentile
 from dev.harness.process import stack_environment
@@ -77,6 +78,8 @@ class Measured:
     resident_early: int = 0  # bytes, most in the first tenth of the last run
     resident_late: int = 0  # … and in its last tenth
     resume_seconds: list[float] = field(default_factory=list)  # from a start until the first new line
+    parts_alone: Parts = field(default_factory=Parts)  # of the unary callers without the batch
+    parts_beside: Parts = field(default_factory=Parts)
     misses: list[str] = field(default_factory=list)
 
 
@@ -155,11 +158,12 @@ def measure(folder: Path, rows: int, kills: int, seconds: float) -> Measured:
     state.mkdir()
     with Stack(state, runner={"min_timeout_seconds": 20}, script=script) as stack:
         found.limit = measure_limit(stack, folder, seconds)
-        found.factor_alone = measure_factor(play_unary(stack, folder, seconds), found.limit)
+        found.parts_alone, alone = play_unary(stack, folder, seconds)
+        found.factor_alone = measure_factor(alone, found.limit)
         batch = Batch(stack, table, folder / "results.jsonl")
         kill_often(batch, found)
         process = batch.start()
-        played = finish(batch, process, stack, folder, seconds)
+        found.parts_beside, played = finish(batch, process, stack, folder, seconds)
         found.exit_code = process.wait()
     note_rates(found, batch, played)
     count_rows(found, batch.out)
@@ -199,16 +203,18 @@ def kill_often(batch: Batch, found: Measured) -> None:
         process.wait()
 
 
-def finish(batch: Batch, process: "subprocess.Popen[bytes]", stack: Stack, folder: Path, seconds: float) -> Played:
+def finish(
+    batch: Batch, process: "subprocess.Popen[bytes]", stack: Stack, folder: Path, seconds: float
+) -> tuple[Parts, Played]:
     """Let it end; in the middle of what is left unary callers join it."""
-    joined = list[Played]()
+    joined = list[tuple[Parts, Played]]()
     before, begun = batch.sample(process), time.time()
     callers: threading.Thread | None = None
     while process.poll() is None:
         if batch.sample(process) == before:
             begun = time.time()  # it has sent nothing yet
         if callers is None and time.time() - begun >= seconds:
-            callers = threading.Thread(target=lambda: joined.append(play_unary(stack, folder, seconds)))
+            callers = threading.Thread(target=lambda: joined.append(play_unary(stack, folder, seconds, process.pid)))
             callers.start()
         time.sleep(SAMPLE_SECONDS)
     if callers is None:
@@ -219,7 +225,7 @@ def finish(batch: Batch, process: "subprocess.Popen[bytes]", stack: Stack, folde
     return joined[0]
 
 
-def play_unary(stack: Stack, folder: Path, seconds: float) -> Played:
+def play_unary(stack: Stack, folder: Path, seconds: float, batch: int | None = None) -> tuple[Parts, Played]:
     """Single calls, seldom in each other's way."""
     picture = pb.Image(content=os.urandom(1000))
     requests = [
@@ -227,7 +233,10 @@ def play_unary(stack: Stack, folder: Path, seconds: float) -> Played:
         for rows in UNARY_ROWS
     ]
     group = Group("unary", requests, clients=UNARY_CALLERS, pause=UNARY_PAUSE)
-    return play(stack.address, [group], seconds, folder, UNARY_CALLERS)
+    with measure_parts(stack, batch) as parts:
+        played = play(stack.address, [group, REFUSED], seconds, folder, UNARY_CALLERS)
+    parts.note_calls(played)
+    return parts, played
 
 
 def note_rates(found: Measured, batch: Batch, played: Played) -> None:
@@ -238,7 +247,8 @@ def note_rates(found: Measured, batch: Batch, played: Played) -> None:
     found.beside = batch.rate(played.began + WARM_SECONDS, played.began + played.seconds)
     inside = [one for one in played.outcomes if WARM_SECONDS <= one.ended <= played.seconds and one.is_answer]
     found.together = found.beside + sum(one.rows for one in inside) / (played.seconds - WARM_SECONDS)
-    found.unary, found.unary_failed = len(played.outcomes), sum(not one.is_answer for one in played.outcomes)
+    unary = played.of("unary")
+    found.unary, found.unary_failed = len(unary), sum(not one.is_answer for one in unary)
     found.unary_p99 = percentile([one.took for one in inside], 0.99)
     found.factor = measure_factor(played, found.limit)
     tenth = max(1, len(last) // 10)
@@ -274,6 +284,8 @@ def judge(found: Measured) -> Iterator[str]:
         yield f"{found.alone:.0f} rows/s are {found.alone / found.limit:.0%} of the server's limit"
     if found.factor > MAX_FACTOR or found.unary_failed or not found.unary:
         yield f"unary p99 is {found.factor:.1f} times its device time and one call; {found.unary_failed} failed"
+        if not found.parts_beside.is_quiet:
+            yield f"the run was not quiet: other programs took {found.parts_beside.other_cores:.2f} cores meanwhile"
     if found.resident_late - found.resident_early > MAX_GROWTH_BYTES:
         yield f"memory grows by {(found.resident_late - found.resident_early) >> 20} MiB"
 
@@ -288,6 +300,8 @@ def table_of(found: Measured) -> Table:
         "the batch beside unary callers": f"{found.beside:.0f} rows/s; with theirs {found.together:.0f}",
         "unary callers, p99": f"{1000 * found.unary_p99:.0f} ms, factor {found.factor:.1f} (without the batch"
         f" {found.factor_alone:.1f}); {found.unary_failed} of {found.unary} failed",
+        "its parts beside the batch": found.parts_beside.describe(),
+        "its parts without the batch": found.parts_alone.describe(),
         "resident, early and late": f"{found.resident_early >> 20} and {found.resident_late >> 20} MiB",
         "from a start until the first new line": f"{max(found.resume_seconds, default=0):.1f} s at most",
     }

@@ -151,6 +151,16 @@ def test_a_model_that_is_not_served_ends_the_batch(hotslot: Hotslot, streams: St
     assert (code, "MODEL_UNKNOWN" in err, (tmp_path / "out.jsonl").read_bytes()) == (1, True, b"")
 
 
+@pytest.mark.parametrize("out", [".", "/dev/null"])
+def test_results_go_to_a_regular_file(hotslot: Hotslot, streams: StreamServer, tmp_path: Path, out: str) -> None:
+    """Nothing is sent, and no file is left beside it."""
+    write_table(tmp_path / "in.jsonl", ["good"])
+    code, _, err = run(hotslot, streams, "in.jsonl", out=out)
+
+    assert (code, "is not a regular file" in err, streams.total) == (2, True, 0)
+    assert not Path("/dev/null.batch").exists()
+
+
 def test_a_server_that_stays_away_ends_the_batch(hotslot: Hotslot, streams: StreamServer, tmp_path: Path) -> None:
     """After --timeout, with what was answered before kept."""
     write_table(tmp_path / "in.jsonl", ["good"])

@@ -177,3 +177,17 @@ def test_the_digest_differs_if_the_rows_differ(tmp_path: Path) -> None:
     assert table(path, line * 3).digest() == first
     assert table(path, line * 4).digest() != first
     assert table(path, (line * 3).replace(b"x", b"y")).digest() != first
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    """Nobody knows which of the two is meant."""
+    with pytest.raises(WronglyUsed, match="has several columns `image`; keep one"):
+        table(tmp_path / "t.csv", b"image,image,statement\na.png,b.png,x\n")
+
+
+def test_a_long_value_of_a_csv_is_read(tmp_path: Path) -> None:
+    """As far as a line of JSON may be long; the server says what is too long for the model."""
+    long = "x" * 500_000
+    (row,) = table(tmp_path / "t.csv", f"image,statement\na.png,{long}\n".encode()).rows()
+
+    assert row.statements == (long,)
