@@ -2,24 +2,35 @@
 
 import ctypes
 import os
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Protocol
 
 # Names and numbers of glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
-LARGE_BYTES = 128 << 10  # blocks of at least this size are mapped, and unmapped when freed
 ARENAS = 2  # heaps of all threads together
-KEPT_BYTES = 1 << 20  # free bytes at the heap's end that are kept
-TRIM_BYTES = 8 << 20  # free bytes inside the heap that are given back
+STRICT_LARGE_BYTES = 128 << 10  # blocks of at least this size are mapped, and unmapped when freed
+LARGE_BYTES = 32 << 20  # the same while free memory may be kept; the largest value that every glibc accepts
+TOP_BYTES = 1 << 20  # free bytes at the heap's end that are always kept
+KEPT_BYTES = 8 << 20  # free bytes inside the heap that are kept at rest
+MAX_KEPT_BYTES = 64 << 20  # that are kept while large messages come: the next one needs them
+KEPT_SHARE = 1 / 8  # of the limit of what is held for callers: a server with a low limit keeps nothing
 LARGE_MESSAGE_BYTES = 1 << 20  # whose pieces are worth giving back
+CALM_TRIMS = 20  # calls of `trim` without a large message, after which the server is at rest
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _PATH = Path("/proc/self/statm")
 
 
-def give_memory_back() -> bool:
-    """Let the C library return freed memory to the system. Call before any thread is started.
+def choose_kept_bytes(max_held_bytes: int) -> int:
+    """Free bytes that are kept while large messages come, under a limit of what is held for callers. Pure."""
+    return int(max(KEPT_BYTES, min(MAX_KEPT_BYTES, KEPT_SHARE * max_held_bytes)))
 
-    By default its threshold for large blocks grows with what is freed, to 32 MiB: then the memory of pictures stays.
+
+def set_heap_limits(max_held_bytes: int) -> bool:
+    """Let the C library return freed memory to the system, but for what is kept. Call before any thread is started.
+
+    By default its threshold for large blocks grows with what is freed, to 32 MiB, and what is freed below the end of
+    the heap stays. Memory that is given back is cleared by the kernel when it is taken again: half of the CPU time of a
+    call with a picture of 8 MB.
 
     Returns:
         Whether the C library supports it (`mallopt`).
@@ -28,55 +39,108 @@ def give_memory_back() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:
         return False
-    has_thresholds = mallopt(_MMAP_THRESHOLD, LARGE_BYTES) and mallopt(_TRIM_THRESHOLD, KEPT_BYTES)
-    return bool(has_thresholds and mallopt(_ARENA_MAX, ARENAS))
+    kept = choose_kept_bytes(max_held_bytes)
+    large, top = (LARGE_BYTES, kept) if kept > KEPT_BYTES else (STRICT_LARGE_BYTES, TOP_BYTES)
+    return bool(mallopt(_MMAP_THRESHOLD, large) and mallopt(_TRIM_THRESHOLD, top) and mallopt(_ARENA_MAX, ARENAS))
+
+
+class Heap(Protocol):
+    """The memory of a process."""
+
+    def read_resident(self) -> int:
+        """Its resident memory."""
+        ...
+
+    def read_used(self) -> int:
+        """Bytes in use in the heap, mapped blocks included."""
+        ...
+
+    def give_back(self) -> None:
+        """Return free memory to the system, as far as whole pages are free."""
+        ...
 
 
 class MemoryGauge:
     """Measures how much memory the process uses beyond a beginning. Without glibc: its resident memory."""
 
-    def __init__(self) -> None:
-        self._read_heap = _find_heap_reader()
-        self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        self._resident = read_resident_bytes()
-        self._heap = self._read_heap()
+    def __init__(self, max_held_bytes: int = 0, heap: Heap | None = None) -> None:
+        self._source = heap or ProcessHeap()
+        self._max_kept = choose_kept_bytes(max_held_bytes)
+        self._resident, self._heap = self._source.read_resident(), self._source.read_used()
         self._first_resident, self._first_heap = self._resident, self._heap
         self._kept = 0  # free bytes that could not be given back
-        self._freed = 0  # bytes of large messages since memory was last given back
+        self._freed = 0  # bytes of large messages since it was last looked whether too much is kept
+        self._calm_trims = 0
+
+    @property
+    def _free_bytes(self) -> int:
+        """Resident bytes that are not in use."""
+        return (self._resident - self._first_resident) - (self._heap - self._first_heap)
 
     def read_growth(self) -> int:
         """Bytes in use beyond the beginning; free memory that the C library keeps does not count."""
-        resident = read_resident_bytes()
+        resident = self._source.read_resident()
         growth = self._heap - self._first_heap
         # What is freed inside the heap does not change the resident memory.
-        if resident != self._resident or growth > TRIM_BYTES // 4:
-            self._resident, self._heap = resident, self._read_heap()
+        if resident != self._resident or growth > KEPT_BYTES // 4:
+            self._resident, self._heap = resident, self._source.read_used()
         # Allocated memory that was never written is not resident; free memory that the C library keeps is.
         return min(self._heap - self._first_heap, self._resident - self._first_resident)
 
     def trim(self) -> bool:
-        """Give free memory back to the system if there is much; returns whether it was tried."""
-        kept = (self._resident - self._first_resident) - (self._heap - self._first_heap)
-        if self._trim is None or kept - self._kept < TRIM_BYTES:
-            self._kept = min(self._kept, max(0, kept))
+        """Give free memory back to the system if there is much; returns whether it was tried. For each tick."""
+        self._calm_trims += 1
+        limit = self._max_kept if self._calm_trims < CALM_TRIMS else KEPT_BYTES
+        if self._free_bytes - self._kept < limit:
+            self._kept = min(self._kept, max(0, self._free_bytes))
             return False
-        self.give_back()
-        self._kept = max(0, (self._resident - self._first_resident) - (self._heap - self._first_heap))
+        self._give_back()
+        self._kept = max(0, self._free_bytes)
         return True
 
     def count_freed(self, size_bytes: int) -> None:
-        """The pieces of a message were freed: much of them is given back at once; the next `trim` would be late."""
-        if size_bytes >= LARGE_MESSAGE_BYTES:
-            self._freed += size_bytes
-        if self._freed >= TRIM_BYTES:
-            self._freed = 0
-            self.give_back()
+        """The pieces of a message were freed: what is too much is given back at once; the next `trim` would be late."""
+        if size_bytes < LARGE_MESSAGE_BYTES:
+            return
+        self._calm_trims = 0
+        self._freed += size_bytes
+        if self._freed < self._max_kept:
+            return
+        self._freed = 0
+        self._resident, self._heap = self._source.read_resident(), self._source.read_used()
+        if self._max_kept <= KEPT_BYTES or self._free_bytes >= self._max_kept:
+            self._give_back()
+
+    def _give_back(self) -> None:
+        self._source.give_back()
+        self._resident, self._heap = self._source.read_resident(), self._source.read_used()
+
+
+class ProcessHeap:
+    """That of this process; without glibc all that is resident is in use."""
+
+    def __init__(self) -> None:
+        library = ctypes.CDLL(None)
+        self._trim: Any = getattr(library, "malloc_trim", None)
+        self._info: Any = getattr(library, "mallinfo2", None)
+        if self._info is not None:
+            self._info.restype = _HeapInfo
+
+    def read_resident(self) -> int:
+        """See `Heap`."""
+        return read_resident_bytes()
+
+    def read_used(self) -> int:
+        """See `Heap`."""
+        if self._info is None:
+            return read_resident_bytes()
+        info = self._info()
+        return int(info.uordblks + info.hblkhd)
 
     def give_back(self) -> None:
-        """Return free memory to the system."""
+        """See `Heap`."""
         if self._trim is not None:
             self._trim(0)
-            self._resident, self._heap = read_resident_bytes(), self._read_heap()
 
 
 def read_resident_bytes() -> int:
@@ -91,18 +155,3 @@ class _HeapInfo(ctypes.Structure):
     """glibc's struct mallinfo2."""
 
     _fields_ = [(name, ctypes.c_size_t) for name in _HEAP_FIELDS.split()]
-
-
-def _find_heap_reader() -> Callable[[], int]:
-    """A function that returns the bytes in use in the heap, mapped blocks included."""
-    try:
-        read = ctypes.CDLL(None).mallinfo2
-    except AttributeError:
-        return read_resident_bytes
-    read.restype = _HeapInfo
-
-    def read_heap() -> int:
-        info = read()
-        return int(info.uordblks + info.hblkhd)
-
-    return read_heap

@@ -315,8 +315,8 @@ class PendingRequest:
 
     def __post_init__(self) -> None:
         """Keep the facts that outlive the payload."""
-        self.rows, self.size_bytes = self.payload.rows, self.payload.size_bytes
-        self.results = len(self.payload.texts)
+        payload = self.payload
+        self.rows, self.size_bytes, self.results = payload.rows, payload.size_bytes, len(payload.texts)
         self.priority = self.flow.priority
 
     @property

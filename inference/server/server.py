@@ -35,7 +35,7 @@ from inference.server.event_log import EventLogger
 from inference.server.events import emit_to_all
 from inference.server.health import LoopLag
 from inference.server.live_settings import LiveParts, LiveSettings
-from inference.server.memory import MemoryGauge, give_memory_back
+from inference.server.memory import MemoryGauge, set_heap_limits
 from inference.server.metrics import EventMetrics
 from inference.server.model.changes import ModelChanges
 from inference.server.model.models import Models
@@ -102,7 +102,7 @@ class InferenceServer:
         self._changes = ModelChanges(self.models, self._metrics.forget_slots, log)
         self._callers = compose.build_callers(settings, clock)
         self._lag = LoopLag(clock.monotonic)
-        self._connections, self._memory = TcpConnections(), MemoryGauge()
+        self._connections, self._memory = TcpConnections(), MemoryGauge(settings.server.max_waiting_bytes)
         self._held = HeldBytes(compose.held_rules(settings), self._connections, self._memory)
         more = [open_inference.SERVICE] if settings.server.open_inference else []
         self._readiness = Readiness(self.models, self._drain, settings.health.overall, log, more)
@@ -377,7 +377,7 @@ def serve(settings: ServerSettings, early: EarlyRunners) -> int:
         settings: of the server.
         early: runners that were started before.
     """
-    give_memory_back()
+    set_heap_limits(settings.server.max_waiting_bytes)
     with logs.configure("server", settings.logs.level):
         log = logs.get_logger()
         try:

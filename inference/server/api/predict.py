@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -170,9 +170,9 @@ class PredictApi:
         """Accept one item."""
         with IncomingItem(self._emit) as item:
             convert.check_item_id(item_id, is_duplicate=is_duplicate)
-            return self.accept(
-                item, request, deadline_seconds, source, replace(current_call.get().tags, item_id=item_id)
-            )
+            tags = current_call.get().tags
+            tags = RequestTags(tags.request_id, item_id, tags.routing_key, tags.version, tags.traceparent)
+            return self.accept(item, request, deadline_seconds, source, tags)
 
     def cancel_request(self, pending: PendingRequest, *, has_expired: bool) -> None:
         """Cancel a request whose caller is gone."""
@@ -190,10 +190,14 @@ class TaskStream:
         self._reader = Reader(caller, self._source.flow)
         self._turns = api.find_turns("")  # of the model that its latest message named
 
-    async def wait_turn(self, *, is_free: bool) -> None:
+    def may_read(self, *, is_free: bool) -> bool:
+        """Whether it may read its next message now."""
+        return self._turns is None or self._turns.may_read(self._reader, is_free=is_free)
+
+    async def wait_turn(self) -> None:
         """Wait until it may read its next message."""
         if self._turns is not None:
-            await self._turns.wait(self._reader, is_free=is_free)
+            await self._turns.wait(self._reader)
 
     def skip_turn(self) -> None:
         """Let it read at once."""

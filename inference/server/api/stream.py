@@ -18,8 +18,12 @@ WRITE_PAUSE_SECONDS = 0.001  # after a message, while items are open: the outcom
 class StreamTask(Protocol):
     """The task-specific part of a stream."""
 
-    async def wait_turn(self, *, is_free: bool) -> None:
-        """Wait until the next message may be read; `is_free`: no item is unanswered."""
+    def may_read(self, *, is_free: bool) -> bool:
+        """Whether the next message may be read now; `is_free`: no item is unanswered."""
+        ...
+
+    async def wait_turn(self) -> None:
+        """Wait until the next message may be read."""
         ...
 
     def skip_turn(self) -> None:
@@ -143,8 +147,10 @@ class ItemStream:
 
     async def _read_all(self) -> None:
         while True:
-            await self._room.wait()
-            await self._task.wait_turn(is_free=not self._open)
+            if not self._room.is_set():
+                await self._room.wait()
+            if not self._task.may_read(is_free=not self._open):
+                await self._task.wait_turn()
             raw = await self._reader.read()
             if raw is None:
                 return

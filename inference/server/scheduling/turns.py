@@ -75,9 +75,10 @@ class ReadTurns:
         if rows > reader.allowance:
             self._waiting.charge(reader.flow, rows - reader.allowance)
         reader.allowance = max(0, reader.allowance - rows)
-        reader.caller.use_quota(rows, now)
-        if reader.caller.quota_wait(now) > 0:
-            reader.allowance = 0
+        if reader.caller.quota is not None:
+            reader.caller.use_quota(rows, now)
+            if reader.caller.quota_wait(now) > 0:
+                reader.allowance = 0
         if reader.allowance:
             self._reading[reader] = now + GRANT_SECONDS
         else:
@@ -87,6 +88,10 @@ class ReadTurns:
         """Remove and return all streams that wait."""
         over_quota, self._over_quota = self._over_quota, []
         return [*self._waiting.take_all(), *(reader for _, _, reader in over_quota)]
+
+    def knows(self, reader: Reader) -> bool:
+        """Whether a stream waits, or counts as reading in its turn."""
+        return bool(self._over_quota) or reader in self._reading or reader in self._waiting.entries
 
     def leave(self, reader: Reader) -> None:
         """Forget a stream that has ended."""
@@ -119,16 +124,18 @@ class TurnGate:
     def __len__(self) -> int:
         return len(self._turns)
 
-    async def wait(self, reader: Reader, *, is_free: bool) -> None:
-        """Wait until a stream may read.
+    def may_read(self, reader: Reader, *, is_free: bool) -> bool:
+        """Whether a stream may read now.
 
         Args:
             reader: the stream.
             is_free: whether it has no unanswered item. It reads without a turn then, within its quota: if it has
                 nothing more to send, only a read tells.
         """
-        if self._is_closed or reader.allowance > 0 or (is_free and self._is_within_quota(reader)):
-            return
+        return self._is_closed or reader.allowance > 0 or (is_free and self._is_within_quota(reader))
+
+    async def wait(self, reader: Reader) -> None:
+        """Wait until a stream that may not read now has its turn."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         reader.on_turn = lambda: None if turn.done() else turn.set_result(None)
         self._turns.wait(reader)
@@ -140,7 +147,7 @@ class TurnGate:
 
     def skip(self, reader: Reader) -> None:
         """Let a stream that waits read without its turn, because it has no unanswered item any more."""
-        if self._is_within_quota(reader):
+        if self._turns.knows(reader) and self._is_within_quota(reader):
             self.leave(reader)
             reader.on_turn()
 
@@ -165,7 +172,7 @@ class TurnGate:
     def remove_unsent(self, rows: int) -> None:
         """Subtract an item that waits no more."""
         self._turns.unsent_rows -= rows
-        if self._turns and self._timer is None:
+        if self._timer is None and len(self._turns):
             self._timer = asyncio.get_running_loop().call_later(0, self._on_timer)
 
     def grant(self) -> None:
@@ -178,7 +185,7 @@ class TurnGate:
             self._timer = asyncio.get_running_loop().call_later(max(GRANT_SECONDS, at - now), self._on_timer)
 
     def _is_within_quota(self, reader: Reader) -> bool:
-        return reader.caller.quota_wait(self._clock.monotonic()) <= 0
+        return reader.caller.quota is None or reader.caller.quota_wait(self._clock.monotonic()) <= 0
 
     def _on_timer(self) -> None:
         self._timer = None

@@ -131,7 +131,7 @@ def gate() -> TurnGate:
 async def test_a_stream_waits_at_the_gate_until_rows_are_sent(gate: TurnGate) -> None:
     """Then it reads within the same turn of the loop or the next."""
     (reader,) = streams(1)
-    waiting = asyncio.ensure_future(gate.wait(reader, is_free=False))
+    waiting = asyncio.ensure_future(gate.wait(reader))
     await asyncio.sleep(0)
     assert not waiting.done()
     gate.remove_unsent(1)
@@ -142,8 +142,9 @@ async def test_a_stream_waits_at_the_gate_until_rows_are_sent(gate: TurnGate) ->
 async def test_a_stream_without_unanswered_items_does_not_wait(gate: TurnGate) -> None:
     """It may have nothing more to send, and then it must end."""
     (reader,) = streams(1)
-    await gate.wait(reader, is_free=True)
-    waiting = asyncio.ensure_future(gate.wait(reader, is_free=False))
+    assert gate.may_read(reader, is_free=True)
+    assert not gate.may_read(reader, is_free=False)
+    waiting = asyncio.ensure_future(gate.wait(reader))
     await asyncio.sleep(0)
     gate.skip(reader)
     await waiting
@@ -155,7 +156,8 @@ async def test_a_stream_over_its_quota_waits_even_without_unanswered_items(gate:
     limited = Caller(CallerRules("limited"), Quota(10.0, 0.0))
     limited.use_quota(15, 0.0)
     (reader,) = streams(1, limited)
-    waiting = asyncio.ensure_future(gate.wait(reader, is_free=True))
+    assert not gate.may_read(reader, is_free=True)
+    waiting = asyncio.ensure_future(gate.wait(reader))
     await asyncio.sleep(0)
     gate.skip(reader)
     await asyncio.sleep(0)

@@ -1,0 +1,99 @@
+"""Free memory is kept while large messages come, and given back at rest; a server with a low limit keeps none."""
+
+import pytest
+
+from inference.server.memory import CALM_TRIMS, KEPT_BYTES, MAX_KEPT_BYTES, MemoryGauge, choose_kept_bytes
+
+MIB = 1 << 20
+PICTURE = 8 * MIB
+
+
+class SimHeap:
+    """A heap whose free bytes stay resident until they are given back."""
+
+    def __init__(self) -> None:
+        self.resident = self.used = 50 * MIB
+        self.times_given_back = 0
+
+    def read_resident(self) -> int:
+        """As set."""
+        return self.resident
+
+    def read_used(self) -> int:
+        """As set."""
+        return self.used
+
+    def give_back(self) -> None:
+        """All that is free."""
+        self.times_given_back += 1
+        self.resident = self.used
+
+    def hold(self, size_bytes: int) -> None:
+        """Take free memory first, then more."""
+        self.used += size_bytes
+        self.resident = max(self.resident, self.used)
+
+    def free(self, size_bytes: int) -> None:
+        """It stays resident."""
+        self.used -= size_bytes
+
+
+def play(gauge: MemoryGauge, heap: SimHeap, messages: int, at_once: int = 1) -> None:
+    """Messages come and go, with a tick after each round."""
+    for _ in range(messages // at_once):
+        for _ in range(at_once):
+            heap.hold(PICTURE)
+        gauge.read_growth()
+        for _ in range(at_once):
+            heap.free(PICTURE)
+            gauge.count_freed(PICTURE)
+        gauge.read_growth()
+        gauge.trim()
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(64 * MIB, KEPT_BYTES), (256 * MIB, 32 * MIB), (1 << 40, MAX_KEPT_BYTES)])
+def test_what_is_kept_follows_from_the_limit(limit: int, kept: int) -> None:
+    """An eighth of it, within bounds."""
+    assert choose_kept_bytes(limit) == kept
+
+
+def test_memory_of_pictures_is_used_again() -> None:
+    """Two callers with a picture of 8 MB each: nothing is given back that the next one would take again."""
+    heap = SimHeap()
+    play(MemoryGauge(1 << 40, heap), heap, 400, at_once=2)
+
+    assert heap.times_given_back == 0
+    assert heap.resident == 50 * MIB + 2 * PICTURE
+
+
+def test_at_rest_it_is_given_back() -> None:
+    """After a second of ticks without a large message; small ones do not count."""
+    heap = SimHeap()
+    gauge = MemoryGauge(1 << 40, heap)
+    play(gauge, heap, 4, at_once=4)
+    for _ in range(CALM_TRIMS):
+        gauge.read_growth()
+        gauge.count_freed(1000)
+        gauge.trim()
+
+    assert heap.resident == 50 * MIB
+
+
+def test_more_than_may_be_kept_is_given_back_at_once() -> None:
+    """A burst of 20 pictures leaves no more than that; what is in use is no growth that callers are charged for."""
+    heap = SimHeap()
+    gauge = MemoryGauge(1 << 40, heap)
+    play(gauge, heap, 20, at_once=20)
+
+    assert heap.times_given_back >= 1
+    assert heap.resident - 50 * MIB <= MAX_KEPT_BYTES
+    assert gauge.read_growth() == 0
+
+
+def test_under_a_low_limit_each_large_message_is_given_back() -> None:
+    """As much as one picture may lie free."""
+    heap = SimHeap()
+    gauge = MemoryGauge(64 * MIB, heap)
+    play(gauge, heap, 10)
+
+    assert heap.times_given_back == 10
