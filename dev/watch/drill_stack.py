@@ -154,7 +154,7 @@ def run_command(drill: DrillStack, command: str) -> str:
     """Output of a command of a runbook, on the host of the stack."""
     words = command.replace("hotslot.log", str(drill.stack.log_path))
     words = words.replace("relay.log", str(drill.folder / "relay.log"))
-    words = words.replace("hotslot hub doctor", f"hotslot hub doctor {MODEL}")
+    words = words.replace("OWNER/NAME", MODEL)
     line = [sys.executable, "-m", "cli.main", *words.split()[1:]]
     variables = {**os.environ, "HOTSLOT_CONFIG": str(drill.stack.config), "COLUMNS": "200"}
     if drill.stack.group is not None:  # as in the container

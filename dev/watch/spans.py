@@ -2,25 +2,52 @@
 
     PYTHONPATH=.tools/otel python -m dev.watch.spans
 
-No collector program runs here: what is sent is read by the SDK's own messages and served by its own stub.
+The stack sends to OpenTelemetry's Collector, which sends on what it has understood. `dev/scripts/tools-watch` builds it
+where there is a Go compiler; without it the spans come straight here, and the output says so.
 """
 
+import contextlib
 import importlib
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 from collections import defaultdict
+from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path
 from typing import Any
 
 import grpc
 
+from dev.harness.process import ROOT, free_port
 from dev.harness.supervised import ScriptedStack
 from dev.watch.drill_stack import pause
 
 _PACKAGE = "opentelemetry.proto.collector.trace.v1.trace_service_pb2"
+COLLECTOR = ROOT / ".tools" / "bin" / "otel-collector"
+START_SECONDS = 30.0
+CONFIG = """\
+receivers:
+  otlp:
+    protocols:
+      grpc:
+        endpoint: 127.0.0.1:{port}
+exporters:
+  otlp:
+    endpoint: 127.0.0.1:{target}
+    tls:
+      insecure: true
+service:
+  telemetry:
+    metrics:
+      level: none
+  pipelines:
+    traces:
+      receivers: [otlp]
+      exporters: [otlp]
+"""
 CALL_CHILDREN = {"receive", "queue", "compute", "answer"}
 PREDICT = "hotslot.entailment.v1.EntailmentService/Predict"
 
@@ -48,12 +75,43 @@ class Receiver:
         self._server.stop(0.5).wait()
 
 
+@contextlib.contextmanager
+def collector(folder: Path, target: int) -> Iterator[int]:
+    """OpenTelemetry's Collector, which sends on to a port; yields its own. Without the program: the same port.
+
+    Raises:
+        TimeoutError: it does not listen in time.
+    """
+    if not COLLECTOR.exists():
+        print("the collector is not built: spans are received by the SDK's stub alone")
+        yield target
+        return
+    port, config = free_port(), folder / "collector.yaml"
+    config.write_text(CONFIG.format(port=port, target=target), encoding="utf-8")
+    with (
+        (folder / "collector.log").open("wb") as log,
+        subprocess.Popen([COLLECTOR, "--config", f"file:{config}"], stdout=log, stderr=log) as child,
+    ):
+        try:
+            with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+                grpc.channel_ready_future(channel).result(START_SECONDS)
+            yield port
+        finally:
+            child.terminate()
+            code = child.wait(START_SECONDS)  # it sends what it holds
+            text = (folder / "collector.log").read_text(errors="replace")
+            print(f"OpenTelemetry's Collector ended with {code}; refused or dropped: {text.count('dropp')}")
+
+
 def collect() -> list[tuple[str, Any]]:
     """Spans of a stack under load with an update, a rollback and a killed runner."""
     receiver = Receiver()
     try:
-        with tempfile.TemporaryDirectory(prefix="hotslot-spans-") as place:
-            traces = {"endpoint": f"127.0.0.1:{receiver.port}", "share": 1.0}
+        with (
+            tempfile.TemporaryDirectory(prefix="hotslot-spans-") as place,
+            collector(Path(place), receiver.port) as port,
+        ):
+            traces = {"endpoint": f"127.0.0.1:{port}", "share": 1.0}
             with ScriptedStack(Path(place), sections={"traces": traces}) as stack:
                 with stack.load(clients=2):
                     stack.publish("v1.1.0")
