@@ -93,7 +93,9 @@ class ModelUpdatesSection(Section):
         Field(
             description="trial: all callers at once, on trial; shadow: copies of requests first, then the trial; "
             "canary: a trial with a growing share of the requests; cpu_bridge: as trial, and where the device has no "
-            "room for two models the active one answers from the CPU while the new one is tried"
+            "room for two models the active one answers from the CPU while the new one is tried; unload_first: as "
+            "trial, and where two do not fit the active one is unloaded first, and nothing answers until the new one "
+            "is on trial"
         ),
     ] = Rollout.TRIAL
     steps: Annotated[

@@ -19,8 +19,9 @@ from dev.harness.revisions import MODEL, convert_scripted
 from dev.harness.scripted_updater import digest_of_scripted
 from dev.harness.simulated_server import SimServer
 from updater.commands import CommandQueue
+from updater.core.comparison import GoldenAnswer
 from updater.core.facts import CommandKind, GoldenFacts, OperatorCommand, ServerState
-from updater.core.golden import GateAnswers, GoldenAnswer, GoldenQuestion
+from updater.core.golden import GateAnswers, GoldenQuestion
 from updater.core.ports import JournalUnusable
 from updater.core.record import HeldFor, ModelRecord, Stage
 from updater.core.rules import Mode, ObserveRules, Rules

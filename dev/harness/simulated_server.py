@@ -280,7 +280,13 @@ class SimServer:
         return self.state(deadline_seconds)
 
     def retire(
-        self, load_id: str, transaction_id: str, expected_generation: int, deadline_seconds: float
+        self,
+        load_id: str,
+        transaction_id: str,
+        expected_generation: int,
+        deadline_seconds: float,
+        *,
+        leaves_gap: bool = False,
     ) -> ServerState:
         self._reach()
         self._check(expected_generation)
@@ -288,6 +294,8 @@ class SimServer:
         if number >= 0 and self.is_on_trial and number == self.active and self.previous < 0:
             self._close("ROLLED_BACK")
             self.active = -1
+        elif leaves_gap and number == self.active and not self.is_on_trial and self.slots[1 - number] is None:
+            self.active, self.generation = -1, self.generation + 1
         elif number >= 0 and (number == self.active or (self.is_on_trial and number == self.previous)):
             raise EffectFailed(EffectFailure(FailureKind.TRANSIENT, "SLOT_IN_USE", "callers need it"))
         if number >= 0:

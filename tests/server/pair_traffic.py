@@ -289,6 +289,18 @@ class BridgeTrafficExplorer(BridgeExplorer, TrafficExplorer):
     """The bridge with shadows and canaries."""
 
 
+class GapExplorer(Explorer):
+    """Adds commands that unload the active model and leave a gap."""
+
+    def events(self, world: World) -> Iterator[tuple[str, Callable[[], World]]]:
+        """See `Explorer`."""
+        yield from super().events(world)
+        active = world.pair.active_slot
+        if active is not None and active.load is not None and not world.pair.is_stopping:
+            load_id = active.load.load_id
+            yield "the active slot is retired", lambda: self.command(world, m.Retire(load_id, leaves_gap=True))
+
+
 # The bridge's own setups: without a CPU fallback, which `SETUPS` have; with it, by `main`.
 BRIDGE_SETUPS = (SETUPS[2],)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import Interrupted
+from common.errors import HotslotError, Interrupted
 from inference.server.model.route import HANDOVER_SECONDS, HANDOVER_SHARE, trial_limit
 from inference.server.runner_client.protocol import EndReason
 from tests.server.simulator import World
@@ -215,3 +215,41 @@ async def test_the_end_of_a_trial_s_runner_does_not_run_a_handed_over_request_tw
     previous.answer(*previous.items)
     assert (await pending.outcome).served_by.revision == "r1"
     assert len(previous.received) == 2
+
+
+async def test_the_active_model_is_unloaded_by_command_when_a_gap_is_accepted(tmp_path: Path) -> None:
+    """What it has accepted is answered; what comes then is refused, until another revision is active."""
+    world = await World(tmp_path).serving()
+    world.holds_items = True
+    accepted = world.ask("before")
+    await world.settle()
+    old = world.active.load
+    assert old is not None
+    world.commands.retire(old.load_id, 0, leaves_gap=True)
+    with pytest.raises(HotslotError) as refused:
+        await world.ask("in the gap").outcome
+    world.holds_items = False
+    world.runner("a").compute()
+    await world.settle()
+
+    assert (await accepted.outcome).served_by.revision == "r1"
+    assert (refused.value.reason, world.pair.active) == ("NOT_READY", None)
+    load = world.commands.load(world.bundle("r2").bundle_digest, "", "t1", 0)
+    await world.settle()
+    world.commands.activate(load.load_id, 600.0, "t1", 0)
+    assert (await world.ask("after").outcome).served_by.revision == "r2"
+
+
+async def test_no_gap_is_left_beside_a_candidate_or_a_trial(tmp_path: Path) -> None:
+    """The command is refused, and the active slot answers."""
+    world = await World(tmp_path).serving()
+    load = await world.candidate()
+    active = world.active.load
+    assert active is not None
+    with pytest.raises(HotslotError) as error:
+        world.commands.retire(active.load_id, 0, leaves_gap=True)
+    assert error.value.reason == "SLOT_IN_USE"
+    world.commands.activate(load.load_id, 600.0, "t1", 0)
+    with pytest.raises(HotslotError) as error:
+        world.commands.retire(load.load_id, 0, leaves_gap=True)
+    assert error.value.reason == "SLOT_IN_USE"

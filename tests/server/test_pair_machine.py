@@ -17,6 +17,7 @@ from tests.server.pair_model import CARD, SETUPS, explore, new_load
 MIN_STATES = 20_000  # fewer would say that the exploration has lost a part of its world
 MIN_TRAFFIC_STATES = 6_500
 MIN_BRIDGE_STATES = 3_000
+MIN_GAP_STATES = 800
 NOW = Now(1.0, datetime(2030, 1, 1, tzinfo=UTC))
 RULES = SETUPS[0].rules
 
@@ -60,6 +61,15 @@ def test_every_rule_holds_over_the_cpu_bridge() -> None:
     report = explore(pair_traffic.BRIDGE_SETUPS, make=pair_traffic.BridgeExplorer)
 
     assert report.states > MIN_BRIDGE_STATES
+    assert report.violations == {}
+
+
+@pytest.mark.timeout(240)
+def test_every_rule_holds_with_a_gap() -> None:
+    """The active model is unloaded by command, whatever else is under way: what was accepted is answered."""
+    report = explore(pair_traffic.BRIDGE_SETUPS, make=pair_traffic.GapExplorer)
+
+    assert report.states > MIN_GAP_STATES
     assert report.violations == {}
 
 

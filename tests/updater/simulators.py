@@ -10,9 +10,10 @@ from typing import Any
 
 from common.bundle import HubKind, HubLocation, Provenance
 from dev.harness.simulated_server import SimServer
+from updater.core.comparison import GoldenAnswer
 from updater.core.effects import EffectFailure
 from updater.core.facts import GoldenFacts, HubFile, Release
-from updater.core.golden import GateAnswers, GoldenAnswer, GoldenQuestion
+from updater.core.golden import GateAnswers, GoldenQuestion
 from updater.core.ports import EffectFailed, Hub, JournalUnusable
 from updater.core.record import Event, Installed, ModelRecord
 from updater.core.record_json import from_json, to_json

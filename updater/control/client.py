@@ -162,10 +162,17 @@ class ControlClient:
         return self.state(deadline_seconds)
 
     def retire(
-        self, load_id: str, transaction_id: str, expected_generation: int, deadline_seconds: float
+        self,
+        load_id: str,
+        transaction_id: str,
+        expected_generation: int,
+        deadline_seconds: float,
+        *,
+        leaves_gap: bool = False,
     ) -> ServerState:
         """Call RetireSlot."""
-        request = pb.RetireSlotRequest(change=self._change(transaction_id, expected_generation), load_id=load_id)
+        change = self._change(transaction_id, expected_generation)
+        request = pb.RetireSlotRequest(change=change, load_id=load_id, leaves_gap=leaves_gap)
         with _classified_errors():
             self._stub.RetireSlot(request, timeout=deadline_seconds)
         return self.state(deadline_seconds)

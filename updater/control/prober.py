@@ -14,8 +14,9 @@ from common.golden_set import MAX_ITEMS, GoldenBroken
 from hotslot.address.v1 import address_pb2
 from hotslot.control.v1 import control_pb2 as pb
 from hotslot.entailment.v1 import entailment_pb2
+from updater.core.comparison import GoldenAnswer
 from updater.core.facts import GoldenFacts, ServerState
-from updater.core.golden import GateAnswers, GoldenAnswer, GoldenQuestion
+from updater.core.golden import GateAnswers, GoldenQuestion
 from updater.core.ports import EffectFailed
 from updater.golden_files import GoldenFiles, ProbeItem, build_probes, read_probe_items
 

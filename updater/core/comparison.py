@@ -24,6 +24,24 @@ class GateKey:
 
 
 @dataclass(frozen=True, slots=True)
+class GoldenAnswer:
+    """A slot's answer to one question, or why it failed."""
+
+    text: str = ""  # in the form of `common.answers`; empty if it failed
+    failure: str = ""  # reason, for example "NOT_FINITE"; empty if it answered
+    is_sure: bool = False  # its probability is at least `common.answers.SURE`
+
+
+@dataclass(frozen=True, slots=True)
+class KeptAnswers:
+    """The golden answers of the committed revision, kept while it is unloaded for a candidate."""
+
+    golden_digest: str
+    seconds: float  # device time of all
+    answers: tuple[GoldenAnswer, ...]  # in the order of the questions
+
+
+@dataclass(frozen=True, slots=True)
 class AnswerPair:
     """Both models' answers to one golden question."""
 

@@ -186,6 +186,7 @@ class RetireLoad:
     transaction_id: str
     expected_generation: int
     deadline_seconds: float = 90.0
+    leaves_gap: bool = False  # the load of the active slot: nothing answers until another one is active
 
 
 @dataclass(frozen=True, slots=True)

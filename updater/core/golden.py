@@ -7,19 +7,10 @@ from math import exp, lgamma, log
 
 from common.answers import TaskAnswers, count_label_pairs, sum_parts
 from common.engine_files import Task
-from updater.core.comparison import LabelPair
+from updater.core.comparison import GoldenAnswer, LabelPair
 from updater.core.record import Differing
 
 MAX_LABEL_PAIRS = 400  # kept as evidence; addresses have some twenty kinds of parts
-
-
-@dataclass(frozen=True, slots=True)
-class GoldenAnswer:
-    """A slot's answer to one question, or why it failed."""
-
-    text: str = ""  # in the form of `common.answers`; empty if it failed
-    failure: str = ""  # reason, for example "NOT_FINITE"; empty if it answered
-    is_sure: bool = False  # its probability is at least `common.answers.SURE`
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,7 +161,13 @@ class Control(Protocol):
         ...
 
     def retire(
-        self, load_id: str, transaction_id: str, expected_generation: int, deadline_seconds: float
+        self,
+        load_id: str,
+        transaction_id: str,
+        expected_generation: int,
+        deadline_seconds: float,
+        *,
+        leaves_gap: bool = False,
     ) -> ServerState:
         """Call RetireSlot."""
         ...

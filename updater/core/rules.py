@@ -16,6 +16,7 @@ class Rollout(StrEnum):
     SHADOW = "shadow"  # it answers copies of requests first, then as a trial
     CANARY = "canary"  # a trial that gets a growing share of the requests
     CPU_BRIDGE = "cpu_bridge"  # a trial; the active model makes room on the CPU if both do not fit on its device
+    UNLOAD_FIRST = "unload_first"  # a trial; the active model is unloaded if both do not fit, and nothing answers then
 
 
 class Mode(StrEnum):

@@ -1,14 +1,19 @@
-"""The CPU bridge: where a card has no room for two models, the committed one answers from the CPU for a while.
+"""Room for a candidate on a card that holds one model: the CPU bridge, and the gap.
 
 Pure. With `rollout = "cpu_bridge"`, a candidate that does not fit beside the committed revision moves that one to the
 CPU: it is loaded there in the other slot, activated and committed, and its slot on the card is retired. The candidate
 is then gated and tried on the card, beside the CPU's slot as the previous one. A commit ends the bridge. When the
 candidate has failed, the committed revision returns to the card in the same way. `ModelRecord.bridge` is written before
 the first step, so that each step follows from it and from what the server holds.
+
+With `rollout = "unload_first"` the committed revision is unloaded instead: nothing answers until the candidate is on
+trial, which has no previous slot, as at a first install. If the candidate has failed, the committed one is loaded
+again.
 """
 
 from dataclasses import replace
 
+from updater.core.comparison import KeptAnswers
 from updater.core.effects import (
     MEMORY_REASONS,
     ActivateLoad,
@@ -19,6 +24,7 @@ from updater.core.effects import (
     Wait,
 )
 from updater.core.facts import Facts, ServerState
+from updater.core.golden import GateAnswers
 from updater.core.record import Bridge, EndsIn, HeldFor, ModelRecord, Stage, UpdateKind
 from updater.core.rules import Rollout, Rules
 from updater.stages import transitions
@@ -26,25 +32,29 @@ from updater.stages.transitions import Transition
 
 CPU_DEVICE = "cpu"
 _MAX_PAUSE_SECONDS = 600.0  # between two attempts to return to the card
+_MAKES_ROOM = frozenset({Rollout.CPU_BRIDGE, Rollout.UNLOAD_FIRST})
 _AWAY = frozenset({Stage.GATING, Stage.SHADOWING, Stage.ACTIVATING, Stage.OBSERVING, Stage.COMMITTING})
 
 
 def may_begin(record: ModelRecord, server: ServerState | None, rules: Rules) -> bool:
     """Whether the committed revision may make room for a candidate that does not fit beside it."""
-    if rules.rollout.rollout is not Rollout.CPU_BRIDGE or record.bridge is not None or record.committed is None:
+    if rules.rollout.rollout not in _MAKES_ROOM or record.bridge is not None or record.committed is None:
         return False
     if server is None or server.trial is not None or server.cpu_fallback is not None or server.active is None:
         return False
-    return record.under_way.kind is not UpdateKind.FAILBACK and server.active.device != CPU_DEVICE
+    has_cpu = server.active.device != CPU_DEVICE or rules.rollout.rollout is Rollout.UNLOAD_FIRST
+    return record.under_way.kind is not UpdateKind.FAILBACK and has_cpu
 
 
-def begin(record: ModelRecord, facts: Facts, server: ServerState, why: str) -> Transition:
+def begin(record: ModelRecord, facts: Facts, server: ServerState, rules: Rules, why: str) -> Transition:
     """Begin the bridge; `may_begin` must hold."""
     if server.active is None or record.committed is None:
         raise RuntimeError("nothing serves that could make room")
     device = server.active.device
-    record = replace(record, bridge=Bridge(device)).with_update(device=device, load_id="")
-    message = f"{why}; {record.committed.revision if record.committed else ''} answers from the CPU meanwhile"
+    is_gap = rules.rollout.rollout is Rollout.UNLOAD_FIRST
+    what = "is unloaded first: nothing answers meanwhile" if is_gap else "answers from the CPU meanwhile"
+    message = f"{why}; {record.committed.revision} {what}"
+    record = replace(record, bridge=Bridge(device, is_gap=is_gap)).with_update(device=device, load_id="")
     return transitions.with_event(record, facts, "bridge_began", message)
 
 
@@ -57,6 +67,42 @@ def is_away(record: ModelRecord) -> bool:
     return record.stage in _AWAY or (record.stage is Stage.ROLLING_BACK and is_tried_again)
 
 
+def is_gap_wanted(record: ModelRecord) -> bool:
+    """Whether nothing is to answer now but the candidate."""
+    return record.bridge is not None and record.bridge.is_gap and is_away(record)
+
+
+def must_ask(record: ModelRecord) -> bool:
+    """Whether the committed revision is to answer the golden questions now, before it is unloaded."""
+    return record.bridge is not None and is_gap_wanted(record) and record.bridge.answers is None
+
+
+def keep_answers(record: ModelRecord, found: GateAnswers) -> ModelRecord:
+    """With the committed revision's golden answers; `must_ask` must hold."""
+    if record.bridge is None:
+        raise RuntimeError("there is no gap")
+    kept = KeptAnswers(found.golden_digest, found.candidate_seconds, tuple(row.candidate for row in found.questions))
+    return replace(record, bridge=replace(record.bridge, answers=kept))
+
+
+def compare_with_kept(record: ModelRecord, found: GateAnswers) -> GateAnswers | None:
+    """A candidate's golden answers beside the kept ones; None if the golden set has changed since.
+
+    Over the CPU bridge, where both are asked, costs are left out: those of two devices cannot be compared.
+    """
+    bridge = record.bridge
+    if bridge is None:
+        return found
+    if not bridge.is_gap:
+        return replace(found, candidate_seconds=0.0, active_seconds=0.0)
+    kept = bridge.answers
+    if kept is None or (kept.golden_digest, len(kept.answers)) != (found.golden_digest, len(found.questions)):
+        return None
+    rows = zip(found.questions, kept.answers, strict=True)
+    questions = tuple(replace(row, active=answer) for row, answer in rows)
+    return replace(found, questions=questions, active_seconds=kept.seconds)
+
+
 def find_step(record: ModelRecord, server: ServerState, rules: Rules) -> Effect | Wait | None:
     """One step that brings the committed revision to the device where the stage wants it; None if it is there.
 
@@ -65,6 +111,9 @@ def find_step(record: ModelRecord, server: ServerState, rules: Rules) -> Effect 
     bridge, committed, active = record.bridge, record.committed, server.active
     if bridge is None or committed is None or active is None or server.trial is not None:
         return None
+    if bridge.is_gap:
+        is_wanted = is_away(record) and bridge.answers is not None
+        return _unload(committed.bundle_digest, record, server) if is_wanted else None
     is_serving = active.bundle_digest == committed.bundle_digest and active.state == "LOADED"
     target = CPU_DEVICE if is_away(record) else bridge.device
     if not is_serving or active.device == target:
@@ -73,6 +122,17 @@ def find_step(record: ModelRecord, server: ServerState, rules: Rules) -> Effect 
         pause = min(rules.look_seconds, bridge.retry_in_seconds)
         return Wait(pause, f"before it is moved to {target} again") if is_away(record) else None
     return _move(committed.bundle_digest, target, record, server, rules)
+
+
+def _unload(digest: str, record: ModelRecord, server: ServerState) -> Effect | None:
+    """Unload the committed revision, which is active, and before it what else is loaded."""
+    name, active = record.under_way.update_id, server.active
+    if active is None or active.bundle_digest != digest:
+        return None
+    spare = transitions.list_spare_slots(server)
+    if spare:
+        return RetireLoad(spare[0].load_id, name, server.generation)
+    return RetireLoad(active.load_id, name, server.generation, leaves_gap=True)
 
 
 def _move(digest: str, target: str, record: ModelRecord, server: ServerState, rules: Rules) -> Effect | Wait:

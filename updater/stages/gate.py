@@ -1,7 +1,5 @@
 """GATING: the candidate is loaded and judged by its golden answers. Pure."""
 
-from dataclasses import replace
-
 from updater.core.comparison import GateKey
 from updater.core.effects import (
     MEMORY_REASONS,
@@ -40,7 +38,11 @@ def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | Wait | T
         return transitions.hold(record, facts, problem, _advise_on_golden(problem, facts))
     if server is None or server.is_draining:
         return Wait(rules.look_seconds, "the server cannot be reached or is about to end")
-    if record.committed is not None and (server.active is None or server.loaded(server.active_load_id) is None):
+    is_gap = record.bridge is not None and record.bridge.is_gap
+    if is_gap and bridge.must_ask(record) and server.loaded(server.active_load_id) is not None and server.trial is None:
+        return RunGate(server.active_load_id, "", facts.golden if facts.golden.digest else None)
+    has_committed = record.committed is not None and not is_gap
+    if has_committed and (server.active is None or server.loaded(server.active_load_id) is None):
         return Wait(rules.look_seconds, "the committed revision is being loaded")
     if record.bridge is not None and record.bridge.device != update.device:
         return Transition(record.with_update(device=record.bridge.device, load_id=""))
@@ -54,7 +56,7 @@ def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | Wait | T
     if update.gate_passed == key:
         return _pass(record, facts, server, rules)
     golden = facts.golden if key.golden_digest else None
-    return RunGate(slot.load_id, server.active_load_id if record.committed is not None else "", golden)
+    return RunGate(slot.load_id, server.active_load_id if has_committed else "", golden)
 
 
 def apply_result(record: ModelRecord, effect: Effect, result: Result, facts: Facts, rules: Rules) -> Transition:
@@ -108,7 +110,7 @@ def _apply_load_failed(record: ModelRecord, failed: EffectFailure, facts: Facts,
     if failed.reason in MEMORY_REASONS:
         message = transitions.describe_shortage(update.revision, failed, is_alone=record.bridge is not None)
         if facts.server is not None and bridge.may_begin(record, facts.server, rules):
-            return bridge.begin(record, facts, facts.server, message)
+            return bridge.begin(record, facts, facts.server, rules, message)
         return transitions.hold(record, facts, HeldFor.DOES_NOT_FIT, message)
     if failback.is_under_way(record) and failed.kind is FailureKind.PERMANENT:
         return transitions.fail_failback(record, facts, failed.reason, failed.message)
@@ -128,8 +130,12 @@ def _apply_gated(record: ModelRecord, result: Gated, facts: Facts, rules: Rules)
     update, answers, server = record.under_way, result.answers, facts.server
     if server is None:
         raise RuntimeError("the gate was run without a server")
-    if record.bridge is not None:  # costs on two devices cannot be compared
-        answers = replace(answers, candidate_seconds=0.0, active_seconds=0.0)
+    if record.bridge is not None and bridge.must_ask(record):
+        return Transition(bridge.keep_answers(record, answers))
+    compared = answers if record.bridge is None else bridge.compare_with_kept(record, answers)
+    if compared is None:
+        return transitions.hold(record, facts, HeldFor.INCONCLUSIVE, "the golden set has changed during its gate")
+    answers = compared
     judgement = judge(failback.self_test(answers) if failback.is_under_way(record) else answers, rules.gate)
     message, evidence, held_for = judgement.message, judgement.evidence, judgement.held_for
     if judgement.verdict is GateVerdict.REFUSE:
@@ -165,7 +171,7 @@ def _apply_gate_failed(record: ModelRecord, failed: EffectFailure, facts: Facts,
         is_alone = record.bridge is not None
         message = transitions.describe_shortage(record.under_way.revision, failed, is_alone=is_alone)
         if facts.server is not None and bridge.may_begin(record, facts.server, rules):
-            return bridge.begin(record, facts, facts.server, message)
+            return bridge.begin(record, facts, facts.server, rules, message)
         return transitions.hold(record, facts, HeldFor.DOES_NOT_FIT, message)
     if record.under_way.attempts + 1 >= rules.max_attempts:
         return transitions.hold(record, facts, HeldFor.INCONCLUSIVE, f"the gate reached no verdict: {why}")

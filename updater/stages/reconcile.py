@@ -188,7 +188,8 @@ def _serve(record: ModelRecord, server: ServerState, rules: Rules) -> Effect | W
         if server.loaded(trial.load_id) is None:
             return Wait(rules.look_seconds, "the committed revision is being loaded again")
         return CommitLoad(trial.load_id, name, server.generation)
-    if not target or (active is not None and active.bundle_digest == target):
+    is_gap = record.bridge is not None and bridge.is_gap_wanted(record)
+    if is_gap or not target or (active is not None and active.bundle_digest == target):
         return None
     return _load(record, server, target, name, rules)
 
@@ -201,7 +202,8 @@ def _load(record: ModelRecord, server: ServerState, target: str, name: str, rule
         return ActivateLoad(holder.load_id, rules.observe.trial_lease_seconds, name, server.generation)
     if holder is None:
         rows = list_spare_slots(server)
-        if len(server.occupied) >= len(server.slots) and rows:
+        has_no_room = record.bridge is not None and record.bridge.is_gap
+        if rows and (has_no_room or len(server.occupied) >= len(server.slots)):
             return RetireLoad(rows[0].load_id, name, server.generation)
     return LoadBundle(target, "", name, server.generation)
 

@@ -154,7 +154,8 @@ class ControlApi:
             machine = commands.manager.machine
             slot = machine.pair.slot_holding(request.load_id)
             process = None if slot is None else machine.slots[slot.name].process
-            commands.retire(request.load_id, request.change.expected_generation)
+            generation = request.change.expected_generation
+            commands.retire(request.load_id, generation, leaves_gap=request.leaves_gap)
             if process is not None:
                 await asyncio.wait_for(process.wait_ended(), _RETIRE_LIMIT_SECONDS)
         return control_pb2.RetireSlotResponse(state=build_model_state(commands.manager, self._clock))

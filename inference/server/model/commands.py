@@ -124,14 +124,14 @@ class SlotCommands:
         with contextlib.suppress(BundleBroken):
             self.manager.committed = self._read_committed() or self.manager.committed
 
-    def retire(self, load_id: str, expected_generation: int) -> None:
-        """Empty the slot that holds a load; does nothing if no slot holds it.
+    def retire(self, load_id: str, expected_generation: int, *, leaves_gap: bool = False) -> None:
+        """Empty the slot that holds a load, `leaves_gap` also the active one; does nothing if no slot holds it.
 
         Raises:
             HotslotError: an error of RetireSlot; nothing has changed.
         """
         self._check_generation(expected_generation)
-        self._machine.apply(m.Retire(load_id))
+        self._machine.apply(m.Retire(load_id, leaves_gap))
 
     async def stop(self, seconds: float) -> None:
         """Retire all processes; kill those that have not ended after `seconds`."""

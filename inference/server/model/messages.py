@@ -158,6 +158,7 @@ class Retire:
     """Empty the slot that holds a load."""
 
     load_id: str
+    leaves_gap: bool = False  # also the active slot's, although nothing answers then
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from types import MappingProxyType
 
-from updater.core.comparison import AnswerComparison
+from updater.core.comparison import AnswerComparison, GoldenAnswer
 from updater.core.facts import (
     DeviceSnapshot,
     GoldenFacts,
@@ -22,7 +22,7 @@ from updater.core.facts import (
     TrialEndSnapshot,
     TrialSnapshot,
 )
-from updater.core.golden import GateAnswers, GoldenAnswer, GoldenQuestion
+from updater.core.golden import GateAnswers, GoldenQuestion
 from updater.core.record import Counts, CpuFallback, Installed, ModelRecord
 from updater.core.rules import GateRules, ObserveRules, ReleasePolicy, Rollout, RolloutRules, Rules
 from updater.core.witness import Witness

@@ -11,17 +11,18 @@ from tests.updater.simulators import Quality
 from updater.core.effects import EffectFailure, FailureKind
 from updater.core.facts import CommandKind
 from updater.core.record import HeldFor, Outcome, Stage
-from updater.core.rules import Rollout, RolloutRules
+from updater.core.rules import Rollout, RolloutRules, Rules
 from updater.service.convert import build_advice, to_model_updates
 from updater.status import StatusSnapshot
 
 FULL = EffectFailure(FailureKind.PERMANENT, "DOES_NOT_FIT", "another process took it")
 BRIDGED = replace(RULES, rollout=RolloutRules(Rollout.CPU_BRIDGE))
+UNLOADED = replace(RULES, rollout=RolloutRules(Rollout.UNLOAD_FIRST))
 
 
-def full_card(plan: str = "honest") -> World:
+def full_card(plan: str = "honest", rules: Rules = BRIDGED) -> World:
     """1.0.0 is committed on a card that has no room for a second model."""
-    world = World(card=Card(plan=plan), rules=BRIDGED)
+    world = World(card=Card(plan=plan), rules=rules)
     world.install("1.0.0")
     assert world.card is not None
     world.card.strangers = 5 * GIB
@@ -171,7 +172,7 @@ def test_a_server_that_starts_again_during_the_bridge_boots_on_its_card(full: Wo
 @pytest.mark.parametrize("dies", ["before", "after"])
 def test_an_updater_that_dies_at_any_step_of_the_bridge_goes_on(dies: str) -> None:
     """The record names the device before the first step; every step follows from what the server holds."""
-    for number in range(40):
+    for number in range(24):
         world = full_card()
         world.publish("1.1.0", Quality(right=5) if number % 2 else Quality())
         while world.record.bridge is None:
@@ -196,3 +197,77 @@ def test_an_operator_who_approves_a_held_revision_crosses_again(full: World) -> 
     full.settle()
     assert serves(full) == ("1.1.0", "1.1.0", CARD)
     assert full.event_names().count("bridge_began") == 2
+
+
+# The gap.
+
+
+@pytest.mark.fault("K14")
+def test_an_active_model_that_is_unloaded_first_leaves_a_gap_until_the_candidate_answers() -> None:
+    """By policy only; what comes meanwhile is refused, and the candidate is committed alone."""
+    world = full_card(rules=UNLOADED)
+    world.publish("1.1.0")
+    world.tick_until(Stage.OBSERVING)
+    roles = [(slot.role, slot.device) for slot in world.server.state(1.0).slots if slot.load_id]
+    lost = world.server.lost
+    assert roles == [("TRIAL", CARD)]
+    assert world.last("bridge_began").message.endswith("1.0.0 is unloaded first: nothing answers meanwhile")
+    world.settle()
+
+    assert serves(world) == ("1.1.0", "1.1.0", CARD)
+    assert world.record.bridge is None
+    assert world.server.lost == lost
+    assert world.server.tried.count(CPU) == 0
+
+
+@pytest.mark.parametrize("name", ["fails the gate", "fails callers", "cannot be loaded"])
+def test_the_unloaded_model_is_loaded_again_when_the_candidate_has_failed(name: str) -> None:
+    """From the golden answers or in the trial; the revision is quarantined."""
+    quality, quarantined, stage = BAD[name]
+    world = full_card(rules=UNLOADED)
+    world.publish("1.1.0", quality)
+    world.settle()
+    assert serves(world) == ("1.0.0", "1.0.0", CARD)
+    assert (world.quarantined, world.stage) == (quarantined, stage)
+    assert world.record.bridge is None
+
+
+def test_a_candidate_that_does_not_fit_alone_ends_the_gap() -> None:
+    """The committed model is loaded again, and the update is held with the numbers."""
+    world = full_card(rules=UNLOADED)
+    world.publish("1.1.0")
+    while world.server.serving:
+        world.tick()
+    world.server.load_faults = [FULL]
+    world.settle()
+    assert serves(world) == ("1.0.0", "1.0.0", CARD)
+    assert world.record.under_way.message.startswith("1.1.0 does not fit in memory")
+
+
+@pytest.mark.parametrize("dies", ["before", "after"])
+def test_an_updater_that_dies_at_any_step_of_the_gap_goes_on(dies: str) -> None:
+    """The gap ends in any case."""
+    for number in range(20):
+        world = full_card(rules=UNLOADED)
+        world.publish("1.1.0", Quality(right=5) if number % 2 else Quality())
+        while world.record.bridge is None:
+            world.tick()
+        for _ in range(number):
+            world.tick()
+        world.tick(dies)
+        world.settle()
+        expected = "1.0.0" if number % 2 else "1.1.0"
+        assert serves(world) == (expected, expected, CARD)
+        assert world.record.bridge is None
+
+
+def test_a_server_that_starts_again_in_the_gap_serves_the_committed_model() -> None:
+    """Then the gap is opened once more."""
+    world = full_card(rules=UNLOADED)
+    world.publish("1.1.0")
+    while world.server.serving:
+        world.tick()
+    world.crash_server()
+    assert (world.serving, world.server.serving_on) == ("1.0.0", CARD)
+    world.settle()
+    assert serves(world) == ("1.1.0", "1.1.0", CARD)

@@ -12,12 +12,12 @@ from inference.server.model.stats import RevisionStats, StatsKey
 from tests.updater.core.world import World
 from updater.compose import build_rules
 from updater.control.snapshot import convert_counts
+from updater.core.comparison import GoldenAnswer
 from updater.core.costs import CostBucket, compare_costs, t_tail
 from updater.core.effects import EffectFailure, FailureKind
 from updater.core.facts import CommandKind, OperatorCommand, RevisionSnapshot, ServerState, SlotSnapshot, TrialSnapshot
 from updater.core.golden import (
     GateAnswers,
-    GoldenAnswer,
     GoldenQuestion,
     at_least,
     classify_difference,

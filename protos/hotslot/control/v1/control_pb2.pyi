@@ -1618,8 +1618,14 @@ class RetireSlotRequest(_message.Message):
 
     CHANGE_FIELD_NUMBER: _builtins.int
     LOAD_ID_FIELD_NUMBER: _builtins.int
+    LEAVES_GAP_FIELD_NUMBER: _builtins.int
     load_id: _builtins.str
     """Load to retire; an id that no slot holds is no error. Required."""
+    leaves_gap: _builtins.bool
+    """The active slot may be retired too, if the other one is free and nothing is
+    on trial: its accepted requests are answered, further ones are refused until
+    another load is active.
+    """
     @_builtins.property
     def change(self) -> Global___Change:
         """Model, transaction, expected generation."""
@@ -1629,10 +1635,11 @@ class RetireSlotRequest(_message.Message):
         *,
         change: Global___Change | None = ...,
         load_id: _builtins.str = ...,
+        leaves_gap: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "load_id", b"load_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "leaves_gap", b"leaves_gap", "load_id", b"load_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
