@@ -33,15 +33,6 @@ class GoldenAnswer:
 
 
 @dataclass(frozen=True, slots=True)
-class KeptAnswers:
-    """The golden answers of the committed revision, kept while it is unloaded for a candidate."""
-
-    golden_digest: str
-    seconds: float  # device time of all
-    answers: tuple[GoldenAnswer, ...]  # in the order of the questions
-
-
-@dataclass(frozen=True, slots=True)
 class AnswerPair:
     """Both models' answers to one golden question."""
 

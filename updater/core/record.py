@@ -9,7 +9,8 @@ from enum import StrEnum
 
 from common.bundle import Origin
 from updater.core.breaker import Breaker, BreakerName
-from updater.core.comparison import ChangeRow, ExpectedChanges, GateKey, KeptAnswers, LabelPair
+from updater.core.bridge import Bridge
+from updater.core.comparison import ChangeRow, ExpectedChanges, GateKey, LabelPair
 from updater.core.costs import CostBucket
 from updater.core.known import ComputedDigest, KnownVersion, Replaced
 from updater.core.label_mix import LabelMark, LabelMix
@@ -295,17 +296,6 @@ class CpuFallback:
     bundle_digest: str  # of the bundle that ran out
     since: datetime  # by the server's wall clock: for people, and to distinguish one fallback from the next
     reason: str = ""  # for machines: "OUT_OF_MEMORY" or "DOES_NOT_FIT"
-
-
-@dataclass(frozen=True, slots=True)
-class Bridge:
-    """The committed revision makes room for a candidate: it answers from the CPU, or is on its way there or back."""
-
-    device: str  # that it has left, and where the candidate is tried
-    is_gap: bool = False  # it does not answer from the CPU: it is unloaded, and nothing answers
-    answers: KeptAnswers | None = None  # its own, before it is unloaded: what the candidate's are compared with
-    failed: int = 0  # attempts to move it
-    retry_in_seconds: float = 0.0  # wait before it is moved again
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ again.
 
 from dataclasses import replace
 
-from updater.core.comparison import KeptAnswers
+from updater.core.bridge import Bridge, KeptAnswers
 from updater.core.effects import (
     MEMORY_REASONS,
     ActivateLoad,
@@ -25,7 +25,7 @@ from updater.core.effects import (
 )
 from updater.core.facts import Facts, ServerState
 from updater.core.golden import GateAnswers
-from updater.core.record import Bridge, EndsIn, HeldFor, ModelRecord, Stage, UpdateKind
+from updater.core.record import EndsIn, HeldFor, ModelRecord, Stage, UpdateKind
 from updater.core.rules import Rollout, Rules
 from updater.stages import transitions
 from updater.stages.transitions import Transition

@@ -141,7 +141,7 @@ def test_a_return_that_fails_is_tried_again_and_costs_no_answer(full: World) -> 
     for _ in range(400):
         full.tick()
     assert (serves(full), full.stage) == (("1.0.0", "1.0.0", CPU), Stage.IDLE)
-    assert "cannot return to cuda:0" in build_advice(full.record)
+    assert "cannot return to cuda:0" in build_advice(full.record).sentence
     assert full.record.trouble is None
     full.card.strangers = 0
     while full.record.bridge is not None:
