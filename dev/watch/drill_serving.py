@@ -114,11 +114,11 @@ def frozen_server(drill: DrillStack) -> Iterator[None]:
 
 @contextlib.contextmanager
 def few_descriptors(drill: DrillStack) -> Iterator[None]:
-    """The server's limit is lowered to a ninth more than what it has open: with less, the watchdog finds it dead."""
+    """The server's limit is lowered to a sixth more than what it has open: with less, the watchdog finds it dead."""
     pid = drill.stack.wait(lambda: drill.stack.pid("server"), "there is a server")
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     used = psutil.Process(pid).num_fds()
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + used // 9, before[1]))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + used // 6, before[1]))
     try:
         yield
     finally:

@@ -286,6 +286,14 @@ class Pair:
         return None if self.trial is None or self.trial.previous is None else self[self.trial.previous]
 
     @property
+    def may_leave_gap(self) -> bool:
+        """Whether the active slot can be retired: it answers what it has, and nothing else is under way."""
+        active = self.active_slot
+        if active is None or not active.is_loaded or self.other(active.name).load is not None:
+            return False
+        return self.trial is None and self.move.pending_load is None and self.cpu_fallback is None
+
+    @property
     def is_canary(self) -> bool:
         """Whether the trial gets a part of the requests only."""
         return self.trial is not None and self.trial.previous is not None and self.trial.percent < ALL_PERCENT

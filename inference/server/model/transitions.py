@@ -341,7 +341,7 @@ class _Transition(Step):
         if trial is not None and slot.name == trial.slot and trial.previous is None:
             self.close_trial(TrialOutcome.ROLLED_BACK)
             self.set_active(None)
-        elif event.leaves_gap and slot.name == self.pair.active and self.may_leave_gap(slot):
+        elif event.leaves_gap and slot.name == self.pair.active and self.pair.may_leave_gap:
             self.set_active(None)
         elif slot.name == self.pair.active or (trial is not None and slot.name == trial.previous):
             role = self.pair.role_of(slot.name).lower()
@@ -349,11 +349,6 @@ class _Transition(Step):
         if slot.name == self.pair.previous:
             self.change(previous=None)
         self.empty_slot(slot.name, "RetireSlot")
-
-    def may_leave_gap(self, active: SlotRecord) -> bool:
-        """Whether the active slot can be retired: it answers what it has, and nothing else is under way."""
-        is_alone = self.pair.other(active.name).load is None and self.pair.trial is None
-        return active.is_loaded and is_alone and self.pair.move.pending_load is None and self.pair.cpu_fallback is None
 
     def tick(self, _event: m.Tick) -> None:
         """Forget old deaths, end an expired trial, start the processes whose pause has passed."""
