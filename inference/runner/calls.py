@@ -8,6 +8,7 @@ from common.clock import Clock, read_cpu_seconds
 from hotslot.runner.v1 import runner_pb2
 from inference.call_cost import CallCost
 from inference.runner.engines.base import Engine, PreparedItem, RowRange, RowResult
+from inference.runner.gather import Gathering
 from inference.runner.items import (
     ENGINE_FAILED,
     EXPIRED,
@@ -20,10 +21,8 @@ from inference.runner.items import (
     is_finite,
 )
 from inference.runner.plan import (
-    GATHER_SHARE,
     Call,
     CallLimits,
-    Gathering,
     MemoryLimit,
     WaitingRows,
     choose_call,
@@ -87,8 +86,6 @@ class DeviceCalls:
         self._order: list[tuple[int, int, int]] = []  # priority, arrival and id of the active items, sorted
         self._outcomes: list[runner_pb2.ItemOutcome] = []  # to send
         self._calls: list[runner_pb2.DeviceCall] = []  # to send
-        self._observed = (0, 0.0)  # rows that were there when the last call was to begin, end of a wait from then on
-        self._arrived_rows = 0  # until then
         self.idle_seconds = 0.0  # for which nothing was to be computed, since the last call
 
     def __len__(self) -> int:
@@ -99,29 +96,18 @@ class DeviceCalls:
         """Add a prepared item; the next call may take it."""
         if item.prepared is None:
             raise RuntimeError("an item without its preparation cannot be computed")
-        if item.ready_at <= self._observed[1]:
-            self._arrived_rows += item.prepared.rows
+        self._context.gathering.add(item.ready_at, item.prepared.rows, self._context.cost)
         self._active[item.item_id] = _ActiveItem(item, item.prepared)
         bisect.insort(self._order, (*item.order, item.item_id))
 
-    @property
-    def is_full(self) -> bool:
-        """Whether there are enough rows for a full call."""
-        return self._count_rows() >= self._context.call_rows
-
     def choose_wait(self) -> float:
-        """Seconds for which the next call should wait for further items; 0 if it is full, or if that does not pay."""
+        """Seconds for which the next call should wait for further items; 0 if it should begin."""
         context, rows, now = self._context, self._count_rows(), self._context.clock.monotonic()
-        if self._observed[0]:
-            there = self._observed[0]
-            context.gathering.learn(there, min(self._arrived_rows, context.call_rows - there))
-        self._observed, self._arrived_rows = (0, 0.0), 0
-        if not rows or rows >= context.call_rows:
+        if not rows:
             return 0.0
-        self._observed = (rows, now + GATHER_SHARE * context.cost.overhead_seconds)
-        wait = context.gathering.choose_wait(context.cost)
+        wait = context.gathering.choose_wait(now, rows, context.call_rows, context.cost)
         must_start = min(active.item.deadline for active in self._active.values())
-        return wait if now + wait + context.cost.expected(context.call_rows) < must_start else 0.0
+        return max(0.0, wait) if now + wait + context.cost.expected(context.call_rows) < must_start else 0.0
 
     def _count_rows(self) -> int:
         return sum(active.prepared.rows - len(active.results) for active in self._active.values())
@@ -170,6 +156,7 @@ class DeviceCalls:
             seconds = context.clock.monotonic() - start
             self._record(call, results, seconds)
         context.progress.end()
+        context.gathering.end_call(start + seconds, rows, self._count_rows())
         context.cpu_seconds = read_cpu_seconds()
         cpu_seconds = context.cpu_seconds - cpu_start
         self._calls.append(

@@ -40,34 +40,6 @@ def limit_rows(limits: CallLimits, cost: CallCost, memory_rows: int | None) -> i
     return max(1, allowed)
 
 
-GATHER_SHARE = 0.5  # of a call's overhead that the device waits at most
-GATHER_MARGIN = 1.2  # by which the gain must exceed the wait
-_MEAN_SMOOTHING = 0.1  # weight of the newest observation
-
-
-class Gathering:
-    """Decides whether the device waits a moment for further items before a call that would not be full. Pure.
-
-    Callers that were just answered often ask again at once. Rows that join a call save their share of the overhead of
-    another one: a wait pays if the rows that arrive in it, as a share of those that are there, exceed the wait as a
-    share of the overhead. Arrivals are observed whether or not the device waits, so a load that changes is noticed.
-    """
-
-    def __init__(self) -> None:
-        self._ready_rows = 1.0  # means
-        self._arrived_rows = 0.0
-
-    def choose_wait(self, cost: CallCost) -> float:
-        """Seconds to wait for further rows; 0 if it does not pay."""
-        pays = self._arrived_rows > GATHER_MARGIN * GATHER_SHARE * self._ready_rows
-        return GATHER_SHARE * cost.overhead_seconds if pays else 0.0
-
-    def learn(self, ready_rows: int, arrived_rows: int) -> None:
-        """Add an observation: rows that were there, and further ones that a wait would have added."""
-        self._ready_rows += _MEAN_SMOOTHING * (ready_rows - self._ready_rows)
-        self._arrived_rows += _MEAN_SMOOTHING * (arrived_rows - self._arrived_rows)
-
-
 @dataclass(frozen=True, slots=True)
 class WaitingRows:
     """The rows of a prepared item that are not computed yet."""

@@ -198,9 +198,8 @@ class Worker:
 
     def _gather(self, calls: DeviceCalls) -> None:
         """Wait a moment for further items where that pays."""
-        end = self._clock.monotonic() + calls.choose_wait()
-        while not calls.is_full and (left := end - self._clock.monotonic()) > 0 and not self._is_finishing:
-            for item in self._queue.take_items(left):
+        while not self._is_finishing and (wait := calls.choose_wait()) > 0:
+            for item in self._queue.take_items(wait):
                 calls.add(item)
 
     def _import_engine(self) -> None:

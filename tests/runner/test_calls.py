@@ -10,11 +10,9 @@ from hypothesis import strategies as st
 from dev.harness.scripted_engine import AcceleratorError, OutOfMemoryError
 from inference.call_cost import CallCost
 from inference.runner.plan import (
-    GATHER_SHARE,
     GOOD_CALLS_TO_GROW,
     Call,
     CallLimits,
-    Gathering,
     MemoryLimit,
     WaitingRows,
     choose_call,
@@ -132,26 +130,6 @@ def test_the_overhead_of_a_call_counts_against_its_time() -> None:
     for rows in (1, 8) * 20:
         cost.learn(1.0 + 0.5 * rows, rows)
     assert limit_rows(CallLimits(16, 5.01), cost, None) == 8
-
-
-def test_the_device_waits_for_further_rows_only_where_that_pays() -> None:
-    """If as many rows arrive in the time as are there; not if only few do, and never without an overhead of calls."""
-    cost = CallCost()
-    for rows in (1, 8) * 20:
-        cost.learn(1.0 + 0.5 * rows, rows)
-    gathering = Gathering()
-    assert gathering.choose_wait(cost) == 0.0
-    for _ in range(20):
-        gathering.learn(4, 4)
-    assert gathering.choose_wait(cost) == pytest.approx(GATHER_SHARE * 1.0, rel=0.01)
-    assert gathering.choose_wait(CallCost(0.5)) == 0.0
-    for _ in range(30):
-        gathering.learn(4, 1)
-    assert gathering.choose_wait(cost) == 0.0
-    for _ in range(30):
-        gathering.learn(7, 1)
-        gathering.learn(1, 7)
-    assert gathering.choose_wait(cost) > 0, "calls of seven rows and of one row in turn could be one call"
 
 
 def test_the_memory_limit_is_learnt_and_raised_again() -> None:
