@@ -32,16 +32,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=12, help="answers of each kind")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--precisions", nargs="+", default=list(AIMS), choices=list(AIMS))
+    parser.add_argument(
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="cpu: CPU seconds of a thread, where other programs use this machine; the stock pipeline is left out",
+    )
     parser.add_argument("--oracle", type=Path, default=ORACLE, help="Python that has the stock pipeline")
     options = parser.parse_args()
     rows = []
-    for precision in ("float32", "bfloat16"):
+    for precision in options.precisions:
         folder, _ = large_bundle(precision)
         for threads in options.threads:
             say(f"measuring {precision} on {threads} threads")
-            rows.append(_child(folder, precision, threads, options.items))
+            rows.append(_child(folder, precision, threads, options.items, options.clock))
     stock = {}
-    if options.oracle.exists():
+    if options.oracle.exists() and options.clock == "wall":
         for threads in options.threads:
             say(f"measuring the stock pipeline on {threads} threads")
             stock[threads] = _stock(options.oracle, threads, max(3, options.items // 4))
@@ -53,9 +60,9 @@ def main() -> int:
     return 0
 
 
-def _child(folder: Path, precision: str, threads: int, items: int) -> Measured:
+def _child(folder: Path, precision: str, threads: int, items: int, clock: str) -> Measured:
     command = [sys.executable, "-m", "dev.bench.engine_child", f"--folder={folder}", f"--precision={precision}"]
-    command += [f"--threads={threads}", f"--items={items}"]
+    command += [f"--threads={threads}", f"--items={items}", f"--clock={clock}"]
     done = subprocess.run(command, env=runner_environment(), stdout=subprocess.PIPE, check=True, timeout=CHILD_SECONDS)
     row = json.loads(done.stdout.splitlines()[-1])
     return Measured(**{**row, "first": tuple(row["first"]), "second": tuple(row["second"])})

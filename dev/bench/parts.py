@@ -9,8 +9,9 @@ from typing import Any, cast
 from torch import nn
 
 from inference.runner.engines.linear import Linear
+from inference.runner.engines.ofa.attention import SelfAttention
 from inference.runner.engines.ofa.engine import OfaEngine
-from inference.runner.engines.ofa.layers import FeedForward, LayerNorm, SelfAttention
+from inference.runner.engines.ofa.layers import FeedForward, LayerNorm
 from inference.runner.engines.ofa.positions import EncoderBias
 
 RESNET, PROJECTIONS, ATTENTION, BIASES, DECODER, REST = (
@@ -24,7 +25,8 @@ PARTS = (RESNET, PROJECTIONS, ATTENTION, BIASES, DECODER, REST)
 class PartTimes:
     """Seconds by part, of all calls within `watching`."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
         self.seconds = dict.fromkeys(PARTS, 0.0)
         self._open: list[str] = []
         self._since = 0.0
@@ -76,7 +78,7 @@ class PartTimes:
         self._open.pop()
 
     def _charge(self) -> None:
-        now = time.perf_counter()
+        now = self._clock()
         if self._open:
             self.seconds[self._open[-1]] += now - self._since
         self._since = now

@@ -14,6 +14,7 @@ from dev.parity.ours import STOCK, ask
 from dev.parity.variants import VARIANTS
 from inference.runner.conversion.ofa import convert_ofa
 from inference.runner.engines.base import LoadOptions
+from inference.runner.engines.ofa.attention import CrossAttention
 from inference.runner.engines.ofa.config import WEIGHTS_NAME
 from inference.runner.engines.ofa.engine import OfaEngine, OfaPreparedItem
 from inference.runner.engines.ofa.gpu import (
@@ -24,7 +25,6 @@ from inference.runner.engines.ofa.gpu import (
     choose_size,
     choose_text_sizes,
 )
-from inference.runner.engines.ofa.layers import CrossAttention
 from inference.runner.engines.ofa.load import load_ofa
 from inference.runner.engines.ofa.positions import PositionBiases, select_tables
 from tests.ofa.test_agreement import TOLERANCE, assert_agree, questions_of, recorded

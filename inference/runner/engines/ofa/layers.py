@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's conventional alias
 
 from inference.runner.engines.linear import Linear
+from inference.runner.engines.ofa.attention import CrossAttention, SelfAttention
 
 _ONEDNN = torch.ops.mkldnn
 
@@ -112,29 +113,6 @@ def _supports_gpu_fusion(x: Tensor) -> bool:
     return x.is_cuda and x.dtype == torch.bfloat16 and torch.backends.cudnn.is_available()
 
 
-_MASKED = -30_000.0  # added to a score: its weight is 0, and no intermediate result is infinite
-_MASK_COORDINATES = 8  # fused attention takes sizes of heads that are multiples of 8
-
-
-def make_key_mask(lengths: Tensor, tokens: int, dtype: torch.dtype) -> Tensor:
-    """Make further coordinates of keys that mask the tokens after each row's length.
-
-    Rows then share one bias although their lengths differ: a bias of each row is 29 MB a layer for the large model.
-
-    Args:
-        lengths: (rows,) tokens of each row that are not masked.
-        tokens: number of keys.
-        dtype: of the attention.
-
-    Returns:
-        (rows, 1, tokens, coordinates): the queries' further coordinates are ones, so that the sum is added to a score.
-    """
-    is_masked = torch.arange(tokens, device=lengths.device) >= lengths[:, None]
-    mask = torch.zeros(len(lengths), 1, tokens, _MASK_COORDINATES, dtype=dtype, device=lengths.device)
-    mask[:, 0, :, 0].masked_fill_(is_masked, _MASKED)
-    return mask
-
-
 class Embedding(nn.Module):
     """Looks up one vector for each token."""
 
@@ -146,103 +124,6 @@ class Embedding(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """(…) int64 to (…, width)."""
         return F.embedding(tokens, self.weight)
-
-
-class SelfAttention(nn.Module):
-    """Multi-head self-attention with an additive bias."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        """Create the layer; weights include the query's scale and the heads' scales."""
-        super().__init__()
-        self.heads = heads
-        self.qkv = Linear(width, 3 * width)
-        self.out = Linear(width, width)
-
-    def forward(self, x: Tensor, biases: Iterable[Tensor], key_mask: Tensor | None = None) -> Tensor:
-        """Apply self-attention.
-
-        Args:
-            x: (rows, tokens, width).
-            biases: tensors of (1 or rows, some heads, tokens, tokens) that cover all heads in order; added to the
-                scores, -inf masks a token.
-            key_mask: of `make_key_mask`.
-
-        Returns:
-            (rows, tokens, width).
-        """
-        rows, tokens, width = x.shape
-        split = self.qkv(x).view(rows, tokens, 3, self.heads, width // self.heads)
-        query, key, value = split.permute(2, 0, 3, 1, 4).unbind(0)
-        if key_mask is not None:
-            ones = query.new_ones(1, 1, 1, _MASK_COORDINATES).expand(rows, self.heads, tokens, -1)
-            query = torch.cat([query, ones], -1)
-            key = torch.cat([key, key_mask.expand(-1, self.heads, -1, -1)], -1)
-        parts, start = [], 0
-        for bias in biases:
-            some = slice(start, start + bias.shape[1])
-            mixed = F.scaled_dot_product_attention(
-                query[:, some], key[:, some], value[:, some], attn_mask=bias, scale=1.0
-            )
-            parts.append(mixed.transpose(1, 2))
-            start = some.stop
-        result: Tensor = self.out(torch.cat(parts, dim=2).view(rows, tokens, width))
-        return result
-
-
-class CrossAttention(nn.Module):
-    """Multi-head attention from the decoder's tokens to the encoder's output.
-
-    The decoder has few queries and the encoder many tokens, so on a CPU keys and values are never computed: the key
-    projection is applied to the queries ((q Wk) · m equals q · (Wk m)) and the value projection to the attended memory.
-    The key's bias is left out because it adds the same number to all scores of a query, which the softmax cancels. On a
-    GPU the usual order is faster, because fused attention supports only small heads.
-    """
-
-    def __init__(self, width: int, heads: int) -> None:
-        """Create the layer; weights include the query's scale and the heads' scales."""
-        super().__init__()
-        self.heads = heads
-        self.query = Linear(width, width)
-        self.key_value = Linear(width, 2 * width)
-        self.out = Linear(width, width)
-
-    def forward(self, x: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
-        """Apply cross-attention.
-
-        Args:
-            x: (rows, tokens, width).
-            memory: (rows, source, width), output of the encoder.
-            bias: (1 or rows, heads, tokens, source), added to the scores; -inf masks a token.
-
-        Returns:
-            (rows, tokens, width).
-        """
-        return self.attend(x, memory, bias) if x.is_cuda else self.attend_folded(x, memory, bias)
-
-    def attend(self, x: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
-        """As `forward`: projects the memory to keys and values."""
-        rows, tokens, width = x.shape
-        query = self.query(x).view(rows, tokens, self.heads, -1).transpose(1, 2)
-        split = self.key_value(memory).view(rows, memory.shape[1], 2, self.heads, -1)
-        key, value = split.permute(2, 0, 3, 1, 4).unbind(0)
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
-        result: Tensor = self.out(attended.transpose(1, 2).reshape(rows, tokens, width))
-        return result
-
-    def attend_folded(self, x: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
-        """As `forward`: applies the projections of the memory to the queries and to the attended memory."""
-        rows, tokens, width = x.shape
-        size, source = width // self.heads, memory.shape[1]
-        key, value = self.key_value.weight.view(2, self.heads, size, width).unbind(0)
-        query = self.query(x).view(rows, tokens, self.heads, size).transpose(1, 2)
-        queries = (query @ key).view(rows, 1, self.heads * tokens, width)
-        mask = bias.reshape(-1, 1, self.heads * tokens, source)
-        shared = memory[:, None]
-        attended = F.scaled_dot_product_attention(queries, shared, shared, attn_mask=mask, scale=1.0)
-        mixed = attended.view(rows, self.heads, tokens, width) @ value.transpose(1, 2)
-        mixed = mixed.transpose(1, 2).reshape(rows, tokens, width) + self.key_value.bias[width:]
-        result: Tensor = self.out(mixed)
-        return result
 
 
 class FeedForward(nn.Module):

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's conventional alias
 
+from inference.runner.engines.ofa.attention import make_key_mask
 from inference.runner.engines.ofa.config import LABELS, ONE_TOKEN_EACH, DecoderPrompt, EngineConfig, Fork
 from inference.runner.engines.ofa.image_encoder import ImageEncoder
-from inference.runner.engines.ofa.layers import Decoder, Embedding, Encoder, LayerNorm, make_key_mask
+from inference.runner.engines.ofa.layers import Decoder, Embedding, Encoder, LayerNorm
 from inference.runner.engines.ofa.positions import PositionBiases
 
 
