@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -86,13 +87,52 @@ def test_a_stream_has_an_outcome_for_each_item(stack: Stack, plain: MgeoEngine) 
             check(plain, text, result)
 
 
-def test_an_invalid_address_is_refused_with_its_field(stack: Stack) -> None:
-    """INVALID_ARGUMENT with reason and field."""
+def request(*addresses: str, model: str = "") -> bytes:
+    """An encoded request."""
+    return pb.PredictRequest(addresses=addresses, model=model).SerializeToString()
+
+
+BAD = (
+    pytest.param(request("a", "杭" * 501), "ADDRESS_TOO_LONG", "addresses[1]", marks=pytest.mark.fault("I8")),
+    pytest.param(request("杭" * 1_000_000), "ADDRESS_TOO_LONG", "addresses[0]", marks=pytest.mark.fault("I8")),
+    pytest.param(request("a", ""), "ADDRESS_EMPTY", "addresses[1]", marks=pytest.mark.fault("I8")),
+    pytest.param(request(), "ADDRESSES_MISSING", "addresses", marks=pytest.mark.fault("I8")),
+    pytest.param(request(*["a"] * 65), "ADDRESSES_TOO_MANY", "addresses", marks=pytest.mark.fault("I8")),
+    pytest.param(
+        request("路").replace("路".encode(), b"\xff\xfe\xfd"), "MESSAGE_MALFORMED", "", marks=pytest.mark.fault("I8")
+    ),
+    pytest.param(request("\u200b\u2060\0\ufeff"), "ADDRESS_EMPTY", "addresses[0]", marks=pytest.mark.fault("I9")),
+    pytest.param(request("a", model="nobody"), "MODEL_UNKNOWN", "model", marks=pytest.mark.fault("I10")),
+    pytest.param(b"\x99" * 40, "MESSAGE_MALFORMED", "", marks=pytest.mark.fault("I19")),
+)
+
+
+@pytest.mark.parametrize(("raw", "reason", "field"), BAD)
+def test_an_invalid_request_is_refused_with_its_field(raw: bytes, reason: str, field: str, stack: Stack) -> None:
+    """Empty, too long, not UTF-8, invisible, too many, of an unknown model, or no message at all."""
+    predict: Any = stack.channel.unary_unary(f"/{ADDRESS}/Predict")
     with pytest.raises(grpc.RpcError) as error:
-        stack.tagging.Predict(pb.PredictRequest(addresses=["a", "杭" * 501]), timeout=DEADLINE_SECONDS)
+        predict(raw, timeout=DEADLINE_SECONDS)
 
     refusal = refusal_of(error.value)
-    assert refusal.brief == ("INVALID_ARGUMENT", "ADDRESS_TOO_LONG", ("addresses[1]",))
+    assert (refusal.reason, refusal.fields) == (reason, (field,) if field else ())
+
+
+@pytest.mark.fault("I9")
+def test_odd_characters_are_ordinary_ones(stack: Stack, plain: MgeoEngine) -> None:
+    """Zero-width, control and right-to-left characters, emoji, and tokens of the model's own as text."""
+    texts = (
+        "浙江\u200b省\u2060杭州",
+        "路\x01\x7f9号",
+        "\u202e杭州\u202c שלום",
+        "👩\u200d👩\u200d👧楼",
+        "[CLS]路[SEP][UNK][PAD]",
+    )
+
+    response = stack.tagging.Predict(pb.PredictRequest(addresses=texts), timeout=DEADLINE_SECONDS)
+
+    for text, result in zip(texts, response.results, strict=True):
+        check(plain, text, result)
 
 
 def test_health_status_and_metrics_know_the_model(stack: Stack, plain: MgeoEngine) -> None:
@@ -128,6 +168,7 @@ def test_the_updater_s_probes_are_answered(stack: Stack, plain: MgeoEngine) -> N
 
 
 @pytest.mark.fault("S1")
+@pytest.mark.fault("S2")
 def test_a_swap_loses_no_item_of_a_stream(stack: Stack, sources: Callable[[str], Path], engines: Engines) -> None:
     """Items keep coming while another revision is loaded, activated and taken back: each is answered by one of both."""
     bundle = sealed(sources("old"), stack.folder, "v2")
