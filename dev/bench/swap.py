@@ -63,6 +63,7 @@ def main() -> int:
     parser.add_argument("--swaps", type=int, default=20, help="with as many calls as the server answers")
     parser.add_argument("--calm-swaps", type=int, default=50, help="with a share of these calls")
     parser.add_argument("--rounds", type=int, default=3, help="of two updates in a row, and of kills without a standby")
+    parser.add_argument("--spare", action="store_true", help="keep a second idle process at all times: [runner] spare")
     parser.add_argument("--share", type=float, default=0.4, help="of the calls that the server answers")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="hotslot-") as folder:
@@ -81,7 +82,10 @@ def measure(folder: Path, options: argparse.Namespace) -> int:
     questions, expected = [asked for _, asked in items], expected_of(answers, items)
     digests = [bundles[name].bundle_digest for name in ("v1.0.1", "v1.0.0")]
     control = ControlClient(str(run_folder(state) / CONTROL_SOCKET))
-    with running_server(folder, SETTINGS.format(state=state, port=PORT)) as process:
+    settings = SETTINGS.format(state=state, port=PORT)
+    if options.spare:
+        settings = settings.replace("[runner]", "[runner]\nspare = true")
+    with running_server(folder, settings) as process:
         control.wait_ready()
         with Load(f"127.0.0.1:{PORT}", questions, expected, CLIENTS, pace=0.0, tolerance=TOLERANCE) as load:
             time.sleep(SETTLE_SECONDS)

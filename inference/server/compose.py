@@ -239,6 +239,7 @@ def _model_options(settings: ServerSettings, model: ModelSettings, shared: _Shar
             device=DeviceRules(model.device, allow_cpu_fallback=model.cpu_fallback == "allow"),
             respawn=RespawnRules(runner.respawn_first_seconds, runner.respawn_cap_seconds, runner.respawn_give_up),
             standby=runner.standby,
+            spare=runner.standby and runner.spare,
         ),
         precision="" if model.precision == "auto" else model.precision,
         cpu_fallback_file=shared.cpu_fallback_file,

@@ -199,6 +199,10 @@ class RunnerSection(Section):
         bool,
         Field(description="whether the free slot keeps an idle process, and one more while a candidate loads"),
     ] = True
+    spare: Annotated[
+        bool,
+        Field(description="whether a second idle process is always kept, for two updates or two crashes in a row"),
+    ] = False
     threads: Annotated[int, Field(ge=0, le=1024, description="compute threads on a CPU; 0 = chosen by the engine")] = 0
     prepare_processes: Annotated[
         int,

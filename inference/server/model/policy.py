@@ -53,6 +53,7 @@ class SlotRules:
     device: DeviceRules
     respawn: RespawnRules
     standby: bool  # whether an idle process is kept in the free slot
+    spare: bool = False  # whether a further one is kept at all times, not only while a candidate is loaded
 
 
 class ShortageAction(StrEnum):

@@ -117,7 +117,7 @@ class _Transition(Step):
         self.change_slot(slot.name, devices=event.devices)
         self.emit_slot(slot.name, "runner_ready")
         if self.pair.role_of(slot.name) not in ANSWERING_ROLES:
-            self.add(m.Deprioritise(slot.name))
+            self.add(m.Deprioritise(slot.name), *([m.PrepareProcess()] if self.rules.spare else []))
         row, names = self.pair.cpu_fallback, [name for name, _ in event.devices]
         if row is not None and names and row.device not in names:
             self.clear_fallback(row, "the device is gone")
@@ -244,8 +244,7 @@ class _Transition(Step):
             raise Conflict("both slots hold a load; retire one", reason="NO_FREE_SLOT")
         self.assign(slot.name, event.load)
         if self.rules.standby:
-            # Until the other slot is empty again, and its process has imported its engine, nothing is ready to take
-            # over or to load the next candidate.
+            # Until the next process of the other slot has done its imports, nothing is ready to take over.
             self.add(m.PrepareProcess())
 
     def activate(self, event: m.Activate) -> None:
