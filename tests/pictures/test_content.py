@@ -63,6 +63,17 @@ def test_the_content_is_named(name: str) -> None:
 @pytest.mark.parametrize(
     ("content", "name"),
     [
+        (b"\n" + PNG, "a PNG file with 1 byte before it: send the file alone"),
+        (b"\xef\xbb\xbf" + JPEG, "a JPEG file with 3 bytes before it: send the file alone"),
+        (b"--x\r\nContent-Type: image/png\r\n\r\n" + PNG, "a PNG file with 32 bytes before it: send the file alone"),
+        (b"undefined", "what a program writes for no picture (such as None or undefined)"),
+        (b"[object Blob]", "what a program writes for no picture (such as None or undefined)"),
+        (b"<PIL.Image.Image image mode=RGB size=3x3>", "the text of a Python object: send the file's bytes"),
+        (b"RIFF\0\0\0\0WAVEfmt ", "an audio file (WAV)"),
+        (bytes(257) + b"ustar", "a tar archive"),
+        (bytes(128) + b"DICM", "a DICOM file"),
+        (b"%!PS-Adobe-3.0 EPSF", "a PostScript file"),
+        (b"BZh91AY&SY", "bzip2 data"),
         (b"\xef\xbb\xbf  <html>", "HTML, perhaps an error page"),
         (b"s3://bucket/cat.jpg", "a URL: send the bytes of the file"),
         (b"C:\\pictures\\cat.jpg", "the path of a file: send the bytes of the file"),

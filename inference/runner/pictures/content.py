@@ -18,6 +18,22 @@ _SIGNATURES = (
     (b"\0\0\0\x0cjP  \r\n\x87\n", "a JPEG 2000 file"),
     (b"\xff\x4f\xff\x51", "a JPEG 2000 file"),
     (b"%PDF", "a PDF file"),
+    (b"%!PS", "a PostScript file"),
+    (b"DDS ", "a DDS texture"),
+    (b"qoif", "a QOI file"),
+    (b"v/1\x01", "an OpenEXR file"),
+    (b"II\xbc\x01", "a JPEG XR file"),
+    (b"FUJIFILMCCD-RAW", "a camera's raw file"),
+    (b"gimp xcf", "a GIMP file"),
+    (b"ID3", "an audio file (MP3)"),
+    (b"OggS", "an audio or video file (Ogg)"),
+    (b"FLV\1", "a video (Flash)"),
+    (b"\x7fELF", "a program"),
+    (b"SQLite format 3\0", "a SQLite database"),
+    (b"PAR1", "a Parquet file: send one picture of it"),
+    (b"BZh", "bzip2 data"),
+    (b"\xfd7zXZ\0", "xz data"),
+    (b"\x28\xb5\x2f\xfd", "zstd data"),
     (b"PK\3\4", "a zip archive (or an Office document)"),
     (b"PK\5\6", "an empty zip archive"),
     (b"\x1f\x8b", "gzip data"),
@@ -48,6 +64,10 @@ _BOXES = {
     b"avif": "an AVIF file",
     b"avis": "an AVIF file",
 }
+_TAR_PLACE, _DICOM_PLACE = 257, 128
+_RIFF_KINDS = {b"WAVE": "an audio file (WAV)", b"AVI ": "a video (AVI)"}
+_PICTURES = ((b"\xff\xd8\xff\xe0", "JPEG"), (b"\xff\xd8\xff\xe1", "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG"))
+_NOTHINGS = (b"none", b"null", b"undefined", b"nan", b"[object object]", b"[object blob]", b"[object file]")
 _URL = re.compile(rb"[a-z][a-z0-9+.-]{1,20}://", re.IGNORECASE)
 _BASE64 = re.compile(rb"[A-Za-z0-9+/_-]{64,}={0,2}\Z")
 _BASE64_STARTS = (b"/9j/", b"iVBORw0KGgo", b"UklGR", b"R0lGOD")  # JPEG, PNG, RIFF, GIF
@@ -61,16 +81,35 @@ def name_content(content: bytes) -> str:
     if not content:
         return "nothing"
     start = content[:_SOME]
-    known = next((name for signature, name in _SIGNATURES if start.startswith(signature)), "")
+    known = _name_binary(start)
     if known:
         return known
-    if start[4:8] == b"ftyp":
-        return _BOXES.get(start[8:12], "a video (MP4 or MOV)")
-    if start.startswith(b"BM") and start[6:10] == bytes(4):
-        return "a BMP file"
-    if not any(start):
-        return "only zero bytes"
+    before, kind = _find_picture(start)
+    if before:
+        return f"a {kind} file with {before} byte{'s' if before > 1 else ''} before it: send the file alone"
     return _name_text(content) or f"of an unknown kind; it begins with the bytes {start[:_HEX_SHOWN].hex(' ')}"
+
+
+def _name_binary(start: bytes) -> str:
+    """What a content is by the bytes at its fixed places; empty if they say nothing."""
+    boxes = _BOXES.get(start[8:12], "a video (MP4 or MOV)") if start[4:8] == b"ftyp" else ""
+    chunks = _RIFF_KINDS.get(start[8:12], "") if start.startswith(b"RIFF") else ""
+    places: tuple[tuple[object, str], ...] = (
+        (chunks, chunks),
+        (boxes, boxes),
+        (start.startswith(b"BM") and start[6:10] == bytes(4), "a BMP file"),
+        (start[_TAR_PLACE:].startswith(b"ustar"), "a tar archive"),
+        (start[_DICOM_PLACE:].startswith(b"DICM"), "a DICOM file"),
+        (not any(start), "only zero bytes"),
+    )
+    signatures = (name for signature, name in _SIGNATURES if start.startswith(signature))
+    return next(signatures, "") or next((name for is_that, name in places if is_that), "")
+
+
+def _find_picture(start: bytes) -> tuple[int, str]:
+    """Where a picture begins within the content, and of which kind; 0 if none does."""
+    found = [(start.find(mark), kind) for mark, kind in _PICTURES]
+    return min(((place, kind) for place, kind in found if place > 0), default=(0, ""))
 
 
 def _name_text(content: bytes) -> str:
@@ -81,6 +120,8 @@ def _name_text(content: bytes) -> str:
     checks: tuple[tuple[object, str], ...] = (
         (not text, "only blanks"),
         (small.startswith((b"<!doctype html", b"<html", b"<head", b"<body")), "HTML, perhaps an error page"),
+        (small in _NOTHINGS, "what a program writes for no picture (such as None or undefined)"),
+        (small.startswith((b"<pil.", b"<_io.")), "the text of a Python object: send the file's bytes"),
         (small.startswith(b"<svg") or (small.startswith(b"<?xml") and b"<svg" in small), "an SVG drawing"),
         (small.startswith(b"<"), "XML or HTML, perhaps an error message"),
         (_HEX.match(text), "hexadecimal text: send the bytes that it encodes"),
