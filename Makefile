@@ -1,6 +1,6 @@
 # `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: test-kserve tools-ghz help serve demo test lint format protos baseline lock dist tools env clean bench-engine bench-mgeo bench-load bench-memory bench-server bench-calls bench-overload bench-fair bench-canary bench-shadow bench-swap bench-restart bench-update soak parity fuzz chaos gpu bench-prepare clients-go clients-java clients-go-stubs rollouts bench-batch conformance clients clients-python bench-callers backfill
+.PHONY: test-kserve tools-ghz help serve demo test lint format protos baseline lock dist tools env clean bench-engine bench-mgeo bench-load bench-memory bench-server bench-call bench-calls bench-overload bench-fair bench-canary bench-shadow bench-swap bench-restart bench-update soak parity fuzz chaos gpu bench-prepare clients-go clients-java clients-go-stubs rollouts bench-batch conformance clients clients-python bench-callers backfill
 bin := .venv/bin
 # A proxy of this machine cannot reach the local hub.
 hub-http-env := env no_proxy=127.0.0.1
@@ -87,6 +87,9 @@ bench-traces: env tools ## Measure what traces cost the server: off, 1 % and all
 
 bench-server: env tools ## Measure the server's own cost with an engine that does nothing
 	@$(bin)/python -m dev.bench.server $(ARGS)
+
+bench-call: env tools ## Measure where the server's CPU time of a unary call goes
+	@$(bin)/python -m dev.bench.call_parts $(ARGS)
 
 bench-calls: env tools ## Measure what a server delivers of what its engine computes in full calls
 	@$(bin)/python -m dev.bench.calls $(ARGS)

@@ -224,8 +224,9 @@ def format_line(process: str, event: Mapping[str, object]) -> bytes:
     """
     at = cast("datetime", event["at"]).isoformat(timespec="microseconds").replace("+00:00", "Z")
     row: _Event = {"at": at, "level": event.get("level"), "process": process, "event": event.get("event")}
-    failure = event.get("exc_info")
-    row |= {key: value for key, value in event.items() if key not in _FIXED and key != "exc_info"}
+    row.update(event)
+    row["at"], row["process"] = at, process
+    failure = row.pop("exc_info", None)
     if isinstance(failure, BaseException):
         row["exception"] = _traceback_of(failure)
     line = _to_json(row)

@@ -80,8 +80,14 @@ def main() -> int:
 
 
 @contextmanager
-def server(folder: Path, more: str = "") -> Iterator[psutil.Process]:
-    """A server on core 0 with its runners on core 1; `more` are further tables of its settings."""
+def server(folder: Path, more: str = "", module: str = "inference.server.main") -> Iterator[psutil.Process]:
+    """A server on core 0 with its runners on core 1.
+
+    Args:
+        folder: for its state.
+        more: further tables of its settings.
+        module: its program.
+    """
     state = folder / "state"
     bundle = seal(state)
     commit_bundle(state, bundle, "null")
@@ -90,7 +96,7 @@ def server(folder: Path, more: str = "") -> Iterator[psutil.Process]:
     environment = {**os.environ, "HOTSLOT_CONFIG": str(settings)}
     with (folder / "log").open("wb") as log:
         child = subprocess.Popen(
-            ["taskset", "-c", "0", sys.executable, "-m", "inference.server.main"],  # noqa: S607
+            ["taskset", "-c", "0", sys.executable, "-m", module],  # noqa: S607
             cwd=ROOT, env=environment, stdout=log, stderr=log,
         )  # fmt: skip
     try:
