@@ -294,6 +294,10 @@ def test_a_worse_revision_is_refused_with_its_pictures(page: Page, site: Site) -
     expect(picture).to_be_visible()
     page.wait_for_function("() => document.querySelector('.differences img').naturalWidth > 0")
     assert page.locator(".differences li").count() > 0
+    picture.click()
+    expect(page.locator("dialog.picture img")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("dialog.picture")).to_have_count(0)
 
 
 def test_a_better_revision_is_watched_to_its_commit(page: Page, site: Site) -> None:
