@@ -55,6 +55,26 @@ def test_fused_products_are_used_on_x86() -> None:
     assert supports_products("cpu", torch.float32) is (platform.machine() in {"x86_64", "AMD64"})
 
 
+def test_a_strided_weight_takes_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a weight that is part of a larger tensor oneDNN has only a reference implementation, 1000 times as slow."""
+    wide, x = torch.randn(OUTPUTS, 3 * INPUTS), torch.randn(ROWS, INPUTS)
+    given: list[torch.Tensor] = []
+
+    class Recording:
+        """Keeps the weights that oneDNN would get."""
+
+        def __init__(self) -> None:
+            self._linear_pointwise = lambda _x, weight, *_: given.append(weight)
+            self._linear_pointwise.binary = lambda _x, _other, weight, *_: given.append(weight)  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(linear, "_ONEDNN", Recording())
+    for weight in (wide[:, INPUTS : 2 * INPUTS], torch.randn(INPUTS, OUTPUTS).t()):
+        linear.multiply(x, weight)
+        linear.multiply_add(x, weight, x)
+
+    assert [weight.is_contiguous() for weight in given] == [True] * 4
+
+
 @pytest.mark.parametrize("failure", ["lacking", "refusing", "wrong", "other machine"])
 def test_torch_computes_where_onednn_does_not(failure: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An operation that is missing, that fails or that returns wrong numbers is found by a trial, and not used."""

@@ -56,17 +56,20 @@ def multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: 
 
     Args:
         x: (…, inputs).
-        weight: (outputs, inputs), contiguous: for any other layout oneDNN has only a reference implementation, which
-            takes 1000 times as long.
+        weight: (outputs, inputs).
         bias: (outputs,).
         activation: "none" or one of `ACTIVATIONS`.
     """
+    weight = (
+        weight.contiguous()
+    )  # for other layouts oneDNN has a reference implementation, which takes 1000 times as long
     result: Tensor = _ONEDNN._linear_pointwise(x, weight, bias, activation, [], "none")  # noqa: SLF001  no public name
     return result
 
 
 def multiply_add(x: Tensor, weight: Tensor, other: Tensor, bias: Tensor | None = None) -> Tensor:
     """As `multiply`; adds `other`, of the result's shape."""
+    weight = weight.contiguous()  # as in `multiply`
     result: Tensor = _ONEDNN._linear_pointwise.binary(x, other, weight, bias, "add")  # noqa: SLF001  no public name
     return result
 

@@ -90,17 +90,13 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, biases: Iterable[Tensor])
 def _attend_by_head(query: Tensor, key: Tensor, value: Tensor, biases: Iterable[Tensor]) -> Tensor:
     """As `_attend`, by oneDNN's products, head by head: the scores of one head fit into the cache."""
     rows, heads, tokens, size = query.shape
-    # Weights of a product must be contiguous.
-    queries = query.to(torch.float32, memory_format=torch.contiguous_format)
-    keys = key.to(torch.float32, memory_format=torch.contiguous_format)
-    values = value.transpose(2, 3).contiguous()
     mixed = value.new_empty(rows, tokens, heads, size)
     start = 0
     for bias in biases:
         for row in range(rows):
             for head, of_head in enumerate(bias[row % len(bias)], start):
-                weights = _weigh(queries[row, head], keys[row, head], of_head)
-                mixed[row, :, head] = multiply(weights.to(value.dtype), values[row, head])
+                weights = _weigh(query[row, head], key[row, head], of_head).to(value.dtype)
+                mixed[row, :, head] = multiply(weights, value[row, head].t())
         start += bias.shape[1]
     return mixed
 
@@ -111,11 +107,11 @@ def _weigh(query: Tensor, key: Tensor, bias: Tensor) -> Tensor:
     Scores are float32 in either precision, since rounding a score of 8 to bfloat16 changes its weight by 2 %.
 
     Args:
-        query: (tokens, size) float32.
-        key: (source, size) float32, contiguous.
+        query: (tokens, size).
+        key: (source, size).
         bias: (tokens, source).
     """
-    scores = multiply_add(query, key, bias.to(torch.float32))
+    scores = multiply_add(query.to(torch.float32), key.to(torch.float32), bias.to(torch.float32))
     return torch.softmax(scores, dim=-1, out=scores)
 
 
@@ -205,9 +201,8 @@ def _attend_to_shared(queries: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
     if not _prefers_products(memory):
         shared = memory[:, None]
         return F.scaled_dot_product_attention(queries, shared, shared, attn_mask=bias, scale=1.0)
-    keys, values = memory.to(torch.float32).contiguous(), memory.transpose(1, 2).contiguous()
     attended = torch.empty_like(queries)
     for row in range(len(memory)):
-        weights = _weigh(queries[row, 0].to(torch.float32), keys[row], bias[row % len(bias), 0])
-        attended[row, 0] = multiply(weights.to(memory.dtype), values[row])
+        weights = _weigh(queries[row, 0], memory[row], bias[row % len(bias), 0]).to(memory.dtype)
+        attended[row, 0] = multiply(weights, memory[row].t())
     return attended
