@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	_ "google.golang.org/grpc/health" // without it gRPC ignores the service config's health checks
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	addressv1 "hotslot.io/client-go/gen/address/v1"
@@ -48,7 +49,7 @@ func New(target string, opts ...Option) (*Client, error) {
 	}
 	tagging, err := dial(target, o, addressv1.AddressTaggingService_ServiceDesc.ServiceName)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, entailment.Close())
 	}
 	return &Client{
 		conns:      []*grpc.ClientConn{entailment, tagging},
@@ -88,7 +89,7 @@ func dial(target string, o options, service string) (*grpc.ClientConn, error) {
 		grpc.WithConnectParams(reconnect),
 		grpc.WithKeepaliveParams(keepAlive),
 	)
-	if o.token != "" {
+	if o.token != nil {
 		options = append(options, grpc.WithPerRPCCredentials(bearer{o.token, !o.insecureOK}))
 	}
 	if o.noRetries {
@@ -237,7 +238,7 @@ func (o *options) credentials() (grpc.DialOption, error) {
 		return nil, errors.New("hotslot: WithTLS and WithPlaintext exclude each other")
 	case o.tls != nil:
 		return grpc.WithTransportCredentials(credentials.NewTLS(o.tls)), nil
-	case o.plaintext && o.token != "" && !o.insecureOK:
+	case o.plaintext && o.token != nil && !o.insecureOK:
 		return nil, errors.New("hotslot: a token needs WithTLS; WithTokenInPlaintext sends it unprotected")
 	case o.plaintext:
 		return grpc.WithTransportCredentials(insecure.NewCredentials()), nil
@@ -247,12 +248,16 @@ func (o *options) credentials() (grpc.DialOption, error) {
 }
 
 type bearer struct {
-	token    string
+	token    TokenSource
 	needsTLS bool
 }
 
-func (b bearer) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
-	return map[string]string{"authorization": "Bearer " + b.token}, nil
+func (b bearer) GetRequestMetadata(ctx context.Context, _ ...string) (map[string]string, error) {
+	token, err := b.token(ctx)
+	if err != nil {
+		return nil, status.Errorf(codes.Unauthenticated, "there is no token: %v", err)
+	}
+	return map[string]string{"authorization": "Bearer " + strings.TrimSpace(token)}, nil
 }
 
 func (b bearer) RequireTransportSecurity() bool { return b.needsTLS }

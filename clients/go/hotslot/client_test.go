@@ -5,7 +5,9 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -133,6 +135,37 @@ func TestTheTokenIsSentOverTLSAlone(t *testing.T) {
 	}
 	if got := server.metadata.Get("authorization"); len(got) != 1 || got[0] != "Bearer secret" {
 		t.Errorf("authorization: %v", got)
+	}
+}
+
+func TestATokenMayChange(t *testing.T) {
+	if _, err := New("localhost:1", WithPlaintext(), WithTokenSource(fixedToken("secret"))); err == nil {
+		t.Error("a token over plaintext is taken without a word")
+	}
+	server := (&fakeServer{}).start(t)
+	var number atomic.Int32
+	source := func(context.Context) (string, error) {
+		if n := number.Add(1); n < 1000 {
+			return fmt.Sprintf("token %d\n", n), nil
+		}
+		return "", errors.New("the issuer is away")
+	}
+	client := connect(t, []*fakeServer{server}, WithTokenSourceInPlaintext(source))
+	var seen []string
+	for range 2 {
+		if _, err := client.Predict(within(t), request); err != nil {
+			t.Fatal(err)
+		}
+		seen = append(seen, server.metadata.Get("authorization")...)
+	}
+	if len(seen) != 2 || seen[0] == seen[1] || strings.HasSuffix(seen[1], "\n") {
+		t.Errorf("authorization: %q", seen)
+	}
+	number.Store(1000)
+	_, err := client.Predict(within(t), request)
+	var failed *Error
+	if !errors.As(err, &failed) || failed.Code != codes.Unauthenticated || !strings.Contains(err.Error(), "the issuer is away") {
+		t.Errorf("a source without a token: %v", err)
 	}
 }
 

@@ -1,6 +1,7 @@
 package hotslot
 
 import (
+	"context"
 	"crypto/tls"
 	"encoding/json"
 	"fmt"
@@ -21,7 +22,7 @@ type Option func(*options)
 type options struct {
 	tls          *tls.Config
 	plaintext    bool
-	token        string
+	token        TokenSource
 	insecureOK   bool
 	noRetries    bool
 	model        string
@@ -61,12 +62,34 @@ func WithPlaintext() Option {
 
 // WithToken sends a bearer token with each call. It needs TLS, unless [WithTokenInPlaintext] allows to do without.
 func WithToken(token string) Option {
-	return func(o *options) { o.token = token }
+	return func(o *options) { o.token = fixedToken(token) }
 }
 
 // WithTokenInPlaintext sends the token over connections that anybody on the way can read.
 func WithTokenInPlaintext(token string) Option {
-	return func(o *options) { o.token, o.insecureOK = token, true }
+	return func(o *options) { o.token, o.insecureOK = fixedToken(token), true }
+}
+
+// TokenSource returns the token of a call. It may be called by several goroutines at once; it is called for each call,
+// so one that asks another server keeps what it was told. Its error ends the call with UNAUTHENTICATED.
+type TokenSource func(context.Context) (string, error)
+
+// WithTokenSource sends a token that changes: one that expires, or a file that is replaced. It needs TLS, unless
+// [WithTokenSourceInPlaintext] allows to do without.
+func WithTokenSource(source TokenSource) Option {
+	return func(o *options) { o.token = source }
+}
+
+// WithTokenSourceInPlaintext sends a token that changes over connections that anybody on the way can read.
+func WithTokenSourceInPlaintext(source TokenSource) Option {
+	return func(o *options) { o.token, o.insecureOK = source, true }
+}
+
+func fixedToken(token string) TokenSource {
+	if token == "" {
+		return nil
+	}
+	return func(context.Context) (string, error) { return token, nil }
 }
 
 // WithModel names the model of requests that name none. It may be left out while the server has one model of a task.

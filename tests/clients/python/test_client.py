@@ -403,6 +403,31 @@ def test_no_server_is_an_outage(make: Make) -> None:
     assert time.monotonic() - began < 20
 
 
+@pytest.mark.parametrize("timeout", [365 * 86_400.0, 1e12, float("inf")])
+def test_a_timeout_may_be_as_long_as_one_likes(make: Make, timeout: float) -> None:
+    """GRPC would take the longest for one that has passed."""
+    with Service().serve() as service, make(service.address, timeout=timeout) as client:
+        assert client.predict(b"picture", ["a"]).results
+        assert client.predict(b"picture", ["a"], timeout=timeout).results
+        assert len(list(client.predict_many(items(3), timeout=timeout))) == 3
+
+
+def test_a_timeout_that_has_passed_sends_nothing(make: Make) -> None:
+    """And one that is no number is refused."""
+    with Service().serve() as service, make(service.address) as client:
+        for timeout in (0.0, -1.0):
+            with pytest.raises(hc.DeadlineExceeded):
+                client.predict(b"picture", ["a"], timeout=timeout)
+            with pytest.raises(hc.DeadlineExceeded):
+                list(client.predict_many(items(1), timeout=timeout))
+        with pytest.raises(ValueError, match="number of seconds"):
+            client.predict(b"picture", ["a"], timeout=float("nan"))
+        with pytest.raises(ValueError, match="number of seconds"):
+            list(client.predict_many(items(1), timeout=float("nan")))
+    with pytest.raises(ValueError, match="more than 0"):
+        make("localhost:1", timeout=float("nan"))
+
+
 def test_metadata_is_sent(make: Make) -> None:
     """The token, which may change, and the caller's request id."""
     tokens = iter(["first", "second\n"])

@@ -2,6 +2,7 @@
 
 import ipaddress
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 
 import grpc
 
+from hotslot_client.errors import DeadlineExceeded
 from hotslot_client.types import Tls
 
 Token = str | Callable[[], str]
@@ -27,6 +29,20 @@ _DEFAULTS: Mapping[str, Any] = {
     "grpc.max_reconnect_backoff_ms": 5_000,
     "grpc.use_local_subchannel_pool": 1,  # connections of its own
 }
+
+
+MAX_TIMEOUT_SECONDS = 365 * 86_400.0
+
+
+def limit_timeout(seconds: float) -> float:
+    """A timeout that gRPC understands: it takes one of centuries for one that has passed.
+
+    Raises:
+        ValueError: it is no number.
+    """
+    if math.isnan(seconds):
+        raise ValueError("the timeout is a number of seconds")
+    return min(seconds, MAX_TIMEOUT_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -57,10 +73,22 @@ class Connection:
         """Check what would fail late, or not at all."""
         if not self.address or (self.address.startswith(("http://", "https://"))):
             raise ValueError(f"the address is HOST:PORT, not {self.address!r}")
-        if self.timeout <= 0:
+        if not self.timeout > 0:
             raise ValueError("the timeout is a number of seconds, more than 0")
         if self.token and self.tls is None and not is_local(self.address):
             raise ValueError(f"the token would be sent unencrypted to {self.address}: use TLS")
+
+    def choose_timeout(self, timeout: float | None) -> float:
+        """Seconds of a call: the given ones, or those of the client.
+
+        Raises:
+            DeadlineExceeded: there is no time left; gRPC might send the call all the same.
+            ValueError: the timeout is no number.
+        """
+        found = limit_timeout(self.timeout if timeout is None else timeout)
+        if found <= 0:
+            raise DeadlineExceeded("the deadline had passed before the call")
+        return found
 
     def channel_options(self, service: str) -> list[tuple[str, Any]]:
         """The channel arguments for one service."""

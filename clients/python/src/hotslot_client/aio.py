@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 
 from hotslot_client._async_run import AsyncExchange, AsyncStreamRun
-from hotslot_client._connection import Connection, Token
+from hotslot_client._connection import Connection, Token, limit_timeout
 from hotslot_client._convert import ADDRESS, ENTAILMENT, Task, error_from_call, serialize
 from hotslot_client._protos import health
 from hotslot_client._window import StreamRules
@@ -141,7 +141,7 @@ class AsyncClient:
         return task.parse_answer(item, task.response.FromString(response))
 
     async def _invoke(self, service: str, path: str, request: bytes, timeout: float | None, request_id: str) -> bytes:
-        limit = self._connection.timeout if timeout is None else timeout
+        limit = self._connection.choose_timeout(timeout)
         call: Any = self._channel(service).unary_unary(path)
         try:
             response: bytes = await call(request, timeout=limit, metadata=self._connection.metadata(request_id))
@@ -160,7 +160,7 @@ class AsyncClient:
         timeout: float | None,
         rules: StreamRules,
     ) -> AsyncIterator[Outcome[ItemT, AnswerT]]:
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else time.monotonic() + limit_timeout(timeout)
 
         def open_exchange(run: AsyncStreamRun[Any, Any]) -> AsyncExchange:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, Self
 
 import grpc
 
-from hotslot_client._connection import Connection, Token
+from hotslot_client._connection import Connection, Token, limit_timeout
 from hotslot_client._convert import ADDRESS, ENTAILMENT, Task, error_from_call, serialize
 from hotslot_client._exchange import Exchange
 from hotslot_client._protos import health
@@ -210,7 +210,7 @@ class Client:
     def _invoke(
         self, channel: grpc.Channel, path: str, request: bytes, timeout: float | None, request_id: str
     ) -> bytes:
-        limit = self._connection.timeout if timeout is None else timeout
+        limit = self._connection.choose_timeout(timeout)
         call: Any = channel.unary_unary(path)
         try:
             response: bytes = call(request, timeout=limit, metadata=self._connection.metadata(request_id))
@@ -221,7 +221,7 @@ class Client:
     def _stream(
         self, task: Task[ItemT, AnswerT], items: Iterable[ItemT], timeout: float | None, rules: StreamRules
     ) -> Iterator[Outcome[ItemT, AnswerT]]:
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else time.monotonic() + limit_timeout(timeout)
 
         def open_exchange(inbox: "queue.SimpleQueue[Any]") -> Exchange:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())

@@ -270,7 +270,7 @@ public final class HotslotClient implements AutoCloseable {
 
     CallOptions callOptions() {
         CallOptions options = CallOptions.DEFAULT;
-        return deadline == null ? options : options.withDeadlineAfter(deadline.toNanos(), TimeUnit.NANOSECONDS);
+        return deadline == null ? options : options.withDeadlineAfter(RetryRules.nanos(deadline), TimeUnit.NANOSECONDS);
     }
 
     private <Q extends MessageLite, P> CompletableFuture<P> call(

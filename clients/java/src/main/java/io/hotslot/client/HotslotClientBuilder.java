@@ -23,7 +23,7 @@ public final class HotslotClientBuilder {
     private final String target;
     private ChannelCredentials credentials;
     private boolean isPlaintext;
-    private String token;
+    private Supplier<String> token;
     private boolean isTokenAllowedInPlaintext;
     private String model = "";
     private int maxRequestBytes = DEFAULT_MESSAGE_BYTES;
@@ -66,6 +66,18 @@ public final class HotslotClientBuilder {
      * @return this
      */
     public HotslotClientBuilder token(String token) {
+        Objects.requireNonNull(token, "token");
+        return token(() -> token);
+    }
+
+    /**
+     * Sends a bearer token that changes with each call, over TLS: one that expires, or a file that is replaced.
+     *
+     * @param token is asked for each call, by several threads at once, so one that asks another server keeps what it was
+     *     told; what it throws ends the call with {@code UNAUTHENTICATED}
+     * @return this
+     */
+    public HotslotClientBuilder token(Supplier<String> token) {
         this.token = Objects.requireNonNull(token, "token");
         return this;
     }
@@ -77,6 +89,17 @@ public final class HotslotClientBuilder {
      * @return this
      */
     public HotslotClientBuilder tokenInPlaintext(String token) {
+        this.isTokenAllowedInPlaintext = true;
+        return token(token);
+    }
+
+    /**
+     * Sends a bearer token that changes with each call, over connections that anybody on the way can read too.
+     *
+     * @param token as of {@link #token(Supplier)}
+     * @return this
+     */
+    public HotslotClientBuilder tokenInPlaintext(Supplier<String> token) {
         this.isTokenAllowedInPlaintext = true;
         return token(token);
     }

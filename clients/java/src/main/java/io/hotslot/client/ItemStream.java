@@ -293,7 +293,7 @@ final class ItemStream<Q, M extends MessageLite, R, P> implements Flow.Subscript
             failingSince = now;
         }
         Duration pause = rules.pause(failures, error);
-        boolean isOutage = now + pause.toNanos() - failingSince > options.maxOutage().toNanos();
+        boolean isOutage = now + pause.toNanos() - failingSince > RetryRules.nanos(options.maxOutage());
         if (isOutage || rules.isTooLate(pause)) {
             fail(error);
             return;

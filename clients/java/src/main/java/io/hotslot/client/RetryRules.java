@@ -51,6 +51,15 @@ record RetryRules(Duration firstPause, Duration maxPause, Deadline deadline, boo
         };
     }
 
+    /** The nanoseconds of a duration; the most there are of one of centuries. */
+    static long nanos(Duration duration) {
+        try {
+            return duration.toNanos();
+        } catch (ArithmeticException tooLong) {
+            return duration.isNegative() ? Long.MIN_VALUE : Long.MAX_VALUE;
+        }
+    }
+
     private static long random(Duration limit) {
         return ThreadLocalRandom.current().nextLong(limit.toNanos() + 1);
     }

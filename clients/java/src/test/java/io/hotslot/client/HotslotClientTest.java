@@ -26,6 +26,8 @@ import io.hotslot.entailment.v1.ServedBy;
 import java.io.IOException;
 import java.net.ServerSocket;
 import java.time.Duration;
+import java.time.temporal.ChronoUnit;
+import java.util.List;
 import java.util.Optional;
 import java.util.concurrent.CancellationException;
 import java.util.concurrent.CompletableFuture;
@@ -213,24 +215,61 @@ class HotslotClientTest {
         }
     }
 
-    @Test
-    void theTokenIsSent() throws IOException {
-        AtomicReference<String> seen = new AtomicReference<>("");
-        ServerInterceptor look = new ServerInterceptor() {
+    /** Keeps the token of the latest call. */
+    private static ServerInterceptor lookAtTheToken(AtomicReference<String> seen) {
+        return new ServerInterceptor() {
             @Override
             public <Q, P> ServerCall.Listener<Q> interceptCall(
                     ServerCall<Q, P> call, Metadata headers, ServerCallHandler<Q, P> next) {
-                seen.set(headers.get(Metadata.Key.of("authorization", Metadata.ASCII_STRING_MARSHALLER)));
+                if (!call.getMethodDescriptor().getServiceName().startsWith("grpc.health")) {
+                    seen.set(headers.get(Metadata.Key.of("authorization", Metadata.ASCII_STRING_MARSHALLER)));
+                }
                 return next.startCall(call, headers);
             }
         };
-        try (Node node = new Node("a", look);
+    }
+
+    @Test
+    void theTokenIsSent() throws IOException {
+        AtomicReference<String> seen = new AtomicReference<>("");
+        try (Node node = new Node("a", lookAtTheToken(seen));
                 HotslotClient client = HotslotClient.builder(node.address())
                         .plaintext()
                         .tokenInPlaintext("secret")
                         .build()) {
             client.predict(PICTURE, "a");
             assertEquals("Bearer secret", seen.get());
+        }
+    }
+
+    @Test
+    void theTokenMayChange() throws IOException {
+        AtomicReference<String> seen = new AtomicReference<>("");
+        AtomicReference<String> token = new AtomicReference<>("first");
+        try (Node node = new Node("a", lookAtTheToken(seen));
+                HotslotClient client = HotslotClient.builder(node.address())
+                        .plaintext()
+                        .tokenInPlaintext(token::get)
+                        .build()) {
+            client.predict(PICTURE, "a");
+            assertEquals("Bearer first", seen.get());
+            token.set("second\n");
+            client.predict(PICTURE, "a");
+            assertEquals("Bearer second", seen.get());
+            token.set(null);
+            assertThrows(HotslotException.Unauthenticated.class, () -> client.predict(PICTURE, "a"));
+        }
+    }
+
+    @Test
+    void aDeadlineMayBeAsLongAsOneLikes() {
+        try (HotslotClient client = server.client()) {
+            for (Duration deadline : List.of(Duration.ofDays(365), ChronoUnit.FOREVER.getDuration())) {
+                client.withDeadline(deadline).predict(PICTURE, "a");
+            }
+            assertThrows(
+                    HotslotException.DeadlineExceeded.class,
+                    () -> client.withDeadline(Duration.ZERO).predict(PICTURE, "a"));
         }
     }
 
