@@ -21,6 +21,7 @@ from dev.watch.drill_faults import DrillFault
 from dev.watch.drill_stack import DrillStack, pause
 
 MIB = 1 << 20
+CONNECTIONS = 80
 BALLAST_BYTES = 2048 * MIB  # so that the rest of the limit has room for a command
 
 
@@ -114,7 +115,18 @@ def frozen_server(drill: DrillStack) -> Iterator[None]:
 
 @contextlib.contextmanager
 def few_descriptors(drill: DrillStack) -> Iterator[None]:
-    """The server's limit is lowered to a sixth more than what it has open: with less, the watchdog finds it dead."""
+    """Many connections, and a limit that is a sixth more than what is open: the server must stay able to work."""
+    with contextlib.ExitStack() as connections:
+        for _ in range(CONNECTIONS):
+            options = [("grpc.use_local_subchannel_pool", 1)]
+            channel = connections.enter_context(grpc.insecure_channel(drill.stack.address, options=options))
+            grpc.channel_ready_future(channel).result(20)
+        with _limited_files(drill):
+            yield
+
+
+@contextlib.contextmanager
+def _limited_files(drill: DrillStack) -> Iterator[None]:
     pid = drill.stack.wait(lambda: drill.stack.pid("server"), "there is a server")
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     used = psutil.Process(pid).num_fds()
