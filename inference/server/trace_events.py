@@ -6,9 +6,9 @@ failed) and answer. Calls of the updater belong to the trace of its update.
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from typing import TypeVar
 
 from common.clock import Clock
@@ -49,15 +49,15 @@ class _DoneItem:
 
 
 class EventTracer:
-    """Makes the spans of sampled calls, from what it keeps on the loop's thread; they are encoded on another."""
+    """Makes the spans of sampled calls. On the loop's thread."""
 
-    def __init__(self, sampler: Sampler, clock: Clock, put: Callable[[Callable[[], bytes]], None]) -> None:
+    def __init__(self, sampler: Sampler, clock: Clock, put: Callable[[bytes], None]) -> None:
         """Make no spans yet.
 
         Args:
             sampler: decides which calls are recorded.
             clock: for the times of spans.
-            put: gets what encodes the spans of a call, for a thread of its own: batches of them cost less.
+            put: gets the spans of a call, encoded.
         """
         self._sampler, self._clock, self._put = sampler, clock, put
         self._items: OrderedDict[str, list[_DoneItem]] = OrderedDict()  # by request id
@@ -111,28 +111,15 @@ class EventTracer:
         if update:  # its trace is recorded always
             trace_id = make_trace_id(update)
             context = TraceContext(trace_id, trace_id[:_ID])
-        self._put(partial(self._encode, call, context, items or (), self._now()))
-
-    def _now(self) -> int:
-        """The wall clock, nanoseconds, by the monotonic one, which is read in a tenth of the time."""
-        now = self._clock.monotonic()
-        if now >= self._next_reading_at:
-            self._next_reading_at = now + READING_SECONDS
-            self._epoch = self._clock.now().timestamp() - now
-        return int((self._epoch + now) * _NANOS)
-
-    # In the thread that sends them.
-
-    def _encode(self, call: CallEnded, context: TraceContext, items: Sequence[_DoneItem], ends: int) -> bytes:
-        """The spans of a call."""
+        ends = self._now()
         starts = ends - int(call.seconds * _NANOS)
         span_id = self._take_ids(1)
         mine = span_id.to_bytes(_ID, "little")
         more = _encode_request_id(call.request_id)  # by which its log line is found
         spans = self._call_template(call).encode(context, mine, starts, ends, more)
-        for done in items:
+        for done in items or ():
             spans += self._encode_stages(context.trace_id, mine, done, starts, ends)
-        return spans
+        self._put(spans)
 
     def _encode_stages(self, trace_id: bytes, parent_id: bytes, done: _DoneItem, starts: int, ends: int) -> bytes:
         """The stages of one item, as children of its call."""
@@ -158,6 +145,14 @@ class EventTracer:
         first = self._next_id
         self._next_id = first + count & _ID_MASK
         return first
+
+    def _now(self) -> int:
+        """The wall clock, nanoseconds, by the monotonic one, which is read in a tenth of the time."""
+        now = self._clock.monotonic()
+        if now >= self._next_reading_at:
+            self._next_reading_at = now + READING_SECONDS
+            self._epoch = self._clock.now().timestamp() - now
+        return int((self._epoch + now) * _NANOS)
 
     def _call_template(self, call: CallEnded) -> SpanTemplate:
         key = (call.service, call.method, call.code, call.reason)

@@ -1,12 +1,11 @@
 """Spans: which are recorded, what they say, and that they reach a collector."""
 
-from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from common import logs
-from common.trace_export import MAX_WAITING, SpanExporter, Spans, join_spans
+from common.trace_export import MAX_WAITING, SpanExporter
 from common.traces import Sampler, SpanKind, context_of, encode_export, make_template, make_trace_id
 from dev.harness.collector import ReceivedSpan, read_request, simulated_collector
 from inference.server.events import CallEnded, ItemEnded, ItemOutcome
@@ -20,9 +19,9 @@ SAMPLED, UNSAMPLED = f"00-{TRACE}-{PARENT}-01", f"00-{TRACE}-{PARENT}-00"
 SERVICE = {"service.name": "hotslot-server"}
 
 
-def decode(spans: Sequence[Spans]) -> list[ReceivedSpan]:
+def decode(spans: list[bytes]) -> list[ReceivedSpan]:
     """As a collector reads them."""
-    return list(read_request(encode_export(join_spans(spans), SERVICE)))
+    return list(read_request(encode_export(b"".join(spans), SERVICE)))
 
 
 def item(**more: object) -> ItemEnded:
@@ -54,7 +53,7 @@ def call(
 
 def test_a_call_has_a_span_for_each_stage() -> None:
     """They follow each other within the call, and name revision and slot."""
-    spans: list[Spans] = []
+    spans: list[bytes] = []
     clock = SimClock()
     tracer = EventTracer(Sampler(1.0), clock, spans.append)
     tracer(item(handover="NOT_FINITE"))
@@ -77,7 +76,7 @@ def test_a_call_has_a_span_for_each_stage() -> None:
 
 def test_the_callers_trace_is_continued_if_it_is_sampled() -> None:
     """Whatever the share is; one that is not sampled is not recorded."""
-    spans: list[Spans] = []
+    spans: list[bytes] = []
     tracer = EventTracer(Sampler(0.0), SimClock(), spans.append)
     tracer(item(traceparent=SAMPLED))
     tracer(call(traceparent=SAMPLED))
@@ -105,7 +104,7 @@ def test_the_share_is_kept(share: float) -> None:
 
 def test_a_call_that_fails_says_so() -> None:
     """With code and reason."""
-    spans: list[Spans] = []
+    spans: list[bytes] = []
     EventTracer(Sampler(1.0), SimClock(), spans.append)(call("ResourceExhausted"))
     (span,) = decode(spans)
     assert span.error == "ResourceExhausted QUEUE_FULL"
@@ -114,7 +113,7 @@ def test_a_call_that_fails_says_so() -> None:
 
 def test_an_update_is_one_trace_over_both_processes() -> None:
     """Its steps, and the server's calls for it, are children of the update's span."""
-    spans: list[Spans] = []
+    spans: list[bytes] = []
     begun = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     update = Update("20260102-030405-abc", UpdateKind.RELEASE, "v1.1.0", begun, reason="ERROR_BURST")
     observer = TraceObserver(spans.append)
