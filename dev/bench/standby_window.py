@@ -39,13 +39,12 @@ def measure_updates(control: ControlClient, digests: Sequence[str], rounds: int)
     for _ in range(rounds):
         wait_standby(control)
         time.sleep(SETTLE_SECONDS)
-        first, second = (update(control, digest) for digest in digests)
+        first, second = update(control, digests), update(control, digests)
         wait_standby(control)
-        update(control, digests[0])
+        update(control, digests)
         began = time.monotonic()
         wait_standby(control)
         until = time.monotonic() - began
-        update(control, digests[1])
         found.append(Update(first, second, until))
     return found
 
@@ -57,19 +56,18 @@ def measure_deaths(
 
     Args:
         control: of the server.
-        digests: of the bundle that does not serve, and of the one that does.
+        digests: of two bundles, one of which serves.
         gap_ms: the longest time without an answer since a time of `time.monotonic()`.
         rounds: how often.
     """
     found = []
-    for number in range(rounds):
-        now = digests[number % 2]
+    for _ in range(rounds):
         wait_standby(control)
-        load_id = control.candidate(now)
+        load_id = control.candidate(choose_other(control, digests))
         found.append(Death("while a candidate is loaded", kill(control, gap_ms)))
         control.retire(load_id)
         wait_standby(control)
-        update(control, now)
+        update(control, digests)
         found.append(Death("right after an update", kill(control, gap_ms)))
         wait_standby(control)
         kill(control, gap_ms)
@@ -77,12 +75,17 @@ def measure_deaths(
     return found
 
 
-def update(control: ControlClient, digest: str) -> float:
-    """Swap to a bundle; returns seconds until it answers alone, its load and the wait for a process included."""
+def choose_other(control: ControlClient, digests: Sequence[str]) -> str:
+    """The bundle that does not serve."""
+    return next(digest for digest in digests if digest != control.active().bundle_digest)
+
+
+def update(control: ControlClient, digests: Sequence[str]) -> float:
+    """Swap to the bundle that does not serve; returns seconds until it alone answers, with the wait for a process."""
     began = time.monotonic()
     before = control.status().active_load_id
     eventually(lambda: is_free(control), STANDBY_SECONDS, "a free slot", 0.01)
-    load_id = control.candidate(digest)
+    load_id = control.candidate(choose_other(control, digests))
     control.activate(load_id)
     control.commit(load_id)
     control.retire(before)
