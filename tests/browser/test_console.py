@@ -284,6 +284,10 @@ def test_a_worse_revision_is_refused_with_its_pictures(page: Page, site: Site) -
     expect(page.locator("section.model", has_text="shapes").locator(".update")).to_contain_text(
         "quarantine", timeout=UPDATE_MS
     )
+    # The page of past updates is no live one: it is opened when the update is over.
+    expect(page.locator("section.model", has_text="shapes").locator(".update")).to_contain_text(
+        "none under way", timeout=UPDATE_MS
+    )
     page.goto("/updates?model=shapes")
     expect(page.locator("tbody tr").first).to_contain_text("REFUSED")
     page.locator("tbody tr a").first.click()
