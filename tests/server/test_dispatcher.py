@@ -67,11 +67,11 @@ async def test_computed_rows_make_room_before_the_item_is_complete() -> None:
 
 
 async def test_an_interactive_request_passes_the_bulk_ones_that_fill_the_window() -> None:
-    """As many as one device call takes: it waits for the running call only."""
+    """As many as two device calls take: it waits for the running call and for interactive ones before it only."""
     bulk = [request(8, priority=1)]
     assert may_send(request(), holding(*bulk), CALL_ROWS)
-    assert may_send(request(), holding(*bulk, request(3)), CALL_ROWS)
-    assert not may_send(request(), holding(*bulk, request(4)), CALL_ROWS)
+    assert may_send(request(), holding(*bulk, request(7)), CALL_ROWS)
+    assert not may_send(request(), holding(*bulk, request(8)), CALL_ROWS)
 
 
 async def test_a_suspect_request_is_sent_when_nothing_is_held_and_then_nothing_else_is() -> None:
