@@ -13,7 +13,7 @@ from cli.settings import AsJson
 from common.explanation import ExplainedPart, Explanation, Use
 from common.sealing import ConvertLimits, run_explain
 
-_STYLES = {Use.USED: GOOD, Use.IGNORED: DIM, Use.REFUSED: BAD, Use.MISSING: BAD}
+_STYLES = {Use.USED: GOOD, Use.IGNORED: DIM, Use.REFUSED: BAD, Use.MISSING: BAD, Use.UNREAD: DIM}
 TIMEOUT_SECONDS = 300.0
 
 
@@ -52,8 +52,15 @@ def _split(part: ExplainedPart) -> tuple[str, str]:
 
 
 def show_explanation(found: Explanation, source: Path) -> RenderableType:
-    """Tables of files, keys and tensors, the notes, and what must be changed."""
+    """What must be changed and the notes; then tables of files, keys and tensors."""
     parts: list[RenderableType] = []
+    if found.refusals:
+        parts.append(text((f"{source} cannot be imported as it is:", BAD)))
+        parts += [text("  ", sentence) for sentence in found.refusals]
+        parts += [] if found.is_complete else [text("  The rest was not looked at; run it again.")]
+    else:
+        parts.append(text((f"{source} can be imported", GOOD), f", for engine {found.engine}"))
+    parts += [text(("note: ", DOUBTFUL), note) for note in found.notes]
     tables: dict[str, Table] = {}
     for part in found.parts:
         title, name = _split(part)
@@ -64,11 +71,5 @@ def show_explanation(found: Explanation, source: Path) -> RenderableType:
         use = text((part.use.value, _STYLES[part.use]))
         tables[title].add_row(text(name), use, text(part.detail), text(part.stock))
     for table in tables.values():
-        parts += [table, text("")]
-    parts += [text(("note: ", DOUBTFUL), note) for note in found.notes]
-    if found.refusals:
-        parts.append(text((f"{source} cannot be imported as it is:", BAD)))
-        parts += [text("  ", sentence) for sentence in found.refusals]
-    else:
-        parts.append(text((f"{source} can be imported", GOOD), f", for engine {found.engine}"))
+        parts += [text(""), table]
     return Group(*parts)

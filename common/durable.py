@@ -17,6 +17,7 @@ from common.clock import SystemClock
 
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
+_MAX_SHOWN = 120  # characters of a link's target
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
 
 
@@ -37,6 +38,25 @@ def open_regular(path: Path) -> BufferedReader:
         os.close(descriptor)
         raise NotRegular(f"{path.name!r} is not a regular file")
     return os.fdopen(descriptor, "rb")
+
+
+def describe_odd_entry(path: Path) -> str:
+    """The rest of a sentence about a name under which there is no file: a folder, a pipe, a link that leads nowhere.
+
+    Empty if there is a regular file, or nothing.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if not path.is_symlink():
+            return ""
+        target = os.fsencode(path.readlink()).decode(errors="backslashreplace")[:_MAX_SHOWN]
+        if error.errno == errno.ELOOP:
+            return f"is a link to itself ({target})"
+        return f"is a link to {target}, which does not exist: copy the folder with cp -rL"
+    if stat.S_ISDIR(mode):
+        return "is a folder, not a file"
+    return "" if stat.S_ISREG(mode) else "is no regular file"
 
 
 def open_within(folder: Path, name: str) -> BinaryIO:

@@ -20,6 +20,7 @@ class Use(StrEnum):
     IGNORED = "ignored"
     REFUSED = "refused"
     MISSING = "missing"
+    UNREAD = "not looked at"  # since the import stopped before
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class Explanation:
     parts: tuple[ExplainedPart, ...]
     notes: tuple[str, ...]  # in whole sentences, as the bundle would keep them
     refusals: tuple[str, ...]  # what must be changed before it can be imported; empty: it can be
+    is_complete: bool = True  # whether everything was looked at, the weights' numbers included
 
 
 def write_explanation(folder: Path, explanation: Explanation) -> None:
@@ -57,4 +59,4 @@ def read_explanation(folder: Path) -> Explanation:
     """
     row: Mapping[str, Any] = json.loads(read_bounded(folder / EXPLANATION_NAME, MAX_EXPLANATION_BYTES))
     parts = tuple(ExplainedPart(**{**part, "use": Use(part["use"])}) for part in row["parts"])
-    return Explanation(str(row["engine"]), parts, tuple(row["notes"]), tuple(row["refusals"]))
+    return Explanation(str(row["engine"]), parts, tuple(row["notes"]), tuple(row["refusals"]), bool(row["is_complete"]))

@@ -4,6 +4,7 @@ The converting child imports this module, so it uses only the standard library.
 """
 
 import json
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common.bundle import BundleFile, compute_bundle_digest, compute_source_digest, hash_file
-from common.durable import read_bounded, read_within
+from common.durable import NotRegular, describe_odd_entry, read_bounded, read_within
 from common.engine_files import (
     CONFIGURATION,
     ENGINES,
@@ -237,7 +238,7 @@ class Source:
         try:
             return compute_source_digest([hash_file(self.folder / name) for name in self.names])
         except OSError as error:
-            raise _unreadable(error) from error
+            raise refuse_unreadable(error, self.folder) from error
 
     def bundle_digest(self, digest: str, precision: str) -> str:
         """The digest of the bundle that this source with the source digest `digest` is converted into."""
@@ -256,14 +257,32 @@ def find_source(folder: Path) -> Source:
         names = _declared_names(folder, engine, configuration)
         size = sum((folder / name).stat().st_size for name in names)
     except FilesMissing as error:
-        raise ConversionRefused("FILES_MISSING", str(error)) from error
+        message = _describe_odd(folder, str(error)) or str(error)
+        raise ConversionRefused("FILES_MISSING", message) from error
     except OSError as error:
-        raise _unreadable(error) from error
+        raise refuse_unreadable(error, folder) from error
     return Source(folder, engine, tuple(names), size)
 
 
-def _unreadable(error: OSError) -> ConversionRefused:
-    return ConversionRefused("SOURCE_UNREADABLE", f"the folder cannot be read: {error.strerror}")
+def _describe_odd(folder: Path, message: str) -> str:
+    """Sentences about names in a message under which the folder has something other than a file."""
+    names = set(re.split(r"[ ,()':]+", message.partition("; it is in ")[0]))
+    odd = {path.name: describe_odd_entry(path) for path in sorted(folder.iterdir()) if path.name in names}
+    return "; ".join(f"{name} {what}" for name, what in odd.items() if what)
+
+
+def refuse_unreadable(error: OSError, folder: Path) -> ConversionRefused:
+    """The refusal of a published folder of which something cannot be read; it names the file if it is known."""
+    name = Path(os.fsdecode(error.filename)).name if isinstance(error.filename, str | bytes) else ""
+    if not os.access(folder, os.R_OK | os.X_OK):
+        message = "the folder cannot be read by this user (permission denied): chmod o+rx DIR"
+        return ConversionRefused("SOURCE_UNREADABLE", message)
+    if isinstance(error, PermissionError) and name:
+        message = f"{name} cannot be read by this user (permission denied): chmod o+r {name}"
+    else:
+        message = f"{name or 'the folder'} cannot be read: {error.strerror or error}"
+        message = (isinstance(error, NotRegular) and _describe_odd(folder, str(error))) or message
+    return ConversionRefused("SOURCE_UNREADABLE", message, file=name)
 
 
 def _engine_of(configuration: Mapping[str, object]) -> EngineFiles:

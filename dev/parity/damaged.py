@@ -5,6 +5,7 @@ labels and answers, vocabularies, weights.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -142,6 +143,22 @@ def _files(names: Names) -> Damages:
         "an archive": (_write(vocabulary, b"\x1f\x8b" + bytes(9)), f"{vocabulary} is a gzip archive: unpack it"),
         "another encoding": (_raw(CONFIG, lambda raw: raw.decode().encode("utf-16")), "config.json is not UTF-8"),
         "no vocabulary": (f.remove(vocabulary), f"the revision lacks {vocabulary}"),
+        "a link that leads nowhere": (
+            f.both(f.remove(BIN), lambda folder: (folder / BIN).symlink_to("../../blobs/1234abcd")),
+            f"{BIN} is a link to ../../blobs/1234abcd, which does not exist: copy the folder with cp -rL",
+        ),
+        "a link to itself": (
+            f.both(f.remove(CONFIG), lambda folder: (folder / CONFIG).symlink_to(CONFIG)),
+            "config.json is a link to itself",
+        ),
+        "a folder for a file": (
+            f.both(f.remove(PIPELINE), lambda folder: (folder / PIPELINE).mkdir()),
+            "configuration.json is a folder, not a file",
+        ),
+        "a pipe": (
+            f.both(f.remove(vocabulary), lambda folder: os.mkfifo(folder / vocabulary)),
+            f"{vocabulary} is no regular file",
+        ),
         "no config.json": (f.remove(CONFIG), "the revision lacks config.json"),
     }
 
@@ -220,6 +237,11 @@ def _weights(names: Names) -> Damages:
     return {
         "NaN": (_put(matrix, float("nan")), bad),
         "infinity": (_put(matrix, float("inf")), bad),
+        "infinity as float16": (
+            f.both(_each(lambda tensor: tensor.half()), _put(matrix, float("inf"))),
+            f"tensor {plain} holds an infinite value (float16 overflows above 65504): save it again as float32",
+        ),
+        "NaN as float16": (f.both(_each(lambda tensor: tensor.half()), _put(matrix, float("nan"))), bad),
         "NaN as bfloat16": (bfloat16, bad),
         "beyond float32": (f.both(_each(lambda tensor: tensor.double()), _put(matrix, 1e300)), bad),
         "a flipped bit": (_raw(BIN, _flip), f"{BIN} is damaged: the content of record"),

@@ -27,7 +27,7 @@ from typing import Any, NoReturn, Protocol
 from common.cgroup import read_available_bytes
 from common.exit_codes import ExitCode
 from common.explanation import write_explanation
-from common.source import PRECISIONS, ConversionRefused, Source
+from common.source import PRECISIONS, ConversionRefused, Source, refuse_unreadable
 from inference.runner.conversion.tensor_location import TensorLocations
 from inference.runner.process import MAX_OOM_SCORE_ADJ, bind_to_parent, set_oom_score
 
@@ -131,6 +131,8 @@ def _convert(options: argparse.Namespace) -> None:
 
         torch.set_num_threads(1)  # a conversion is not urgent; serving processes need the other CPUs
         convert_plan(plan, hashing.result(), options.into, options.revision, options.precision, _PercentPrinter().print)
+    except PermissionError as error:
+        raise refuse_unreadable(error, options.source) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ConversionRefused("DISK_FULL", "the disk was full before the conversion was complete") from error

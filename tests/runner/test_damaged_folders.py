@@ -1,10 +1,16 @@
 """Damaged folders of both engines: what people are told, that it is one thing, and what the table says."""
 
+import errno
+import io
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+import torch
+from rich.console import Console
 
+from cli.explain import show_explanation
 from common.explanation import Explanation, Use
 from dev.parity import damaged, folders
 from dev.parity.damaged import CONFIG, MGEO, OFA, copy_base
@@ -123,3 +129,73 @@ def test_layers_that_are_not_used_are_noted(explain: Callable[[str, Change], Exp
 
     assert found.refusals == ()
     assert "config.json: encoder_layers is 1, but pytorch_model.bin has more" in found.notes[-1]
+
+
+def test_a_name_that_is_not_utf_8_is_listed(explain: Callable[[str, Change], Explanation]) -> None:
+    """As by the import, such a file is ignored; its bytes are written in hexadecimal."""
+    name = os.fsdecode(b"\xcb\xb5\xff.txt")
+
+    found = explain("mgeo", lambda folder: (folder / name).write_text("a"))
+
+    rows = {part.name: part.use for part in found.parts}
+    assert found.refusals == ()
+    assert rows["\u02f5\\xff.txt"] is Use.IGNORED
+
+
+def _deny(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Opening a file fails as for a user without permission."""
+    opened = os.open
+
+    def open_others(path: str | Path, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if Path(path).name == name:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opened(path, flags, mode, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "open", open_others)
+
+
+def test_an_unreadable_file_that_is_not_needed_is_ignored(
+    explain: Callable[[str, Change], Explanation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by the import."""
+    _deny(monkeypatch, "README.md")
+
+    found = explain("ofa", lambda folder: (folder / "README.md").write_text("# A model"))
+
+    row = next(part for part in found.parts if part.name == "README.md")
+    assert found.refusals == ()
+    assert (row.use, row.detail) == (Use.IGNORED, "cannot be read")
+
+
+@pytest.mark.parametrize("name", [CONFIG, "configuration.json", "vocab.txt", "label_mapping.json", "pytorch_model.bin"])
+def test_an_unreadable_file_that_is_needed_is_named(
+    name: str, explain: Callable[[str, Change], Explanation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the command that makes it readable."""
+    _deny(monkeypatch, name)
+
+    found = explain("mgeo", folders.both())
+
+    assert found.refusals == (f"{name} cannot be read by this user (permission denied): chmod o+r {name}",)
+    assert next(part.use for part in found.parts if part.name == name) is Use.REFUSED
+
+
+def test_what_the_import_does_not_read_is_not_checked(explain: Callable[[str, Change], Explanation]) -> None:
+    """A NaN in the pooler, which no tagger has, is no reason to refuse the folder."""
+    pooler = {"bert.text_encoder.pooler.dense.bias": torch.full((64,), torch.nan)}
+
+    found = explain("mgeo", folders.saved(lambda tensors: {**tensors, **pooler}))
+
+    assert found.refusals == ()
+
+
+def test_the_reason_stands_before_the_tables(explain: Callable[[str, Change], Explanation], tmp_path: Path) -> None:
+    """`head` shows it; it ends with that the rest was not looked at."""
+    found = explain("mgeo", folders.remove("vocab.txt"))
+    console = Console(width=200, file=io.StringIO(), record=True)
+
+    console.print(show_explanation(found, tmp_path))
+
+    lines = console.export_text().splitlines()
+    assert lines[1:3] == ["  the revision lacks vocab.txt", "  The rest was not looked at; run it again."]
+    assert {part.name for part in found.parts if part.use is Use.UNREAD} >= {CONFIG, "pytorch_model.bin"}

@@ -6,27 +6,43 @@ at once.
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
-from common.engine_files import CONFIGURATION, ENGINES, MAX_CONFIG_BYTES, EngineFiles, list_named_files
+from common.engine_files import EngineFiles
 from common.explanation import ExplainedPart, Explanation, Use
-from common.file_kinds import HEAD_BYTES, identify_mistake
-from common.source import ConversionRefused, find_source
-from inference.runner.conversion.config_file import read_object
+from common.source import ConversionRefused, find_source, refuse_unreadable
+from inference.runner.conversion.explain_files import FileNeeds, explain_files, find_needs, list_entries
 from inference.runner.conversion.misspelt_keys import find_misspelt
 from inference.runner.conversion.pickle_file import check_records
 from inference.runner.conversion.refusals import DisagreementRefused, KeyRefused, refusing
 from inference.runner.conversion.state_dict import group_names
-from inference.runner.conversion.stock_behaviour import describe_file, describe_key
-from inference.runner.conversion.tensor_content import find_bad_tensors
+from inference.runner.conversion.stock_behaviour import describe_key
+from inference.runner.conversion.tensor_content import describe_bad_tensor, find_bad_tensors
+from inference.runner.conversion.tensor_location import TensorLocations
 from inference.runner.conversion.trace import Trace, TracedSection, TracedTensors, record
 
 MAX_REFUSALS = 20
-MAX_FILES = 200
 MAX_KEYS = 400
 _MAX_SHOWN = 60  # characters of a value
 
-Planner = Callable[[Path], object]  # returns a plan with `notes`; raises ConversionRefused
+
+class Plan(Protocol):
+    """What is read of a plan."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """For display."""
+        ...
+
+    @property
+    def locations(self) -> TensorLocations:
+        """The tensors that a conversion reads."""
+        ...
+
+
+Planner = Callable[[Path], Plan]  # raises ConversionRefused
 
 
 def explain_folder(folder: Path, planners: Mapping[str, Planner]) -> Explanation:
@@ -40,15 +56,20 @@ def explain_folder(folder: Path, planners: Mapping[str, Planner]) -> Explanation
         OSError: the folder cannot be read.
     """
     try:
+        entries = list_entries(folder)
         source = find_source(folder)
+    except OSError as error:  # from the listing
+        return Explanation("", (), (), (str(refuse_unreadable(error, folder)),), is_complete=False)
     except ConversionRefused as error:
-        parts = _explain_files(folder, _guess_engine(folder), (), [error])
-        return Explanation("", tuple(parts), (), (str(error), *_say_others(parts, [str(error)])))
-    trace, refusals, notes = _collect_refusals(folder, planners[source.engine.engine])
+        parts = explain_files(entries, find_needs(folder, entries), (), [error])
+        sentences = [str(error), *_say_others(parts, [str(error)])]
+        return _printable(Explanation("", tuple(parts), (), tuple(sentences), is_complete=False))
+    trace, refusals, plan = _collect_refusals(folder, planners[source.engine.engine])
     bad: dict[str, str] = {}
-    if trace.located and not refusals:
-        bad = _check_content(trace.located[-1], refusals)
-    parts = _explain_files(folder, source.engine, source.names, refusals)
+    is_complete = False
+    if plan is not None and not refusals:
+        bad, is_complete = _check_content(folder, trace.located[-1].file, plan.locations, refusals), True
+    parts = explain_files(entries, FileNeeds(source.engine, source.names), source.names, refusals)
     sentences = [str(error) for error in refusals]
     sentences += _say_others(parts, sentences)
     parts += _explain_keys(source.engine, trace, refusals)
@@ -59,7 +80,23 @@ def explain_folder(folder: Path, planners: Mapping[str, Planner]) -> Explanation
         for part in _explain_tensors(located, bad)
         if missing or part.use is not Use.MISSING
     ]
-    return Explanation(source.engine.engine, tuple(parts), tuple(notes), tuple(sentences))
+    notes = () if plan is None else tuple(plan.notes)
+    engine = source.engine.engine
+    return _printable(Explanation(engine, tuple(parts), notes, tuple(sentences), is_complete=is_complete))
+
+
+def _printable(found: Explanation) -> Explanation:
+    """The same; bytes of names of files that are not UTF-8 are written in hexadecimal."""
+    return replace(
+        found,
+        parts=tuple(replace(part, name=_decode(part.name), detail=_decode(part.detail)) for part in found.parts),
+        notes=tuple(map(_decode, found.notes)),
+        refusals=tuple(map(_decode, found.refusals)),
+    )
+
+
+def _decode(text: str) -> str:
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _say_others(parts: Iterable[ExplainedPart], said: Sequence[str]) -> list[str]:
@@ -68,8 +105,8 @@ def _say_others(parts: Iterable[ExplainedPart], said: Sequence[str]) -> list[str
     return [part.detail for part in refused if not any(part.name in sentence for sentence in said)]
 
 
-def _collect_refusals(folder: Path, planner: Planner) -> tuple[Trace, list[ConversionRefused], Sequence[str]]:
-    """Plan again and again, each time without the key that was refused; the last trace, and the plan's notes.
+def _collect_refusals(folder: Path, planner: Planner) -> tuple[Trace, list[ConversionRefused], Plan | None]:
+    """Plan again and again, each time without the key that was refused; the last trace, and the plan.
 
     What follows only from the default of such a key is no refusal of its own.
     """
@@ -78,94 +115,45 @@ def _collect_refusals(folder: Path, planner: Planner) -> tuple[Trace, list[Conve
         trace = Trace(trace.hidden)
         with record(trace):
             try:
-                return trace, refusals, getattr(planner(folder), "notes", ())
+                return trace, refusals, planner(folder)
             except KeyRefused as error:
                 if (error.location, error.key) in trace.hidden:  # now its default does not fit the other keys
-                    return trace, refusals, ()
+                    return trace, refusals, None
                 if trace.hidden.isdisjoint(error.needs):
                     refusals.append(error)
                 trace.hidden |= {(error.location, error.key)}
             except DisagreementRefused as error:
                 if trace.hidden.isdisjoint(error.keys):
                     refusals.append(error)
-                return trace, refusals, ()
+                return trace, refusals, None
+            except OSError as error:
+                refusals.append(refuse_unreadable(error, folder))
+                return trace, refusals, None
             except ConversionRefused as error:
                 refusals.append(error)
-                return trace, refusals, ()
-    return trace, refusals, ()
+                return trace, refusals, None
+    return trace, refusals, None
 
 
-def _check_content(located: TracedTensors, refusals: list[ConversionRefused]) -> dict[str, str]:
-    """Read all weights; add what is wrong with them, and return the problems by tensor."""
+def _check_content(
+    folder: Path, file: str, locations: TensorLocations, refusals: list[ConversionRefused]
+) -> dict[str, str]:
+    """Read all weights that a conversion reads; add what is wrong with them, and return the problems by tensor."""
     try:
-        with refusing(located.file):
-            check_records(location.path for location in located.locations.values())
+        with refusing(file):
+            check_records(location.path for location in locations.values())
+        bad = find_bad_tensors(locations)
+    except OSError as error:
+        refusals.append(refuse_unreadable(error, folder))
+        return {}
     except ConversionRefused as error:
         refusals.append(error)
         return {}
-    bad = find_bad_tensors(located.locations)
-    refusals += [_refuse_numbers(bad, located.file)] if bad else []
+    if bad:
+        name, problem = next(iter(bad.items()))
+        message = describe_bad_tensor(locations[name].path.name, name, problem, len(bad) - 1)
+        refusals.append(ConversionRefused("WEIGHTS_BROKEN", message, file=file))
     return bad
-
-
-def _refuse_numbers(bad: Mapping[str, str], file: str) -> ConversionRefused:
-    """One refusal for all tensors with bad numbers."""
-    name, problem = next(iter(bad.items()))
-    more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-    return ConversionRefused(
-        "WEIGHTS_BROKEN", f"{file}: tensor {name} {problem}{more}, supported: finite numbers", file=file
-    )
-
-
-def _guess_engine(folder: Path) -> EngineFiles:
-    """The engine for the sentences about a folder that no engine serves."""
-    there = {path.name for path in folder.iterdir()}
-    complete = (engine for engine in ENGINES if any(there.issuperset(names) for names in engine.vocabulary))
-    return next(complete, ENGINES[0])
-
-
-def _explain_files(
-    folder: Path, engine: EngineFiles, names: Iterable[str], refusals: Sequence[ConversionRefused]
-) -> list[ExplainedPart]:
-    """Files that are there, and those that are missing."""
-    used = set(names)
-    refused = {error.file for error in refusals}
-    disagreeing = [error for error in refusals if isinstance(error, DisagreementRefused) and error.blames_keys]
-    refused |= {location.partition(": ")[0] for error in disagreeing for location, _ in error.keys}
-    parts = []
-    for path in sorted(folder.iterdir())[:MAX_FILES]:
-        declared = path.name in used or path.name in (*engine.required, *engine.optional)
-        stock = describe_file(engine.engine, path.name, is_used=declared)
-        if not path.is_file():
-            parts.append(ExplainedPart("file", f"{path.name}/", Use.IGNORED, "a folder", stock))
-            continue
-        with path.open("rb") as file:
-            mistake = identify_mistake(file.read(HEAD_BYTES))
-        size = f"{path.stat().st_size} bytes"
-        if mistake and (declared or path.name in engine.weights):
-            parts.append(ExplainedPart("file", path.name, Use.REFUSED, f"{path.name} {mistake}", stock))
-        elif path.name in refused:
-            parts.append(ExplainedPart("file", path.name, Use.REFUSED, f"{size}; see the reason below", stock))
-        else:
-            parts.append(ExplainedPart("file", path.name, Use.USED if declared else Use.IGNORED, size, stock))
-    there = {path.name for path in folder.iterdir() if path.is_file()}
-    missing = [name for name in engine.required if name not in there]
-    missing += [engine.usual_weights] if there.isdisjoint(engine.weights) else []
-    missing += [name for name in _list_named(folder, engine) if name not in there]
-    if not any(there.issuperset(names) for names in engine.vocabulary):
-        missing += [name for name in engine.vocabulary[0] if name not in there]
-    return parts + [
-        ExplainedPart("file", name, Use.MISSING, "it is needed", describe_file(engine.engine, name, is_used=True))
-        for name in missing
-    ]
-
-
-def _list_named(folder: Path, engine: EngineFiles) -> list[str]:
-    """Files that the configuration names, if it can be read."""
-    try:
-        return list_named_files(engine.named, read_object(folder, CONFIGURATION, MAX_CONFIG_BYTES))
-    except (OSError, ConversionRefused):
-        return []
 
 
 def _explain_keys(engine: EngineFiles, trace: Trace, refusals: Iterable[ConversionRefused]) -> list[ExplainedPart]:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from inference.runner.conversion.tensor_location import FLOATS, TensorLocation
 
 NOT_FINITE = "holds NaN or infinity"
+OVERFLOWN = "holds an infinite value (float16 overflows above 65504)"
 NEGATIVE_VARIANCE = "holds a negative variance"
 NORM_EPSILON = 1e-5  # default of torch.nn.BatchNorm2d
 _VARIANCE = ".running_var"
@@ -37,14 +38,24 @@ def find_bad_tensors(locations: Mapping[str, TensorLocation]) -> dict[str, str]:
     return found
 
 
+def describe_bad_tensor(file: str, name: str, problem: str, more: int = 0) -> str:
+    """The sentence that refuses a tensor for one of the problems above; `more` tensors have one too."""
+    others = f" (and {more} more)" if more else ""
+    advice = ": save it again as float32 or bfloat16" if problem == OVERFLOWN else ", supported: finite numbers"
+    return f"{file}: tensor {name} {problem}{others}{advice}"
+
+
 def _find_problem(name: str, location: TensorLocation) -> str:
     for numbers in _read(location):
         if location.dtype == "bfloat16":
             if bool((numbers & _BFLOAT16_EXPONENT == _BFLOAT16_EXPONENT).any()):
                 return NOT_FINITE
             continue
+        if location.dtype == "float16":  # the largest float32 as float16 is infinity, which no comparison finds
+            if not bool(np.isfinite(numbers).all()):
+                return NOT_FINITE if bool(np.isnan(numbers).any()) else OVERFLOWN
         # A comparison with NaN is false.
-        if not bool((np.abs(numbers) <= _MAX_FLOAT32).all()):
+        elif not bool((np.abs(numbers) <= _MAX_FLOAT32).all()):
             return NOT_FINITE
         if name.endswith(_VARIANCE) and bool((numbers <= -NORM_EPSILON).any()):
             return NEGATIVE_VARIANCE

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from common.bundle import BundleFile
-from inference.runner.conversion.tensor_content import NOT_FINITE
+from inference.runner.conversion.tensor_content import NOT_FINITE, OVERFLOWN, describe_bad_tensor
 from inference.runner.conversion.tensor_location import TensorLocation, TensorLocations, refuse, shorten
 
 _DTYPES: dict[str, torch.dtype] = {
@@ -62,8 +62,9 @@ class TensorReader:
         """
         result = self._load(name).to(torch.float32)
         if not is_finite(result):
-            file = self._locations[name].path.name
-            refuse(f"{file}: tensor {name} {NOT_FINITE}, supported: finite numbers")
+            location = self._locations[name]
+            is_overflown = location.dtype == "float16" and not bool(torch.isnan(result).any())
+            refuse(describe_bad_tensor(location.path.name, name, OVERFLOWN if is_overflown else NOT_FINITE))
         self._on_read(name)
         return result
 
