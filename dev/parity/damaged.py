@@ -267,6 +267,15 @@ def _weights(names: Names) -> Damages:
     }
 
 
+def _rename(old: str, new: str) -> Change:
+    """Names of tensors that begin with `old` begin with `new`."""
+    return f.saved(
+        lambda tensors: {
+            new + name.removeprefix(old) if name.startswith(old) else name: tensor for name, tensor in tensors.items()
+        }
+    )
+
+
 def of_ofa() -> Damages:
     """Damages that only a model for pictures can have."""
     running = "encoder.embed_images.layer1.0.bn2.running_var"
@@ -275,6 +284,18 @@ def of_ofa() -> Damages:
         "more layers": (
             f.keys(CONFIG, decoder_layers=6),
             f"decoder_layers is 6, but {BIN} was saved with 2: it has no",
+        ),
+        "a prefix on one part": (
+            _rename("decoder.", "module.decoder."),
+            f"{BIN}: only the names of decoder.… (92) begin with 'module.': save all with one prefix",
+        ),
+        "a layer's other name": (
+            _rename("encoder.layers.0.", "encoder.layer.0."),
+            "encoder.layer.0.… (21 tensors) have the names and shapes of encoder.layers.0.…: rename them",
+        ),
+        "one other name": (
+            _rename("encoder.layers.0.fc1.", "encoder.layers.0.fc_1."),
+            "encoder.layers.0.fc_1.… (2 tensors) have the names and shapes of encoder.layers.0.fc1.…: rename them",
         ),
         "another ResNet": (
             f.keys(CONFIG, resnet_type="resnet152"),
@@ -321,6 +342,19 @@ def of_mgeo() -> Damages:
     )
     few = f"label_mapping.json has 80 labels, but {BIN} was saved with 85: tensor classifier.weight has shape (85, 64)"
     return {
+        "BERT's names": (
+            _rename("bert.text_encoder.", "bert."),
+            f"{BIN} has 37 tensors under 'bert.', expected 'bert.text_encoder.': rename them",
+        ),
+        "no beginning": (_rename("bert.text_encoder.", ""), "tensors lack the beginning 'bert.text_encoder.'"),
+        "another head": (
+            _rename("classifier.", "fc."),
+            f"{BIN} has 2 tensors under 'fc.', expected 'classifier.': rename them",
+        ),
+        "a head without the prefix": (
+            _rename("bert.", "mgeo.bert."),
+            f"{BIN}: the names of classifier.… (2) do not begin with 'mgeo.' as the others do: save all",
+        ),
         "a layer count": (f.keys(CONFIG, num_hidden_layers=1), f"but {BIN} has 2 layers: correct num_hidden_layers"),
         "a fusion layer": (f.keys(CONFIG, fusion_layer=6), f"but {BIN} has 2 layers: correct fusion_layer"),
         "labels too few": (_row(LABELS, lambda row: dict(list(row.items())[:80])), few),

@@ -62,6 +62,8 @@ def check_fit(located: LocatedTensors, sizes: Sizes) -> None:
         DisagreementRefused: a tensor is missing, or of another shape or dtype; the message names the keys that
             disagree, if other values of them would do.
     """
+    if located.renamings:
+        refuse_renamed(located, sizes)
     expected = sizes.expect({})
     wrong = _list_wrong(located, expected)
     if located.missing or wrong:
@@ -81,6 +83,12 @@ def check_fit(located: LocatedTensors, sizes: Sizes) -> None:
         if dtype not in supported:
             message = f"{located.file}: tensor {name} is {dtype}, supported: {', '.join(supported)}; save it as such"
             raise ConversionRefused("WEIGHTS_BROKEN", message, file=located.file)
+
+
+def refuse_renamed(located: LocatedTensors, sizes: Sizes) -> NoReturn:
+    """Refuse a file whose missing tensors are there under other names."""
+    keys = [key for size in sizes.keys for key in size.keys]
+    raise DisagreementRefused("WEIGHTS_BROKEN", "; ".join(located.renamings), located.file, keys, blames_keys=False)
 
 
 def describe_unused(located: LocatedTensors, sizes: Sizes) -> tuple[str, ...]:

@@ -87,7 +87,7 @@ def _list_names(expected: Mapping[str, tuple[int, ...]], architecture: Architect
     """The expected tensors, and those that are ordinary but unused, such as layers after the last one in use."""
     layers = range(architecture.layers, architecture.stored_layers)
     unused = (name for layer in layers for name in _layer_tensors(layer, architecture))
-    return TensorNames(expected, {*expected, *_UNUSED, *unused}, rename=rename_tensor)
+    return TensorNames(expected, {*expected, *_UNUSED, *unused}, rename=rename_tensor, show=_show_name)
 
 
 def expected_tensors(architecture: Architecture, labels: int) -> dict[str, tuple[int, ...]]:
@@ -140,7 +140,6 @@ def check_tensors(
     Raises:
         ConversionRefused: a tensor is missing, or of another shape or dtype, or the keys about layers disagree.
     """
-    _check_layers(located, architecture)
     said = f"{labels_from} has {len(labels)} label{'s' if len(labels) > 1 else ''}"
     label_key = SizeKey("labels", len(labels), said, ((f"{labels_from}: ", ""),), reason="CONFIG_UNSUPPORTED")
 
@@ -150,6 +149,8 @@ def check_tensors(
         return ExpectedTensors(expected_tensors(replace(architecture, **changed), count))
 
     sizes = Sizes((*architecture.sizes, label_key), expect)
+    if not located.renamings:
+        _check_layers(located, architecture)
     check_fit(located, sizes)
     return describe_unused(located, sizes)
 
@@ -171,6 +172,10 @@ def rename_tensor(name: str) -> str:
         if name.endswith(old):
             name = name.removesuffix(old) + new
     return _IN_NAMES.sub(r"\1", name)
+
+
+def _show_name(name: str) -> str:
+    return f"{MODEL_PREFIX}{name}" if name.startswith(ENCODER) else name
 
 
 def _build_config(architecture: Architecture, pipeline: PipelineConfig, vocabulary: Mapping[str, int]) -> EngineConfig:

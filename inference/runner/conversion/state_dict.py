@@ -24,6 +24,7 @@ class TensorNames:
     required: Collection[str]
     allowed: Collection[str]  # all names, the required ones included
     stock_prefix: str = ""  # that the published library strips, such as "model."; it wins over names without a prefix
+    show: Callable[[str], str] = str  # how publishers write a name, or the beginning of one
     rename: Callable[[str], str] = str  # from other names of the same tensors, which the published library knows too
 
 

@@ -1,5 +1,6 @@
 """Locates the tensors of a published folder in whichever of the declared weight files it has."""
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,8 @@ from common.source import ConversionRefused
 from inference.runner.conversion.config_file import read_object
 from inference.runner.conversion.pickle_file import open_torch_file
 from inference.runner.conversion.refusals import refusing
-from inference.runner.conversion.state_dict import TensorNames, match_names
+from inference.runner.conversion.renamed_tensors import describe_renaming, find_renamings
+from inference.runner.conversion.state_dict import MatchedNames, TensorNames, match_names
 from inference.runner.conversion.tensor_location import (
     MAX_HEADER_BYTES,
     MAX_TENSORS,
@@ -54,6 +56,7 @@ class LocatedTensors:
     missing: tuple[str, ...]  # those of them that the file does not have
     surplus: tuple[str, ...]  # names in the file that the architecture does not have
     notes: tuple[str, ...]
+    renamings: tuple[str, ...] = ()  # sentences about missing tensors that are there under other names
 
 
 def locate_tensors(folder: Path, alternatives: Sequence[str], wanted: TensorNames) -> LocatedTensors:
@@ -86,7 +89,22 @@ def _locate(folder: Path, name: str, alternatives: Sequence[str], wanted: Tensor
     notes = [f"{other} is ignored, since the folder has {name}" for other in unread]
     missing = tuple(known for known in wanted.required if known not in locations)
     notes += [*table.notes, *matched.describe(name)]
-    return LocatedTensors(name, locations, len(wanted.required), missing, matched.surplus, tuple(notes))
+    renamings = _find_renamed(name, table, matched, wanted, missing) if missing else ()
+    return LocatedTensors(name, locations, len(wanted.required), missing, matched.surplus, tuple(notes), renamings)
+
+
+def _find_renamed(
+    file: str, table: TensorTable, matched: MatchedNames, wanted: TensorNames, missing: Sequence[str]
+) -> tuple[str, ...]:
+    """Sentences about tensors that are there under other names."""
+    if not isinstance(wanted.required, Mapping):
+        return ()
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in matched.surplus:
+        with contextlib.suppress(ConversionRefused):
+            shapes[wanted.rename(name).removeprefix(matched.prefix)] = table.locate(name).shape
+    found = find_renamings({name: wanted.required[name] for name in missing}, shapes)
+    return tuple(describe_renaming(one, file, matched.prefix, wanted.show) for one in found)
 
 
 def _find_weights(folder: Path, alternatives: Sequence[str]) -> str:
