@@ -1,6 +1,7 @@
 """Recognises content that is in a file by mistake, so that a message can name it instead of "not JSON"."""
 
 import html
+import json
 import re
 
 HEAD_BYTES = 512  # that `identify_mistake` needs
@@ -37,6 +38,22 @@ def identify_mistake(head: bytes) -> str:
     return _identify_text(head)
 
 
+_ADVICE = "download it again"
+_SAID = ("message", "error", "detail", "msg")
+_ERROR_KEYS = frozenset({*_SAID, "code", "data", "requestid", "request_id", "status", "success"})
+
+
+def _is_error(whole: bytes) -> bool:
+    """Whether a file is a JSON object with nothing but what a hub says of an error."""
+    try:
+        row = json.loads(whole)
+    except (ValueError, RecursionError):
+        return False
+    words = {str(key).lower(): value for key, value in row.items()}
+    said = (words.get(key) for key in _SAID)
+    return words.keys() <= _ERROR_KEYS and any(isinstance(one, str) for one in said)
+
+
 def _identify_text(head: bytes) -> str:
     if head.startswith(_LFS):
         return "is a Git LFS pointer, not the file itself: run `git lfs pull` in the clone, and publish again"
@@ -45,6 +62,8 @@ def _identify_text(head: bytes) -> str:
         found = _TITLE.search(head)
         title = html.unescape(found[1].decode(errors="replace")).strip()[:_MAX_TITLE] if found else ""
         return f"is an HTML page{f' ({title!r})' if title else ''}, not the file itself: download it again"
+    if text.startswith(b"{") and len(head) < HEAD_BYTES and _is_error(head):
+        return f"is an error message of the hub, not the file itself: {_ADVICE}"
     if text.startswith((b"<?xml", b"<error")):
         return "is an XML message, such as a storage server's error, not the file itself: download it again"
     return ""

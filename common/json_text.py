@@ -36,7 +36,8 @@ def parse_object(raw: bytes, name: str) -> dict[str, Any]:
             f"{name} is not UTF-8: byte 0x{raw[error.start]:02x} in line {line}; save it as UTF-8"
         ) from error
     except json.JSONDecodeError as error:
-        raise JsonBroken(f"{name} is not JSON: {_describe(error)}{_advise(error)}") from error
+        advice = _identify_vocabulary(error.doc) or _advise(error)
+        raise JsonBroken(f"{name} is not JSON: {_describe(error)}{advice}") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
         raise JsonBroken(f"{name} is not JSON: {str(error)[:_MAX_SHOWN]}") from error
     if not isinstance(row, dict):
@@ -44,7 +45,49 @@ def parse_object(raw: bytes, name: str) -> dict[str, Any]:
     return row
 
 
+def find_duplicate_keys(raw: bytes, name: str) -> tuple[str, ...]:
+    """Sentences about keys that an object has several times.
+
+    Args:
+        raw: the whole file, which `parse_object` has accepted.
+        name: of the file.
+    """
+    found: list[str] = []
+
+    def note(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values: dict[str, list[Any]] = {}
+        for key, value in pairs:
+            values.setdefault(key, []).append(value)
+        for key, several in values.items():
+            if len(several) > 1:
+                times = "twice" if len(several) == 2 else f"{len(several)} times"  # noqa: PLR2004 - a pair
+                shown = [json.dumps(one, ensure_ascii=False)[:_MAX_SHOWN] for one in (several[0], several[-1])]
+                what = f"{shown[0]} and {shown[1]}" if all(map(_is_plain, several)) else "with lists or objects"
+                found.append(f"{name}: {key[:_MAX_SHOWN]} is there {times}, {what}; the last one counts")
+        return {}
+
+    json.loads(raw.decode("utf-8-sig"), object_pairs_hook=note)
+    return tuple(found[:_MAX_DUPLICATES])
+
+
+_MAX_DUPLICATES = 10
+
+
+def _is_plain(value: object) -> bool:
+    """Whether it is no list and no object, which the hook replaces."""
+    return not isinstance(value, list | dict)
+
+
 _KINDS = {list: "list", str: "text", int: "number", float: "number", bool: "truth value", type(None): "null"}
+
+
+def _identify_vocabulary(text: str) -> str:
+    """What the text is, if it is a part of a vocabulary that has its own form."""
+    if text.startswith("#version"):
+        return "; it is a merges.txt: are the two files exchanged?"
+    if text.startswith(("[PAD]", "[UNK]", "[CLS]")):
+        return "; it is a vocab.txt, with a token a line: is it of another model?"
+    return ""
 
 
 def _advise(error: json.JSONDecodeError) -> str:

@@ -15,7 +15,8 @@ from common.sealing import ConvertLimits, run_convert
 from common.source import ConversionRefused, find_source
 from dev.parity.mgeo.make_model import LABELS, VARIANTS
 from inference.runner.conversion.mgeo import convert_mgeo
-from inference.runner.conversion.mgeo_config import DISAGREEING_NOTE, SLOW_NOTE, WINDOW_NOTE
+from inference.runner.conversion.mgeo_config import SLOW_NOTE, WINDOW_NOTE
+from inference.runner.conversion.mgeo_labels import DISAGREEING_NOTE
 from inference.runner.engines.base import BundleRefused, LoadOptions
 from inference.runner.engines.mgeo.config import WEIGHTS_NAME, read_config
 from inference.runner.engines.mgeo.load import estimate_mgeo_memory, load_mgeo

@@ -138,7 +138,7 @@ STRANGERS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "quantised weights": (
         lambda folder: save_as(folder, torch.int8),
-        "is int8, supported: float32, float16, bfloat16, float64; save it as such",
+        "is int8, supported: float32, float16, bfloat16, float64; save the model from before quantisation",
     ),
     "a text": (
         lambda folder: remove(folder, BIN).write_text("later"),

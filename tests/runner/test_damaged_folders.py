@@ -12,7 +12,7 @@ from rich.console import Console
 
 from cli.explain import show_explanation
 from common.explanation import Explanation, Use
-from dev.parity import damaged, folders
+from dev.parity import damaged, damaged_contents, folders
 from dev.parity.damaged import CONFIG, MGEO, OFA, copy_base
 from dev.parity.folders import Change
 from dev.parity.make_model import make_model as make_ofa
@@ -24,8 +24,13 @@ from inference.runner.conversion.mgeo_plan import plan_mgeo
 from inference.runner.conversion.ofa_plan import plan_ofa
 
 DAMAGES: Mapping[str, damaged.Damages] = {
-    "ofa": {**damaged.shared(OFA), **damaged.of_ofa()},
-    "mgeo": {**damaged.shared(MGEO), **damaged.of_mgeo()},
+    "ofa": {
+        **damaged.shared(OFA),
+        **damaged.of_ofa(),
+        **damaged_contents.of_contents(OFA),
+        **damaged_contents.of_vocabularies(),
+    },
+    "mgeo": {**damaged.shared(MGEO), **damaged.of_mgeo(), **damaged_contents.of_contents(MGEO)},
 }
 CASES = [(engine, kind) for engine, damages in DAMAGES.items() for kind in damages]
 
@@ -101,6 +106,25 @@ def test_a_misspelt_key_with_a_fitting_default_is_noted(explain: Callable[[str, 
     assert found.notes == (
         "config.json: add_type_embeding is not read; did you mean add_type_embedding, which is missing?",
     )
+
+
+@pytest.mark.parametrize("kind", damaged_contents.noted())
+def test_what_is_probably_wrong_is_noted(kind: str, explain: Callable[[str, Change], Explanation]) -> None:
+    """The folder can be imported, as the pipeline reads it; the note says what to look at."""
+    engine, change, words = damaged_contents.noted()[kind]
+
+    found = explain(engine, change)
+
+    assert found.refusals == ()
+    assert [note for note in found.notes if words in note]
+
+
+def test_a_key_twice_is_noted_beside_a_refusal(explain: Callable[[str, Change], Explanation]) -> None:
+    """It is the reason why the key has that value."""
+    found = explain("ofa", folders.edit(CONFIG, lambda text: text.rstrip().removesuffix("}") + ', "d_model": 999}'))
+
+    assert "d_model = 999" in found.refusals[0]
+    assert found.notes == ("config.json: d_model is there twice, 64 and 999; the last one counts",)
 
 
 def test_independent_errors_are_told_together(explain: Callable[[str, Change], Explanation]) -> None:

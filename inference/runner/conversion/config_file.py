@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from common.durable import read_bounded
 from common.engine_files import MAX_CONFIG_BYTES
-from common.json_text import parse_object
+from common.json_text import find_duplicate_keys, parse_object
 from common.source import ConversionRefused
 from inference.runner.conversion.misspelt_keys import find_misspelt
 from inference.runner.conversion.refusals import KeyName, KeyRefused
@@ -25,6 +25,7 @@ class ConfigSection:
     values: Mapping[str, object]
     read: set[str] = field(default_factory=set, compare=False)  # keys that were asked for
     aliases: Mapping[str, str] = field(default_factory=dict)  # other name of a key, which wins, by key
+    duplicates: tuple[str, ...] = ()  # notes about keys that the file has several times
 
     def get(self, key: str, default: object = None) -> object:
         """Return a value; under its alias if there is one."""
@@ -106,10 +107,10 @@ class ConfigSection:
         return SizeKey(attribute, value, sentence, ((self.location, key),), others, extra)
 
     def describe_misspelt(self) -> tuple[str, ...]:
-        """Notes about keys that nobody reads and that resemble a key that is missing."""
+        """Notes about keys that are there several times, or are not read and resemble a key that is missing."""
         known = {*self.read, *self.aliases.values()}
         found = find_misspelt(self.values.keys() - known, known - self.values.keys())
-        return tuple(
+        return self.duplicates + tuple(
             f"{self.location}{key[:_MAX_SHOWN]} is not read; did you mean {found[key]}, which is missing?"
             for key in sorted(found)
         )
@@ -158,7 +159,8 @@ def read_section(folder: Path, name: str, aliases: Mapping[str, str] | None = No
         ConversionRefused: the file is not a JSON object or is larger than MAX_CONFIG_BYTES.
         OSError: the file cannot be read.
     """
-    return _traced(ConfigSection(f"{name}: ", read_object(folder, name, MAX_CONFIG_BYTES), aliases=aliases or {}))
+    values, duplicates = _read(folder, name, MAX_CONFIG_BYTES)
+    return _traced(ConfigSection(f"{name}: ", values, aliases=aliases or {}, duplicates=duplicates))
 
 
 def _traced(section: ConfigSection) -> ConfigSection:
@@ -175,7 +177,13 @@ def read_object(folder: Path, name: str, max_bytes: int) -> dict[str, Any]:
         ConversionRefused: the file is not a JSON object or is larger than `max_bytes`.
         OSError: the file cannot be read.
     """
+    return _read(folder, name, max_bytes)[0]
+
+
+def _read(folder: Path, name: str, max_bytes: int) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The object, and notes about keys that it has several times."""
     try:
-        return parse_object(read_bounded(folder / name, max_bytes), name)
+        raw = read_bounded(folder / name, max_bytes)
+        return parse_object(raw, name), find_duplicate_keys(raw, name)
     except ValueError as error:  # not JSON, or too large
         raise ConversionRefused("CONFIG_BROKEN", str(error), file=name) from error

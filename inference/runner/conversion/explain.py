@@ -80,7 +80,8 @@ def explain_folder(folder: Path, planners: Mapping[str, Planner]) -> Explanation
         for part in _explain_tensors(located, bad)
         if missing or part.use is not Use.MISSING
     ]
-    notes = () if plan is None else tuple(plan.notes)
+    duplicates = dict.fromkeys(note for section in trace.sections for note in section.duplicates)
+    notes = tuple(duplicates) if plan is None else tuple(plan.notes)
     engine = source.engine.engine
     return _printable(Explanation(engine, tuple(parts), notes, tuple(sentences), is_complete=is_complete))
 

@@ -14,12 +14,14 @@ from common.source import ConversionRefused
 from inference.runner.conversion.config_file import SizeKey
 from inference.runner.conversion.refusals import DisagreementRefused
 from inference.runner.conversion.state_dict import summarize_names
+from inference.runner.conversion.tensor_content import are_all_zero
 from inference.runner.conversion.tensor_location import FLOATS
 from inference.runner.conversion.weight_files import LocatedTensors
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 INTEGERS = ("int64", "int32")  # dtypes of index tables and counters
+_QUANTISED = ("int8", "uint8")
 _MAX_COUNT = 128  # the largest value that is tried for a size on which a dimension does not depend linearly
 _MAX_CAUSES = 4  # keys in a sentence
 
@@ -81,7 +83,8 @@ def check_fit(located: LocatedTensors, sizes: Sizes) -> None:
             continue
         dtype, supported = located.locations[name].dtype, INTEGERS if name in expected.optional else FLOATS
         if dtype not in supported:
-            message = f"{located.file}: tensor {name} is {dtype}, supported: {', '.join(supported)}; save it as such"
+            advice = "save the model from before quantisation" if dtype in _QUANTISED else "save it as such"
+            message = f"{located.file}: tensor {name} is {dtype}, supported: {', '.join(supported)}; {advice}"
             raise ConversionRefused("WEIGHTS_BROKEN", message, file=located.file)
 
 
@@ -92,12 +95,13 @@ def refuse_renamed(located: LocatedTensors, sizes: Sizes) -> NoReturn:
 
 
 def describe_unused(located: LocatedTensors, sizes: Sizes) -> tuple[str, ...]:
-    """Notes about counts that are lower than the file's, such as of layers; what it has more is ignored."""
+    """Notes about weights that are all zero, and about counts lower than the file's; what it has more is ignored."""
+    zero = (f"{located.file}: all weights are zero: was it saved before it was trained?",)
     surplus = set(located.surplus)
     before = sizes.expect({}).required.keys() if surplus else set()
     counts = [size for size in sizes.keys if surplus and not size.named]
     more = {size: sizes.expect({size.attribute: size.value + 1}).required.keys() - before for size in counts}
-    return tuple(
+    return (zero if are_all_zero(located.locations.values()) else ()) + tuple(
         f"{size.sentence}, but {located.file} has more: the others are ignored, as by ModelScope's pipeline"
         for size, names in more.items()
         if names and all(any(f".{other}".endswith(f".{name}") for other in surplus) for name in names)

@@ -8,7 +8,7 @@ from common.engine_files import CONFIGURATION, describe_unknown_sections
 from common.source import ConversionRefused
 from inference.runner.conversion.config_file import ConfigSection, SizeKey, read_section
 from inference.runner.conversion.declared_hash import read_weights_hash
-from inference.runner.conversion.mgeo_labels import ARCHITECTURE, labels_disagree, read_labels
+from inference.runner.conversion.mgeo_labels import ARCHITECTURE, describe_label_files, read_labels
 from inference.runner.conversion.refusals import DisagreementRefused
 from inference.runner.conversion.text_lines import read_lines
 from inference.runner.engines.mgeo.config import MAX_VOCABULARY_BYTES, VOCABULARY_NAME, WordRules
@@ -26,10 +26,6 @@ _PREPROCESSORS = ("token-cls-tokenizer", "ner-tokenizer", "sequence-labeling-tok
 SLOW_NOTE = (
     "tokenizer_config.json does not set use_fast: ModelScope's pipeline fails on an address with a character that the"
     " vocabulary lacks; here it is answered"
-)
-DISAGREEING_NOTE = (
-    "config.json has other labels than label_mapping.json; those of label_mapping.json are used, as by ModelScope's"
-    " pipeline"
 )
 WINDOW_NOTE = (
     "ModelScope's pipeline cuts an address after {} tokens without notice; here a longer one is read in windows that"
@@ -51,6 +47,7 @@ class Architecture:
     segments: int  # rows of the segment embedding
     activation: str
     norm_epsilon: float
+    padding: int = 0  # number of the token that fills up batches, by the configuration
     notes: tuple[str, ...] = field(default=(), compare=False)  # for display
     sizes: tuple[SizeKey, ...] = field(default=(), compare=False, repr=False)
 
@@ -85,6 +82,8 @@ def read_architecture(folder: Path) -> Architecture:
         activation=str(keys.get_choice("hidden_act", "gelu", ("gelu", "relu"))),
         norm_epsilon=keys.get_number("layer_norm_eps", 1e-12, 1e-15, 1e-1),
     )
+    padding = keys.get("pad_token_id", 0)
+    architecture = replace(architecture, padding=padding if type(padding) is int else 0)
     sizes = [keys.get_size(key, attribute, getattr(architecture, attribute)) for key, attribute in _SIZES.items()]
     layer_key = "fusion_layer" if keys.has("fusion_layer") else "num_hidden_layers"
     sizes.append(keys.get_size(layer_key, "layers", architecture.layers))
@@ -132,8 +131,7 @@ def read_pipeline(folder: Path, architecture: Architecture) -> PipelineConfig:
     if not (by_character or _is_fast(preprocessor, tokenizer)):
         notes.append(SLOW_NOTE)
     labels, labels_from = read_labels(folder, top)
-    if labels_disagree(folder, labels):
-        notes.append(DISAGREEING_NOTE)
+    notes += describe_label_files(folder, labels, labels_from)
     notes += [note for section in (top, model, preprocessor, tokenizer) for note in section.describe_misspelt()]
     return PipelineConfig(
         window=window,
@@ -216,4 +214,8 @@ def read_vocabulary(
     if missing:
         lacks = f"{VOCABULARY_NAME} lacks {', '.join(missing)[:80]}"
         raise ConversionRefused("VOCABULARY_BROKEN", f"{lacks}: {_describe_form(read.lines)}")
+    padding = ids.get("[PAD]", architecture.padding)
+    if padding != architecture.padding:
+        pad = f"[PAD] has number {padding}, {ARCHITECTURE}: pad_token_id is {architecture.padding}"
+        notes = (*notes, f"{VOCABULARY_NAME}: {pad}: are the tokens in another order than in training?")
     return ids, notes

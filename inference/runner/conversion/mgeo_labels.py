@@ -1,5 +1,6 @@
 """Reads the labels of a published MGeo: from label_mapping.json, or from the configuration."""
 
+import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,14 @@ from inference.runner.conversion.refusals import refusing
 ARCHITECTURE = "config.json"
 LABEL_MAPPING = "label_mapping.json"
 MAX_LABELS = 4096
+DISAGREEING_NOTE = (
+    "config.json has other labels than label_mapping.json; those of label_mapping.json are used, as by ModelScope's"
+    " pipeline"
+)
+NUMBERS_NOTE = (
+    "the same labels have other numbers in config.json and label_mapping.json: one of the two files is wrong; those of"
+    " label_mapping.json are used, as by ModelScope's pipeline"
+)
 _PLACEHOLDER = re.compile(r"LABEL_[0-9]+")
 _POSITIONS = "BIES"  # first letters of labels that belong to a span; "O" is the only label beside them
 
@@ -104,7 +113,8 @@ def _refuse_other_forms(location: str, numbers: Mapping[str, object]) -> None:
         )
     if any(_PLACEHOLDER.fullmatch(label) for label in numbers):
         message = f"{location} has placeholders, such as LABEL_0, that libraries write for lack of labels"
-        raise ConversionRefused("CONFIG_UNSUPPORTED", f"{message}: publish {LABEL_MAPPING}")
+        what = "the labels of training" if location == LABEL_MAPPING else LABEL_MAPPING
+        raise ConversionRefused("CONFIG_UNSUPPORTED", f"{message}: publish {what}")
 
 
 def _describe_numbers(location: str, by_number: Mapping[int, list[str]]) -> str:
@@ -118,10 +128,22 @@ def _describe_numbers(location: str, by_number: Mapping[int, list[str]]) -> str:
     return f"{rule}: no label has {lacking}, and {by_number[max(by_number)][0][:80]!r} has {max(by_number)}"
 
 
-def labels_disagree(folder: Path, labels: tuple[str, ...]) -> bool:
-    """Whether config.json names other labels, beside the placeholders that libraries write ("LABEL_0")."""
+def describe_label_files(folder: Path, labels: tuple[str, ...], labels_from: str) -> tuple[str, ...]:
+    """Notes if label_mapping.json is missing, or if config.json names other labels than it.
+
+    The placeholders that libraries write ("LABEL_0") are no other labels.
+    """
+    if labels_from != LABEL_MAPPING:
+        note = f"{LABEL_MAPPING} is missing: the labels are those of {labels_from}"
+        names = [path.name for path in sorted(folder.iterdir()) if path.name != LABEL_MAPPING]
+        near = difflib.get_close_matches(LABEL_MAPPING, names, 1, cutoff=0.85)
+        return (f"{note}; is {near[0]} a misspelling of it?" if near else note,)
     try:
         found = _labels_in(read_section(folder, ARCHITECTURE))
     except ConversionRefused:
-        return False
-    return found is not None and found[0] != labels
+        return ()
+    if found is None or found[0] == labels:
+        return ()
+    if sorted(found[0]) == sorted(labels):
+        return (NUMBERS_NOTE,)
+    return (DISAGREEING_NOTE,)

@@ -149,25 +149,42 @@ def read_vocabulary(folder: Path, architecture: Architecture, answer_map: str) -
             f"{name}: the vocabulary uses ids up to {rows - 1}, config.json: vocab_size is {architecture.vocabulary}"
         )
         raise DisagreementRefused("VOCABULARY_BROKEN", message, name, [(f"{ARCHITECTURE}: ", "vocab_size")])
-    if rows + _CODED < architecture.vocabulary:
-        counted = f"{name} has {len(ids)} tokens, config.json: vocab_size is {architecture.vocabulary}"
-        notes.append(f"{counted}, {_CODED} of them added in code: if tokens were removed, others have their numbers")
-    for token in (BEGIN, PAD, END, UNKNOWN):
-        if token not in ids:
-            raise ConversionRefused("VOCABULARY_BROKEN", _describe_lacking(name, token, len(ids)), file=name)
-    if ids[PAD] != architecture.pad_token:
-        message = f"config.json: pad_token_id is {architecture.pad_token}, the vocabulary has {ids[PAD]}"
-        key = (f"{ARCHITECTURE}: ", "pad_token_id")
-        raise DisagreementRefused("CONFIG_UNSUPPORTED", message, ARCHITECTURE, [key])
+    is_short = rows + _CODED < architecture.vocabulary
+    counted = f"{name} has {len(ids)} tokens, config.json: vocab_size is {architecture.vocabulary}"
+    counted += f", {_CODED} of them added in code"
+    if is_short:
+        notes.append(f"{counted}: if tokens were removed, others have their numbers")
+    _check_special_tokens(name, ids, architecture)
     with refusing(_MERGES):
         merges = _read_merges(folder, notes)
+    notes += describe_merges(merges, ids, name)
     added = read_added_words(folder, ids, architecture.vocabulary)
     ids |= added.ids
     rows = max(ids.values()) + 1
     answer_rows = read_object(folder, answer_map, MAX_VOCABULARY_BYTES)
+    tokenizer = Tokenizer(ids, merges, added.ids)
     with refusing(answer_map, names_it=True):
-        answers = _tokenize_answers(Tokenizer(ids, merges, added.ids), ids, answer_rows)
+        unknown = next((one for one in assign_answers(answer_rows).values() if lacks_token(tokenizer, ids, one)), "")
+        if unknown and is_short:
+            message = f"{counted}: it lacks the tokens of the answer {unknown[:80]!r}: is it cut off?"
+            raise ConversionRefused("VOCABULARY_BROKEN", message, file=name)
+        answers = _tokenize_answers(tokenizer, ids, answer_rows)
     return Vocabulary(ids, merges, rows, answers, order_labels(answer_rows), added.ids, (*notes, *added.notes))
+
+
+def _check_special_tokens(name: str, ids: Mapping[str, int], architecture: Architecture) -> None:
+    for token in (BEGIN, PAD, END, UNKNOWN):
+        if token not in ids:
+            raise ConversionRefused("VOCABULARY_BROKEN", _describe_lacking(name, token, len(ids)), file=name)
+    if ids[PAD] == architecture.pad_token:
+        return
+    key = (f"{ARCHITECTURE}: ", "pad_token_id")
+    if [ids[token] for token in (BEGIN, PAD, END, UNKNOWN)] != [0, 1, 2, 3]:  # as every trainer has them
+        pad = f"{PAD!r} has number {ids[PAD]}, config.json: pad_token_id is {architecture.pad_token}"
+        message = f"{name}: {pad}: are the tokens in another order than in training?"
+        raise DisagreementRefused("VOCABULARY_BROKEN", message, name, [key], blames_keys=False)
+    message = f"config.json: pad_token_id is {architecture.pad_token}, the vocabulary has {ids[PAD]}"
+    raise DisagreementRefused("CONFIG_UNSUPPORTED", message, ARCHITECTURE, [key])
 
 
 def _read_ids(folder: Path, notes: list[str]) -> dict[str, int]:
@@ -223,6 +240,21 @@ def _read_merges(folder: Path, notes: list[str]) -> tuple[tuple[str, str], ...]:
             raise ConversionRefused("VOCABULARY_BROKEN", message)
     pairs = [line.split() for line in lines]
     return tuple((pair[0], pair[1]) for pair in pairs if pair)
+
+
+def lacks_token(tokenizer: Tokenizer, ids: Mapping[str, int], answer: str) -> bool:
+    """Whether a vocabulary has no token for a part of an answer."""
+    return ids[UNKNOWN] in tokenizer.encode(f" {answer}")
+
+
+def describe_merges(merges: Sequence[tuple[str, str]], ids: Mapping[str, int], name: str) -> tuple[str, ...]:
+    """A note about merges that do not belong to a vocabulary."""
+    if not merges:
+        return (f"{_MERGES} has no pairs, so that every word is read letter by letter: is it the model's own?",)
+    lacking = sum(left + right not in ids for left, right in merges)
+    if lacking * 10 <= len(merges):
+        return ()
+    return (f"{_MERGES}: {lacking} of {len(merges)} pairs make words that {name} lacks: is it of another model?",)
 
 
 def _tokenize_answers(tokenizer: Tokenizer, ids: Mapping[str, int], answer_map: Mapping[str, object]) -> AnswerForks:

@@ -13,7 +13,7 @@ from typing import BinaryIO, TypeGuard
 
 from common.durable import open_regular
 from common.file_kinds import HEAD_BYTES, identify_mistake
-from inference.runner.conversion.pickle_machine import PickledStorage, PickledTensor, run_pickle
+from inference.runner.conversion.pickle_machine import NUMPY_ADVICE, PickledStorage, PickledTensor, run_pickle
 from inference.runner.conversion.state_dict import FoundStateDict, TensorNames, find_state_dict
 from inference.runner.conversion.tensor_location import (
     ITEM_BYTES,
@@ -32,9 +32,11 @@ _ZIP64_LOCATOR_MARK = b"PK\x06\x07"
 _ZIP64_END = struct.Struct("<4sQ2H2L4Q")  # mark, …, entries, size and offset of the directory
 _ZIP64_END_MARK = b"PK\x06\x06"
 _ZIP64_SIZE, _ZIP64_ENTRIES = 0xFFFFFFFF, 0xFFFF  # values that refer to the ZIP64 end record
+_SEARCHED_BYTES = 4096  # at the start of a pickle that is too large
 _CRC_BYTES = 1 << 20  # read at a time
 _PICKLE_MARK = b"\x80"  # of the protocols that torch.save uses
 _LOCAL = struct.Struct("<4s5H3L2H")  # "PK\3\4", …, lengths of name and extra field
+_PUBLISHED = (".bin", ".pt", ".pth", ".ckpt", ".safetensors", ".json", ".txt")  # files that people pack
 _NAMES = re.compile(
     r"data\.pkl|data/[0-9]+|version|byteorder|\.data/serialization_id|\.format_version|\.storage_alignment"
 )
@@ -66,6 +68,8 @@ def list_records(path: Path, file: BinaryIO) -> dict[str, ArchiveRecord]:
     records: dict[str, ArchiveRecord] = {}
     for entry in entries:
         name = entry.filename.removeprefix(f"{folder}/")
+        if entry.filename.lower().endswith(_PUBLISHED):
+            refuse(f"{path.name} is a zip archive with {shorten(entry.filename)!r} in it: unpack it, and publish that")
         if not _NAMES.fullmatch(name) or name == entry.filename:
             refuse(f"{path.name} contains {shorten(entry.filename)!r}, supported: records that torch.save writes")
         if name in records:
@@ -207,7 +211,9 @@ def _read_archive(path: Path, file: BinaryIO) -> tuple[object, Mapping[str, Arch
         refuse(f"{path.name} contains big-endian numbers, supported: little-endian")
     pickled = require_record(records, path.name, "data.pkl")
     if pickled.size > MAX_HEADER_BYTES:
-        refuse(f"{path.name} has a pickle of {pickled.size} bytes, supported: {MAX_HEADER_BYTES}")  # rule 2
+        has_arrays = b"numpy" in os.pread(file.fileno(), _SEARCHED_BYTES, pickled.start)
+        advice = f"; {NUMPY_ADVICE}" if has_arrays else ""
+        refuse(f"{path.name} has a pickle of {pickled.size} bytes, supported: {MAX_HEADER_BYTES}{advice}")  # rule 2
     found = run_pickle(path.name, io.BytesIO(os.pread(file.fileno(), pickled.size, pickled.start)))
     return found, {name.removeprefix("data/"): one for name, one in records.items() if name.startswith("data/")}
 

@@ -123,9 +123,20 @@ def _push(machine: _Machine, argument: object) -> None:
 
 def _global(machine: _Machine, argument: str) -> None:
     if argument not in _GLOBALS:
-        message = f"{machine.file} imports {shorten(argument).replace(' ', '.')}, supported: tensors only; save the"
-        refuse(f"{message} weights alone, with torch.save(model.state_dict(), …)")  # rule 1
+        name = shorten(argument).replace(" ", ".")
+        advice = next((advice for mark, advice in _ADVICE.items() if mark in name), _ADVICE_FOR_ALL)
+        refuse(f"{machine.file} imports {name}, supported: tensors only; {advice}")  # rule 1
     machine.stack.append(GlobalName(argument))
+
+
+NUMPY_ADVICE = "make tensors of numpy's arrays with torch.from_numpy, and save them again"
+_ADVICE = {
+    "_rebuild_tensor_v3": "it stands for float8 and other new types: convert the tensors to bfloat16, and save again",
+    "_rebuild_qtensor": "save the model from before quantisation",
+    "Complex": "the model has no complex numbers: save real ones",
+    "numpy.": NUMPY_ADVICE,
+}
+_ADVICE_FOR_ALL = "save the weights alone, with torch.save(model.state_dict(), …)"
 
 
 def _stack_global(machine: _Machine, _argument: object) -> None:

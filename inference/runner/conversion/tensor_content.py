@@ -1,7 +1,7 @@
 """Finds numbers that no model has, such as NaN, in published weights: without torch, a few MiB at a time."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,16 @@ def find_bad_tensors(locations: Mapping[str, TensorLocation]) -> dict[str, str]:
             if problem:
                 found[name] = problem
     return found
+
+
+def are_all_zero(locations: Iterable[TensorLocation]) -> bool:
+    """Whether all matrices hold only zeros; reads until the first other number.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    matrices = [one for one in locations if one.dtype in FLOATS and len(one.shape) > 1]
+    return bool(matrices) and not any(bool(numbers.any()) for one in matrices for numbers in _read(one))
 
 
 def describe_bad_tensor(file: str, name: str, problem: str, more: int = 0) -> str:

@@ -28,6 +28,11 @@ class TracedSection(Protocol):
         ...
 
     @property
+    def duplicates(self) -> tuple[str, ...]:
+        """Notes about keys that are there several times."""
+        ...
+
+    @property
     def aliases(self) -> Mapping[str, str]:
         """Other name of a key, which wins, by key."""
         ...

@@ -162,18 +162,40 @@ def open_safetensors(path: Path) -> TensorTable:
         length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
         if os.pread(file.fileno(), 2, 0) in (b"PK", b"\x80\x02"):
             refuse(f"{path.name} is not a safetensors file: torch.save wrote it, so name it pytorch_model.bin")
+        size = os.fstat(file.fileno()).st_size
+        if _LENGTH_BYTES + length > size:
+            cut = (
+                f"{path.name} is cut off or damaged (has {size} bytes, by its first ones the header alone has {length})"
+            )
+            refuse(f"{cut}: download it again")
         if length > MAX_HEADER_BYTES:  # rule 2
             refuse(f"{path.name} has a header of {length} bytes, supported: {MAX_HEADER_BYTES}")
         try:
             with safe_open(path, "numpy"):  # without torch, which a broken file must not cause to be imported
                 pass
         except SafetensorError as error:
-            refuse(f"{path.name} is damaged or not a safetensors file: {shorten(str(error))}")
+            header = os.pread(file.fileno(), length, _LENGTH_BYTES)
+            damage = _describe_damage(header, _LENGTH_BYTES + length, size, str(error))
+            refuse(f"{path.name} {damage or f'is damaged or not a safetensors file: {shorten(str(error))}'}")
         header = json.loads(os.pread(file.fileno(), length, _LENGTH_BYTES), object_pairs_hook=_refuse_duplicates)
     header.pop("__metadata__", None)
     if len(header) > MAX_TENSORS:  # rule 2
         refuse(f"{path.name} names {len(header)} tensors, supported: {MAX_TENSORS}")
     return TensorTable(header, lambda name: _location(path, _LENGTH_BYTES + length, name, header[name]))
+
+
+def _describe_damage(header: bytes, start: int, size: int, error: str) -> str:
+    """What is wrong with a file of `size` bytes whose tensors begin at `start`; empty if it is not its length."""
+    try:
+        entries = json.loads(header).items()
+        needed = start + max([0, *(int(entry["data_offsets"][1]) for name, entry in entries if name != "__metadata__")])
+    except (ValueError, RecursionError):
+        return f"is damaged ({shorten(error)}): download it again"
+    except (AttributeError, KeyError, TypeError, IndexError):
+        return ""
+    if size < needed:
+        return f"is cut off (has {size} bytes, needs {needed}): download it again"
+    return "" if size == needed else f"is damaged (has {size} bytes, its tensors {needed}): download it again"
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -186,7 +208,8 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _location(path: Path, data_start: int, name: str, entry: dict[str, Any]) -> TensorLocation:
     shape, dtype = tuple(entry["shape"]), entry["dtype"]
     if dtype not in _DTYPES:
-        refuse(f"{path.name}: tensor {shorten(name)} is of type {dtype}, supported: {', '.join(_DTYPES)}")
+        advice = "; convert the tensors to bfloat16, and save again" if str(dtype).startswith("F") else ""
+        refuse(f"{path.name}: tensor {shorten(name)} is of type {dtype}, supported: {', '.join(_DTYPES)}{advice}")
     return TensorLocation(path, data_start + entry["data_offsets"][0], _DTYPES[dtype], shape, tuple(range(len(shape))))
 
 
