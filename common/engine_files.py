@@ -1,7 +1,7 @@
 """The files of a revision that each engine needs; no other file of a revision is fetched or read."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -60,6 +60,7 @@ class EngineFiles:
     vocabulary: tuple[tuple[str, ...], ...]
     added: tuple[str, ...] = ()  # optional files that earlier builds did not count in the source digest
     named: tuple[str, ...] = ()  # keys of configuration.json, in `model` or at the top level, that name a file
+    architectures: tuple[str, ...] = ()  # `model_type` in config.json
     usual_weights: str = "pytorch_model.bin"  # what ModelScope's trainers write
 
 
@@ -76,6 +77,7 @@ OFA = EngineFiles(
     converter="ofa-2",
     task=Task.VISUAL_ENTAILMENT,
     model_types=("ofa",),
+    architectures=("ofa",),
     required=(CONFIGURATION, "config.json"),
     optional=("preprocessor_config.json", *_OFA_TOKENIZER),
     added=_OFA_TOKENIZER,
@@ -89,6 +91,7 @@ MGEO = EngineFiles(
     converter="mgeo-1",
     task=Task.ADDRESS_TAGGING,
     model_types=("mgeo",),
+    architectures=("bert", "mgeo"),
     required=(CONFIGURATION, "config.json"),
     optional=("label_mapping.json", "tokenizer_config.json"),
     weights=WEIGHTS,
@@ -131,7 +134,11 @@ def list_declared_files(
     weights = next((name for name in files.weights if name in listing), None)
     vocabulary = next((names for names in files.vocabulary if all(name in listing for name in names)), None)
     named = list_named_files(files.named, configuration)
-    missing = [f"{name}{_NAMED if name in named else ''}" for name in chosen if name not in listing]
+    missing = [
+        f"{name}{_describe_named(name, listing) if name in named else describe_near_name(name, listing)}"
+        for name in chosen
+        if name not in listing
+    ]
     if weights is None:
         missing.append(f"its weights ({_describe_weights(files, listing)})")
     if vocabulary is None:
@@ -141,7 +148,26 @@ def list_declared_files(
     return sorted({*chosen, weights, *vocabulary})
 
 
-_NAMED = f" (which {CONFIGURATION} names)"
+_COPY = re.compile(r" ?\([0-9]+\)(?=\.)")  # such as "config (1).json"
+
+
+def describe_near_name(name: str, names: Iterable[str]) -> str:
+    """A question if a file is there under a name that programs make of another one; else empty."""
+    stem = name.rpartition(".")[0]
+
+    def is_near(other: str) -> bool:
+        plain = _COPY.sub("", other).lower()
+        return plain == name or plain.startswith(f"{name}.") or plain == f"{stem}.txt"
+
+    near = next((other for other in sorted(names) if other != name and is_near(other)), "")
+    return f"; is it {near[:80]!r}? then name it {name}" if near else ""
+
+
+def _describe_named(name: str, listing: Mapping[str, int]) -> str:
+    """What is wrong with the name of a missing file that the configuration names."""
+    plain = re.split(r"[/\\]", name)[-1]
+    there = f" and the folder has as {plain!r}: write the plain name" if plain != name and plain in listing else ""
+    return f" (which {CONFIGURATION} names{there})"
 
 
 def _describe_weights(files: EngineFiles, listing: Mapping[str, int]) -> str:
@@ -159,14 +185,17 @@ def _describe_weights(files: EngineFiles, listing: Mapping[str, int]) -> str:
     found = weighty[0]
     if found.lower().endswith((".onnx", ".gguf", ".h5", ".msgpack")):
         return f"{known}; {found[:80]!r} is for another program: publish the weights of PyTorch"
+    if found.lower().endswith(_PARTIAL):
+        return f"{known}: the download of {found[:80]!r} was not finished: download it again"
     name = "model.safetensors" if ".safetensors" in found.lower() else files.usual_weights
     return f"{known}: is it {found[:80]!r}? then name it {name}"
 
 
 _SHARD = re.compile(r"-[0-9]+-of-[0-9]+\.(bin|safetensors)$")
+_PARTIAL = (".part", ".incomplete", ".crdownload", ".tmp")
 _WEIGHTY = (
     *(".bin", ".pt", ".pth", ".ckpt", ".safetensors", ".pkl", ".onnx", ".gguf", ".h5", ".msgpack"),
-    *(".bin.part", ".safetensors.part", ".incomplete"),
+    *_PARTIAL,
 )
 
 

@@ -31,6 +31,8 @@ def parse_object(raw: bytes, name: str) -> dict[str, Any]:
         text = raw.decode("utf-8-sig")
         row = json.loads(text)
     except UnicodeDecodeError as error:
+        if raw[:1] == b"\x80" and raw[1:2] <= b"\x05":
+            raise JsonBroken(f"{name} is a pickle, supported: JSON") from error
         line = raw.count(b"\n", 0, error.start) + 1
         raise JsonBroken(
             f"{name} is not UTF-8: byte 0x{raw[error.start]:02x} in line {line}; save it as UTF-8"

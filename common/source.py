@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common.bundle import BundleFile, compute_bundle_digest, compute_source_digest, hash_file
-from common.durable import NotRegular, describe_odd_entry, read_bounded, read_within
+from common.durable import NotRegular, read_bounded, read_within
 from common.engine_files import (
     CONFIGURATION,
     ENGINES,
@@ -26,6 +26,7 @@ from common.engine_files import (
     list_shards,
 )
 from common.json_text import parse_object
+from common.missing_files import describe_missing, describe_odd_files
 
 MANIFEST_NAME = "hotslot-manifest.json"
 LISTING_SCHEMA = 1
@@ -251,24 +252,17 @@ def find_source(folder: Path) -> Source:
     Raises:
         ConversionRefused: this build has no engine for it, or files are missing.
     """
+    engine: EngineFiles | None = None
     try:
         configuration = _read_object(folder, CONFIGURATION)
         engine = _engine_of(configuration)
         names = _declared_names(folder, engine, configuration)
         size = sum((folder / name).stat().st_size for name in names)
     except FilesMissing as error:
-        message = _describe_odd(folder, str(error)) or str(error)
-        raise ConversionRefused("FILES_MISSING", message) from error
+        raise ConversionRefused("FILES_MISSING", describe_missing(folder, str(error), engine)) from error
     except OSError as error:
         raise refuse_unreadable(error, folder) from error
     return Source(folder, engine, tuple(names), size)
-
-
-def _describe_odd(folder: Path, message: str) -> str:
-    """Sentences about names in a message under which the folder has something other than a file."""
-    names = set(re.split(r"[ ,()':]+", message.partition("; it is in ")[0]))
-    odd = {path.name: describe_odd_entry(path) for path in sorted(folder.iterdir()) if path.name in names}
-    return "; ".join(f"{name} {what}" for name, what in odd.items() if what)
 
 
 def refuse_unreadable(error: OSError, folder: Path) -> ConversionRefused:
@@ -281,7 +275,7 @@ def refuse_unreadable(error: OSError, folder: Path) -> ConversionRefused:
         message = f"{name} cannot be read by this user (permission denied): chmod o+r {name}"
     else:
         message = f"{name or 'the folder'} cannot be read: {error.strerror or error}"
-        message = (isinstance(error, NotRegular) and _describe_odd(folder, str(error))) or message
+        message = (isinstance(error, NotRegular) and describe_odd_files(folder, str(error))) or message
     return ConversionRefused("SOURCE_UNREADABLE", message, file=name)
 
 
@@ -335,18 +329,10 @@ def _declared_names(folder: Path, engine: EngineFiles, configuration: Mapping[st
     return sorted(set(names))
 
 
-def _hint_at(folder: Path, name: str) -> str:
-    """Where a configuration file may be that is missing."""
-    inner = next((path.parent.name for path in sorted(folder.glob(f"*/{name}"))), "")
-    if inner:
-        return f"; it is in the folder {inner[:80]!r}: use that one"
-    return ", in which ModelScope's trainers write task, model.type and answers" if name == CONFIGURATION else ""
-
-
 def _read_object(folder: Path, name: str) -> dict[str, Any]:
     try:
         return parse_object(read_bounded(folder / name, MAX_CONFIG_BYTES), name)
     except FileNotFoundError as error:
-        raise FilesMissing(f"the revision lacks {name}{_hint_at(folder, name)}") from error
+        raise FilesMissing(f"the revision lacks {name}") from error
     except ValueError as error:  # not JSON, or too large
         raise ConversionRefused("CONFIG_BROKEN", str(error), file=name) from error

@@ -1,6 +1,7 @@
 """Damaged folders whose files are others than they should be: downloads, kinds of numbers, vocabularies, duplicates."""
 
 import json
+import pickle
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
@@ -43,6 +44,21 @@ def _save_with(matrix: str, tensor: object) -> Change:
     return f.saved(lambda tensors: {**tensors, matrix: tensor})
 
 
+OTHERS = {
+    "ofa": {"task": "token-classification", "model": {"type": "mgeo"}},
+    "mgeo": {"task": "visual-entailment", "model": {"type": "ofa", "answer2label": "ans2label.json"}},
+}
+
+
+def _nest(folder: Path) -> None:
+    """Two models below, as trainers leave them, and the weights alone missing above."""
+    (folder / BIN).unlink()
+    for name in ("output", "output_best"):
+        (folder / name).mkdir()
+        for file in (CONFIG, PIPELINE):
+            (folder / name / file).write_bytes((folder / file).read_bytes())
+
+
 def of_contents(names: Names) -> Damages:
     """Damages that both engines know."""
     float8: Tensor = torch.zeros(4).to(torch.float8_e4m3fn)
@@ -56,6 +72,24 @@ def of_contents(names: Names) -> Damages:
             f.both(f.remove(BIN), _write(f.FLAT, struct.pack("<Q", 9) + b"x" * 99)),
             f"{f.FLAT} is damaged (Error while deserializing header: ",
         ),
+        "a download that was not finished": (
+            _move(BIN, f"{BIN}.incomplete"),
+            f"the download of '{BIN}.incomplete' was not finished: download it again",
+        ),
+        "a folder of a download": (
+            f.both(f.remove(BIN), lambda folder: (folder / "._____temp").mkdir()),
+            "; ._____temp means that the download was not finished: download it again",
+        ),
+        "another model's task": (
+            _write(PIPELINE, json.dumps(OTHERS[names.model_type])),
+            "is it another model's configuration.json? (the revision lacks ",
+        ),
+        "a copy's name": (
+            _move(CONFIG, "config (1).json"),
+            "config.json; is it 'config (1).json'? then name it config",
+        ),
+        "a backup's name": (_move(PIPELINE, f"{PIPELINE}.bak"), f"; is it '{PIPELINE}.bak'? then name it {PIPELINE}"),
+        "models below": (_nest, "; other models are in the folders 'output', 'output_best': use one of them"),
         "cut safetensors": (f.both(f.flat, _cut), f"{f.FLAT} is cut off (has "),
         "float8": (_save_with(names.matrix, float8), "convert the tensors to bfloat16, and save again"),
         "complex numbers": (
@@ -78,6 +112,14 @@ def of_vocabularies() -> Damages:
     exchanged = f.both(_move("vocab.json", "x"), _move("merges.txt", "vocab.json"), _move("x", "merges.txt"))
     return {
         "exchanged vocabulary": (exchanged, "it is a merges.txt: are the two files exchanged?"),
+        "an answer map with a path": (
+            f.edit(PIPELINE, lambda text: text.replace("ans2label.json", "./ans2label.json")),
+            "./ans2label.json (which configuration.json names and the folder has as 'ans2label.json': write the plain",
+        ),
+        "a pickled answer map": (
+            _write("ans2label.json", pickle.dumps({"yes": 0})),
+            "ans2label.json is a pickle, ",
+        ),
         "a vocab.txt": (_write("vocab.json", "[PAD]\n[UNK]\n"), "it is a vocab.txt, with a token a line: is it of"),
         "another order": (_edit("vocab.json", turn), "are the tokens in another order than in training?"),
         "half a vocabulary": (_edit("vocab.json", halve), "it lacks the tokens of the answer 'yes': is it cut off?"),

@@ -223,3 +223,19 @@ def test_the_reason_stands_before_the_tables(explain: Callable[[str, Change], Ex
     lines = console.export_text().splitlines()
     assert lines[1:3] == ["  the revision lacks vocab.txt", "  The rest was not looked at; run it again."]
     assert {part.name for part in found.parts if part.use is Use.UNREAD} >= {CONFIG, "pytorch_model.bin"}
+
+
+def test_labels_of_the_configuration_are_used_if_there_are_no_others(
+    explain: Callable[[str, Change], Explanation],
+) -> None:
+    """The table says the same as the import; where label_mapping.json is there, they are ignored."""
+    alone = {part.name: part.use for part in explain("mgeo", folders.remove("label_mapping.json")).parts}
+
+    assert [use for name, use in alone.items() if name.startswith(f"{CONFIG}: label2id")] == [Use.USED]
+
+
+def test_an_empty_folder_is_called_empty(tmp_path: Path) -> None:
+    """Instead of a list of all files that it lacks."""
+    found = explain_folder(tmp_path, {})
+
+    assert found.refusals == ("the folder is empty: download the model into it",)

@@ -73,13 +73,10 @@ def _guess(architecture: dict[str, object], entries: Sequence[Entry]) -> EngineF
     there = {entry.name for entry in entries if not entry.odd}
 
     def count(engine: EngineFiles) -> int:
-        says = architecture.get("model_type") in (*engine.model_types, *_OTHER_MODEL_TYPES.get(engine.engine, ()))
+        says = architecture.get("model_type") in engine.architectures
         return 2 * says + any(there.issuperset(names) for names in engine.vocabulary) + len(there & {*engine.optional})
 
     return max(ENGINES, key=count)
-
-
-_OTHER_MODEL_TYPES = {"mgeo": ("bert",)}  # what config.json says
 
 
 def _read(folder: Path, name: str) -> dict[str, object]:

@@ -46,11 +46,13 @@ def read_labels(folder: Path, top: ConfigSection) -> tuple[tuple[str, ...], str]
     raise ConversionRefused("CONFIG_UNSUPPORTED", message)
 
 
-def _labels_in(section: ConfigSection) -> tuple[tuple[str, ...], str] | None:
+def _labels_in(section: ConfigSection, *, is_used: bool = True) -> tuple[tuple[str, ...], str] | None:
     for key in ("label2id", "id2label"):
         if not section.values.get(key):
             continue
-        values = section.get_section(key).values
+        values = section.get(key) if is_used else section.values[key]
+        if not isinstance(values, Mapping):
+            section.refuse(key, values, "an object")
         location = f"{section.location}{key}"
         if key == "id2label":
             names = {number: str(label) for number, label in values.items() if number.isdecimal()}
@@ -139,7 +141,7 @@ def describe_label_files(folder: Path, labels: tuple[str, ...], labels_from: str
         near = difflib.get_close_matches(LABEL_MAPPING, names, 1, cutoff=0.85)
         return (f"{note}; is {near[0]} a misspelling of it?" if near else note,)
     try:
-        found = _labels_in(read_section(folder, ARCHITECTURE))
+        found = _labels_in(read_section(folder, ARCHITECTURE), is_used=False)
     except ConversionRefused:
         return ()
     if found is None or found[0] == labels:
