@@ -11,6 +11,7 @@ from rich.table import Table
 from cli.clients import only_model_for
 from cli.explain import explain
 from cli.golden_check import golden_check, golden_of
+from cli.model_folder import check_model_folder
 from cli.output import BAD, DIM, DOUBTFUL, GOOD, err, out, print_text, seconds, short, size, text
 from cli.problems import CommandFailed, WronglyUsed
 from cli.settings import StateDir, read_settings, state_folder
@@ -182,7 +183,7 @@ def import_(
     source: Annotated[
         Path,
         typer.Argument(
-            metavar="DIR", help="Folder of a revision, as published on the hub.", exists=True, file_okay=False
+            metavar="DIR", help="Folder of a revision, as published on the hub.", callback=check_model_folder
         ),
     ],
     *,

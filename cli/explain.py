@@ -8,6 +8,7 @@ import typer
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from cli.model_folder import check_model_folder
 from cli.output import BAD, DIM, DOUBTFUL, GOOD, out, print_json, text
 from cli.settings import AsJson
 from common.explanation import ExplainedPart, Explanation, Use
@@ -21,7 +22,7 @@ def explain(
     source: Annotated[
         Path,
         typer.Argument(
-            metavar="DIR", help="Folder of a revision, as published on the hub.", exists=True, file_okay=False
+            metavar="DIR", help="Folder of a revision, as published on the hub.", callback=check_model_folder
         ),
     ],
     *,

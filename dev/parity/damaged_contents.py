@@ -163,6 +163,11 @@ def noted() -> Mapping[str, tuple[str, Change, str]]:
             "merges.txt: 2 of 2 pairs make words that vocab.json lacks: is",
         ),
         "no pairs": ("ofa", _write("merges.txt", "#version: 0.2\n"), "merges.txt has no pairs"),
+        "equal numbers": (
+            "ofa",
+            _write("ans2label.json", '{"yes": 0, "no": 0, "maybe": 0}'),
+            "ans2label.json: two answers have the same number",
+        ),
         "a sorted vocabulary": ("mgeo", sort, "are the tokens in another order than in training?"),
         "zeros": ("mgeo", zero, f"{BIN}: all weights are zero"),
         "other numbers": ("mgeo", _swap(LABELS), "the same labels have other numbers in config.json and label_mapping"),

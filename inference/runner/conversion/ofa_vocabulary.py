@@ -169,7 +169,16 @@ def read_vocabulary(folder: Path, architecture: Architecture, answer_map: str) -
             message = f"{counted}: it lacks the tokens of the answer {unknown[:80]!r}: is it cut off?"
             raise ConversionRefused("VOCABULARY_BROKEN", message, file=name)
         answers = _tokenize_answers(tokenizer, ids, answer_rows)
+    notes += _describe_numbers(answer_map, answer_rows)
     return Vocabulary(ids, merges, rows, answers, order_labels(answer_rows), added.ids, (*notes, *added.notes))
+
+
+def _describe_numbers(answer_map: str, answers: Mapping[str, object]) -> list[str]:
+    """A note if two answers have one number."""
+    numbers = [number for number in answers.values() if type(number) is int]
+    if len(set(numbers)) == len(numbers):
+        return []
+    return [f"{answer_map}: two answers have the same number; their order in the file is used"]
 
 
 def _check_special_tokens(name: str, ids: Mapping[str, int], architecture: Architecture) -> None:
