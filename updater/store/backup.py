@@ -32,6 +32,7 @@ from updater.core.rules import ReleasePolicy
 from updater.core.versions import choose_higher, parse_version
 from updater.core.witness import ProtectedState, Witness
 from updater.settings import JOURNAL_NAME
+from updater.store import garbage
 from updater.store.journal import Journal, read_records
 from updater.store.state_folder import SOURCES
 from updater.store.witness import WitnessBroken, read_witness, rollback_path, witness_path
@@ -279,16 +280,26 @@ def _check_kept(place: Path) -> int:
 
 
 def _copy_whole(source: Path, target: Path) -> None:
-    """Copy a folder to its name by one rename, unless it is there."""
-    if target.exists():
+    """Copy a folder to its name by one rename, unless it is there and whole."""
+    if _is_whole(target):
         return
     target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     staging = target.with_name(f".restoring-{target.name}")
     shutil.rmtree(staging, ignore_errors=True)
     shutil.copytree(source, staging)
     sync_folder(staging)
+    garbage.delete(target)
     staging.rename(target)
     sync_folder(target.parent)
+
+
+def _is_whole(place: Path) -> bool:
+    """Whether a bundle or a source is there, with the bytes that it was sealed with."""
+    try:
+        _check_kept(place)
+    except (BundleBroken, OSError):
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -134,6 +134,24 @@ def test_a_backup_is_not_mixed_with_another(state: Path, backup: Path) -> None:
         save(state, backup, journal.copy_to)
 
 
+@pytest.mark.parametrize("damage", ["byte", "missing"])
+def test_a_restore_replaces_a_damaged_bundle(state: Path, backup: Path, damage: str) -> None:
+    """What `verify` has named is whole afterwards; without the damage nothing would be copied."""
+    folder = bundle_folder(state, read_committed(state)["shapes"].bundle_digest)
+    file = next(path for path in sorted(folder.iterdir()) if path.name != "bundle.json")
+    file.chmod(0o600)
+    content = file.read_bytes()
+    if damage == "byte":
+        file.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    else:
+        file.unlink()
+    assert verify(state, state / "journal.db").problems
+
+    restore(backup, state)
+
+    assert verify(state, state / "journal.db").problems == ()
+
+
 @pytest.mark.parametrize("damage", ["file", "missing", "pointer", "other"])
 def test_verify_finds_what_a_start_would_miss(state: Path, damage: str) -> None:
     """Every byte of what the pointer and the journal name is read."""
