@@ -31,8 +31,8 @@ to do. `hotslot logs explain` tells a log as a story. Alerts have [runbooks](run
 | `hotslot healthcheck` cannot connect | nothing listens: `hotslot doctor` says which process is missing, and the log why it ended |
 | `NOT_SERVING`, and `hotslot status` shows a slot that loads | wait: a model is loading; callers get `NOT_READY` and a time after which to come back |
 | `NOT_SERVING`, and the model is given up | its runner failed several times in a row: `hotslot updates rollback` goes back, `hotslot logs explain` has the cause |
-| `QUEUE_FULL` | more is offered than served: fewer calls, a stream, or more servers ([runbook](runbooks/queue-long.md)) |
-| `DEADLINE_TOO_SHORT` | the time left does not suffice for what is waiting: give more time |
+| `QUEUE_FULL` | behind what waits it would be answered too late, or more is offered than served: clients send it again when the server says; fewer calls, a stream, or more servers ([runbook](runbooks/queue-long.md)) |
+| `DEADLINE_TOO_SHORT` | the time left is shorter than the model needs even when it is idle; clients do not send it again: give more time, or send less in one request |
 | `POISON_INPUT` | this input ends the process that computes it: keep it, and report it |
 | answers from `cpu` on a machine with a GPU | the GPU was out of memory: free some; the model goes back by itself ([runbook](runbooks/cpu-fallback.md)) |
 

@@ -30,8 +30,8 @@ hotslot logs explain hotslot.log
 | `hotslot healthcheck` 无法连接 | 没有进程在监听：`hotslot doctor` 指出缺少哪个进程，日志说明它为什么退出 |
 | `NOT_SERVING`，`hotslot status` 显示某个槽位正在加载 | 等待：模型正在加载；调用方收到 `NOT_READY` 和建议的重试时间 |
 | `NOT_SERVING`，模型已被放弃 | 它的 runner 连续失败多次：用 `hotslot updates rollback` 回滚，原因见 `hotslot logs explain` |
-| `QUEUE_FULL` | 请求超过处理能力：减少调用、改用流式，或增加服务器（[runbook](../runbooks/queue-long.md)） |
-| `DEADLINE_TOO_SHORT` | 剩余时间不够处理排队的请求：放宽期限 |
+| `QUEUE_FULL` | 排在已有请求之后会来不及，或请求超过处理能力：客户端会按服务器给出的时间重发；减少调用、改用流式，或增加服务器（[runbook](../runbooks/queue-long.md)） |
+| `DEADLINE_TOO_SHORT` | 即使模型空闲，剩余时间也不够；客户端不会重发：放宽期限，或一次少发一些 |
 | `POISON_INPUT` | 这个输入会使计算进程崩溃：保留它并上报 |
 | 有 GPU 的机器上由 `cpu` 应答 | 显存不足：释放一些，模型会自动切回 GPU（[runbook](../runbooks/cpu-fallback.md)） |
 
@@ -74,9 +74,9 @@ HELD: Mapping[HeldFor, str] = {
     HeldFor.DOES_NOT_FIT: f"内存（显存）放不下：释放一些，{_RETRY}",
     HeldFor.INCONCLUSIVE: f"没有得出结论：查看 `hotslot updates show ID`，{_RETRY}",
     HeldFor.CONVERSION: "当前构建无法转换已提交的源文件，现有 bundle 继续服务：`hotslot updates resume` 跳过这次转换",
-    HeldFor.SERVER_CRASHED: f"试用期间服务器崩溃：查看服务器日志，{_RETRY}",
+    HeldFor.SERVER_CRASHED: f"试用首个版本期间服务器崩溃了三次：查看服务器日志，{_RETRY}",
     HeldFor.TAKEN_BACK: f"控制套接字的另一个客户端结束了试用：查明是谁，{_RETRY}",
-    HeldFor.COMMITTED_BROKEN: "已提交的版本无法再加载，由上一版本服务：发布新版本",
+    HeldFor.COMMITTED_BROKEN: "已提交的版本无法再加载，由上一版本服务：发布新版本，然后用 `hotslot updates resume` 采用它",
     HeldFor.DISK_FULL: "为状态目录腾出磁盘空间，或调低 `retained_bytes`：会自动继续，也可用 `hotslot updates resume` 立即继续，已下载的内容会保留",
     HeldFor.MISMATCH: f"模型仓库发送的字节与其清单不符：修复仓库或其前面的代理，或重新发布该版本，{_RETRY}",
     HeldFor.SEEN_BEFORE: "发布者退回了旧内容，或仓库显示的是旧状态：询问发布者；`hotslot updates approve DIGEST` 试用它，更新的内容会自动采用",

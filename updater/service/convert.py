@@ -259,9 +259,11 @@ HELD_ADVICE = {
     HeldFor.INCONCLUSIVE: "no verdict was reached: see `hotslot updates show {id}`, " + _RETRY,
     HeldFor.CONVERSION: "this build cannot convert the committed source, and its present bundle keeps serving: "
     "`hotslot updates resume` skips this conversion",
-    HeldFor.SERVER_CRASHED: "the server crashed while it was tried: see the server's log, " + _RETRY,
+    HeldFor.SERVER_CRASHED: "the server crashed three times while this first revision was tried: see the server's log, "
+    + _RETRY,
     HeldFor.TAKEN_BACK: "another client of the control socket ended its trial: find out which, " + _RETRY,
-    HeldFor.COMMITTED_BROKEN: "the committed revision no longer loads, the previous one serves: publish a new revision",
+    HeldFor.COMMITTED_BROKEN: "the committed revision no longer loads, the previous one serves: publish a new "
+    "revision, then `hotslot updates resume` takes it",
     HeldFor.DISK_FULL: "free disk space for the state folder, or lower `retained_bytes`: it goes on by itself, at once "
     "with `hotslot updates resume`, and what was downloaded is kept",
     HeldFor.MISMATCH: "the hub sends other bytes than it lists: repair the hub, or the proxy before it, or publish the "

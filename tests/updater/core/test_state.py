@@ -4,6 +4,7 @@ import pytest
 
 from tests.updater.core.world import World
 from tests.updater.simulators import Quality, bundle_of
+from updater.core.facts import CommandKind
 from updater.core.record import HeldFor, ModelRecord, Stage
 from updater.core.record_json import RecordUnreadable, from_json, to_json
 
@@ -47,6 +48,13 @@ def test_a_committed_bundle_that_no_longer_loads_is_reverted(world: World, reaso
     assert HeldFor.COMMITTED_BROKEN is held_for(world)
     assert world.committed == world.serving == "1.0.0"
     assert world.record.min_version == "1.1.0"
+
+    world.publish("1.2.0")
+    world.settle()
+    assert world.committed == "1.0.0", "a newer revision waits for a person"
+    world.command(CommandKind.RESUME)
+    world.settle()
+    assert world.committed == "1.2.0"
 
 
 @pytest.mark.fault("D10")
