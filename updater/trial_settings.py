@@ -48,7 +48,12 @@ class ObserveSection(Section):
         int, Field(ge=0, le=10**6, description="more answers with NaN than this cause an immediate rollback")
     ] = 2
     max_restarts: Annotated[
-        int, Field(ge=0, le=1000, description="more runner crashes than this cause an immediate rollback")
+        int,
+        Field(
+            ge=0,
+            le=1000,
+            description="more runner crashes than this cause an immediate rollback; each is one failed request, too",
+        ),
     ] = 1
     max_cost_factor: Annotated[
         float,

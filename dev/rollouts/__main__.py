@@ -31,6 +31,10 @@ Each rollout draws a golden set that lacks the weakness, and live answers that h
 answers that differ. A rollout is held when its changed answers are beyond what its golden set allows
 ([why and how](explanation/decisions/changed-answers.md)).
 
+Of a trial's requests a fifth is compared by default (`compare.share`), in idle time: 2,000 compared answers are at
+least 10,000 requests with one statement. A trial may be committed with 100 compared answers (`compare.min_compared`),
+the first column.
+
 **False alarms**: {false} of {whole} rollouts of equal and better candidates were held ({share:.2%}).
 
 ![the share of rollouts that are held, by compared answers](rollouts.svg)

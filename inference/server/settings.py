@@ -267,7 +267,11 @@ class RunnerSection(Section):
     ] = 10
     extra_engines: Annotated[
         Mapping[str, str],
-        Field(max_length=16, description='additional engines, name = "module:function"; trusted code'),
+        Field(
+            max_length=16,
+            description='engines beside the built-in ones, name = "module:function"; trusted code, without a '
+            "conversion: for tests and benchmarks",
+        ),
     ] = {}
 
 
