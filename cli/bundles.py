@@ -209,10 +209,11 @@ def import_(
 ) -> None:
     """Convert a published folder; the server loads it at its next start.
 
-    Importing the same folder again changes nothing. A model that the updater
-    manages already cannot be imported. If the settings name a golden set for the
-    model, the new bundle answers it first, and is imported only if it is not
-    worse than the committed one.
+    Importing the same folder again changes nothing, and seals a bundle again that
+    is missing. Another revision of a model that the updater manages already cannot
+    be imported. If the settings name a golden set for the model, the new bundle
+    answers it first, and is imported only if it is not worse than the committed
+    one.
     """
     if precision not in PRECISIONS:
         raise WronglyUsed(f"--precision must be {' or '.join(PRECISIONS)}, not {precision!r}")

@@ -38,7 +38,11 @@ def predict(
     model: Annotated[
         str,
         typer.Option(
-            "--model", "-m", metavar="NAME", help="Required if several models are served.", show_default=False
+            "--model",
+            "-m",
+            metavar="NAME",
+            help="Required if several models of this task are served.",
+            show_default=False,
         ),
     ] = "",
     timeout: Annotated[

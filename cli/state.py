@@ -49,7 +49,9 @@ def backup(folder: Folder, *, state_dir: StateDir = None) -> None:
 
 @app.command(
     "verify",
-    epilog="Example:  hotslot state verify\n\nNext:  a damaged bundle is imported again, or restored from a backup.",
+    epilog="Example:  hotslot state verify\n\n"
+    "Next:  `hotslot state restore` replaces a damaged bundle; without a backup move its folder away, and import the "
+    "same revision again.",
 )
 def verify_(
     folder: Annotated[

@@ -27,7 +27,11 @@ def tag(
     model: Annotated[
         str,
         typer.Option(
-            "--model", "-m", metavar="NAME", help="Required if several models are served.", show_default=False
+            "--model",
+            "-m",
+            metavar="NAME",
+            help="Required if several models of this task are served.",
+            show_default=False,
         ),
     ] = "",
     endpoint: Endpoint,

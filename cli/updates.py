@@ -32,6 +32,9 @@ Model = Annotated[
     str,
     typer.Option("--model", "-m", metavar="NAME", help="Required if several models are served.", show_default=False),
 ]
+OneModel = Annotated[
+    str, typer.Option("--model", "-m", metavar="NAME", help="Only this model. Default: all.", show_default=False)
+]
 Digest = Annotated[
     str, typer.Argument(metavar="DIGEST", help="Source digest or commit id, or at least its first 4 digits.")
 ]
@@ -40,7 +43,7 @@ Digest = Annotated[
 @app.command(
     epilog="Example:  hotslot updates status\n\nNext:  `hotslot updates show ID` explains the update in progress."
 )
-def status(*, model: Model = "", state_dir: StateDir = None, as_json: AsJson = False) -> None:
+def status(*, model: OneModel = "", state_dir: StateDir = None, as_json: AsJson = False) -> None:
     """Show the update state of each model, with advice if something must be done.
 
     For each model: the stage of the update in progress, the committed revision
@@ -57,7 +60,7 @@ def status(*, model: Model = "", state_dir: StateDir = None, as_json: AsJson = F
 @app.command(
     epilog="Example:  hotslot updates watch\n\nNext:  `hotslot updates history` lists the updates that have ended."
 )
-def watch(*, model: Model = "", state_dir: StateDir = None) -> None:
+def watch(*, model: OneModel = "", state_dir: StateDir = None) -> None:
     """Show the same as `status` and refresh it twice a second, until Ctrl-C."""
     never = threading.Event()
     with (
@@ -76,7 +79,7 @@ def watch(*, model: Model = "", state_dir: StateDir = None) -> None:
 )
 def history(
     *,
-    model: Model = "",
+    model: OneModel = "",
     limit: Annotated[int, typer.Option(min=1, max=200, help="Largest number of updates to show.")] = 20,
     state_dir: StateDir = None,
     as_json: AsJson = False,
@@ -188,7 +191,12 @@ def pause(
 
 @app.command(epilog="Example:  hotslot updates resume\n\nNext:  `hotslot updates status` shows what is installed next.")
 def resume(*, model: Model = "", state_dir: StateDir = None) -> None:
-    """Continue updates after `pause` or `rollback`, and retry an update that is HELD."""
+    """Continue updates after `pause` or `rollback`, and retry an update that is HELD.
+
+    An update that is HELD ends as abandoned, and the hub is polled at once: what
+    policy allows is gated and tried from the beginning, the same revision again
+    if there is no newer one. One that is HELD for disk space goes on where it was.
+    """
     with _updater(state_dir) as stub:
         response = stub.Resume(pb.ResumeRequest(model=model), timeout=TIMEOUT_SECONDS)
     print_text((response.state.model, "bold"), ": updates continue")
@@ -221,8 +229,9 @@ def promote(*, model: Model = "", state_dir: StateDir = None) -> None:
 def approve(digest: Digest, *, model: Model = "", state_dir: StateDir = None) -> None:
     """Approve the update that is HELD, by its content.
 
-    Possible if it is held for policy, agreement, noise, cost, changed answers, a
-    missing golden set, or because it may be older; never if verification failed.
+    Possible if it is held for policy, agreement, noise, cost, changed answers,
+    other labels, a missing or unusable golden set, or because it may be older;
+    never if verification failed.
     `hotslot updates show ID` shows the evidence.
     """
     with _updater(state_dir) as stub:

@@ -19,7 +19,9 @@ class ExitCode(IntEnum):
     )
     DEVICE_LOST = 74  # a runner: the device's context is broken, and no later call on it succeeds
     BUSY = 75  # another process holds the lock or the port; a later attempt may succeed
-    ENGINE_MISSING = 78  # a runner: the engine cannot be imported
+    ENGINE_MISSING = (
+        78  # a runner: the engine cannot be imported; any program: another package hides hotslot's, or it is not Linux
+    )
     INTERRUPTED = 130  # a command: Ctrl-C
 
 

@@ -57,7 +57,9 @@ _Premise = Annotated[
 ]
 _Model = Annotated[
     str,
-    typer.Option("--model", "-m", metavar="NAME", help="Required if several models are served.", show_default=False),
+    typer.Option(
+        "--model", "-m", metavar="NAME", help="Required if several models of this task are served.", show_default=False
+    ),
 ]
 _Limit = Annotated[int | None, typer.Option(metavar="N", min=1, help="Only the first N rows.", show_default=False)]
 _Concurrency = Annotated[

@@ -132,9 +132,20 @@ ANSWERS = AlertGroup(
             (
                 Step("reason QUEUE_FULL", "see the runbook of HotslotQueueLong"),
                 Step("reason QUEUE_FULL, and the message names bytes", "see the runbook of HotslotHeldMemoryHigh"),
-                Step("outcome expired", "callers set deadlines that are shorter than an answer takes"),
+                Step("reason QUOTA_EXCEEDED", "one caller uses up its quota: raise it, or let it be slowed down"),
+                Step("reason OUT_OF_MEMORY", "see the runbook of HotslotCpuFallback"),
+                Step("reason NOT_READY", "no model is loaded: see the runbook of HotslotModelNotReady"),
+                Step(
+                    "reason DEADLINE_TOO_SHORT",
+                    "callers give less time than an answer takes on an idle model: more time, or less in one request",
+                ),
+                Step(
+                    "outcome expired",
+                    "deadlines pass after the request was accepted: answers come late, see the runbook of "
+                    "HotslotLatencyHigh",
+                ),
             ),
-            ("server.max_waiting_requests", "server.max_deadline_seconds"),
+            ("server.max_waiting_requests", "server.max_deadline_seconds", "callers[].rows_per_second"),
         ),
         Alert(
             "HotslotHeldMemoryHigh",

@@ -133,7 +133,10 @@ UPDATES = AlertGroup(
             "A version must not change. It is not installed: somebody replaced files, or the hub was tampered with.",
             _STATUS,
             (
-                Step("a mistake of the publisher", "ask for a new version number"),
+                Step(
+                    "a mistake of the publisher",
+                    "ask for a new version number; if the content is wanted, `hotslot updates update VERSION` takes it",
+                ),
                 Step("nobody knows of it", "treat the hub as compromised; `pin` the revision that you trust"),
             ),
             ("updater.models.NAME.policy.pin",),

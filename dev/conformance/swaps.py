@@ -28,6 +28,13 @@ LOAD = {"unary_callers": 4, "streams": 2, "window": 32, "task": "entailment"}
 REQUESTS = [{"picture": "two-red-circles.png", "statements": [f"there are {number} circles"]} for number in range(16)]
 FAILING = [{"picture": "two-red-circles.png", "statements": [f"a square !error@bad-{number}"]} for number in range(3)]
 STEADY_SECONDS = 0.5
+NOTE = (
+    "*By revision* counts the calls and items that each revision answered. `bad-0` to `bad-2` are the failing trials:",
+    "each fails one of nineteen requests, which the revision before answers, and answers the others itself. *Longest*",
+    "is one call of the whole run; which one is not recorded. A call of a killed runner waits for another process: the",
+    "second kill comes half a second after the first one is made good, as a rule before the next idle process has done",
+    "its imports, so that its calls wait for a start and a load, seconds where other work shares the cores.",
+)
 SCRIPT = {"salt": "swaps", "call_seconds": 0.005}
 
 
@@ -162,6 +169,8 @@ def write_report(runs: Sequence[Run]) -> None:
         f"Written by `make bench-callers` on {dt.datetime.now(tz=dt.UTC).date()}, with a scripted engine on two cores",
         "that other work shared: four unary callers and two streams of each client with its default settings, every",
         "call and every item counted.",
+        "",
+        *NOTE,
         "",
         f"| {' | '.join(COLUMNS)} |",
         f"|{'---|' * len(COLUMNS)}",

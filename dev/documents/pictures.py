@@ -146,7 +146,7 @@ def _find_bend(stage: Stage, after: Stage) -> float:
 
 def draw_state_folder() -> str:
     """Which process writes which file of the state folder."""
-    rows = [entry for entry in ENTRIES if entry.name not in {"run", "*.replaced"}]
+    rows = [entry for entry in ENTRIES if entry.name not in {"run", "*.replaced", "hub"}]
     writers = {"server": "good", "updater": "", "watchdog": "warm", "supervisord": "warm"}
     height = 60 + len(rows) * _ROW
     picture = Picture("The files of the state folder, and who writes them", 960, height)

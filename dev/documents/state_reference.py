@@ -43,7 +43,8 @@ ENTRIES = (
         "bundles",
         "updater",
         "sealed bundles by digest, read-only: what runners load",
-        "what serves goes on; after a restart the model is not ready: `hotslot state restore`, or import it again",
+        "what serves goes on; after a restart the model is not ready: `hotslot state restore`, or import the same revision"
+        " again ([how](how-to/survive-a-reboot.md#look-at-it))",
     ),
     Entry(
         "sources",
@@ -79,6 +80,12 @@ ENTRIES = (
         "a restarted server tries the GPU again",
     ),
     Entry("samples", "server", "calls that a candidate answered otherwise, for people", "nothing"),
+    Entry(
+        "hub",
+        "hotslot hub add",
+        "the demo's folder hub: revisions that are published there; elsewhere `hub_folder` may name any folder",
+        "what serves goes on, and no update comes; publish again",
+    ),
     Entry("run", "all", _RUN, "nothing: it is made at each start"),
     Entry(
         "run/control.sock", "server", "socket of the control service, for updater and commands", "restart the server"
@@ -96,6 +103,12 @@ ENTRIES = (
         "updater",
         "touched while its threads make progress; the watchdog looks at it",
         "touched again",
+    ),
+    Entry(
+        "run/tmp",
+        "watchdog",
+        "temporary files, where neither TMPDIR, /tmp nor /var/tmp can be written: a read-only root",
+        "made at the next start",
     ),
 )
 _CODES_HEAD = """# Exit codes

@@ -33,6 +33,7 @@ def make_page(parts: Mapping[str, Part]) -> str:
         "# What of deploy/ was run",
         "",
         "`make test-deploy` and `make test-image` make this page of `deploy-report.json`; each part says when it ran.",
+        "A commit that ends with `-changed` had changes in its working tree that were not committed yet.",
     ]
     for name, show in (
         ("proxies", _proxies),

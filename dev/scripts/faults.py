@@ -34,10 +34,12 @@ They hold after every fault; `dev/chaos/promises.py` checks them after steps of 
 
 1. The committed bundle serves. A start always finds it whole; the stack ends in order and leaves no process.
 2. Every call is answered while a server runs, and every answer is the one of the revision that it names.
-3. Answers come from the committed revision or from the one on trial. The committed revision never goes back by itself.
+3. Answers come from the committed revision or from the one on trial. The committed revision never goes back by itself,
+   except to the one before when it does not load any more; that is HELD (`COMMITTED_BROKEN`).
 4. Nothing is changed outside the state folder.
 5. A revision in quarantine is never activated again.
-6. The next healthy update succeeds without an operator.
+6. The next healthy update succeeds without an operator, unless the fault has left an update HELD about which a person
+   must decide first (`COMMITTED_BROKEN`, `SERVER_CRASHED`, `STUCK`); it takes the place of any other that is HELD.
 7. The disk space of replaced and refused revisions is given back.
 """
 

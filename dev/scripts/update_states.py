@@ -32,7 +32,10 @@ MEANINGS: dict[CommandEffect, str] = {
     CommandEffect.ABANDON: "the update under way is abandoned, and updates are paused; the committed one stays",
     CommandEffect.PAUSE: "no update starts automatically",
     CommandEffect.RESUME: "updates start again",
-    CommandEffect.DECLINE: "the held update is given up, then as RESUME",
+    CommandEffect.DECLINE: (
+        "the held update ends as abandoned, then as RESUME: the poll that follows starts a new update, to the same "
+        "revision if there is no newer one; one that is held for disk space goes on instead"
+    ),
     CommandEffect.APPROVE: "the held update continues",
     CommandEffect.UNQUARANTINE: "the source digest may be tried again",
     CommandEffect.RESET: "the breaker is closed",

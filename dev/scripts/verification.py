@@ -24,7 +24,8 @@ is tried again later. `hotslot bundle show DIGEST` prints the checks that a seal
 TAIL = """## After these checks
 
 A version keeps the source digest that it had when it was first completely downloaded: the same version with another
-digest is an alarm (`revision_republished`), never an update. The lowest allowed version rises only on a commit. A
+digest is an alarm (`revision_republished`), and is not taken by itself: `hotslot updates update VERSION` takes it, once
+a person has looked. The lowest allowed version rises only on a commit. A
 verified revision must still pass the gate, on golden answers, and a trial.
 """
 

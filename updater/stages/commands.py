@@ -38,7 +38,7 @@ class CommandEffect(StrEnum):
     ABANDON = "ABANDON"  # the update under way is abandoned, and updates are paused; the committed revision stays
     PAUSE = "PAUSE"  # no update starts automatically
     RESUME = "RESUME"  # updates start again
-    DECLINE = "DECLINE"  # the held update is given up, then as RESUME
+    DECLINE = "DECLINE"  # the held update is abandoned, then as RESUME: a poll starts a new one
     APPROVE = "APPROVE"  # the held update goes on
     UNQUARANTINE = "UNQUARANTINE"  # a source digest may be tried again
     RESET = "RESET"  # a breaker is closed

@@ -88,15 +88,19 @@ class EntailmentServiceServicer:
         STATEMENT_TOO_LONG, PREMISE_EMPTY,
         PREMISE_TOO_LONG, MODEL_REQUIRED (several models of this task are served);
         NOT_FOUND: MODEL_UNKNOWN, VERSION_UNKNOWN (of `x-model-version`);
-        RESOURCE_EXHAUSTED: QUEUE_FULL (it would be answered too late, or more is
-        offered than served), QUOTA_EXCEEDED (of this caller), OUT_OF_MEMORY (no
-        device has memory left for this request); RetryInfo has the retry delay;
+        RESOURCE_EXHAUSTED: QUEUE_FULL (behind what waits it would be answered too
+        late, or more is offered than served), QUOTA_EXCEEDED (of this caller),
+        OUT_OF_MEMORY (no device has memory left for this request); RetryInfo has
+        the retry delay;
         UNAVAILABLE: NOT_READY (no model is loaded yet), DRAINING;
-        DEADLINE_EXCEEDED: DEADLINE_TOO_SHORT (refused before anything was computed),
-        DEADLINE_EXPIRED;
+        DEADLINE_EXCEEDED: DEADLINE_TOO_SHORT (even an idle model needs longer;
+        refused before anything was computed), DEADLINE_EXPIRED, UPLOAD_TOO_SLOW
+        (the message was not complete in time);
         INTERNAL: POISON_INPUT (this input ended the process that computed it,
-        twice; for a while it is refused at once), PREPARE_TIMEOUT (the picture was not decoded in time, because the
-        machine is overloaded), ENGINE_FAILED, NOT_FINITE, INTERNAL.
+        twice; for a while it is refused at once), PREPARE_TIMEOUT (the picture
+        was not decoded in time, because the machine is overloaded), RUNNER_DIED
+        (its process ended, and no slot is left to compute it again),
+        ENGINE_FAILED, NOT_FINITE, INTERNAL.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

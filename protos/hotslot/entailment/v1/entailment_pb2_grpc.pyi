@@ -67,15 +67,19 @@ class EntailmentServiceStub:
       STATEMENT_TOO_LONG, PREMISE_EMPTY,
       PREMISE_TOO_LONG, MODEL_REQUIRED (several models of this task are served);
     NOT_FOUND: MODEL_UNKNOWN, VERSION_UNKNOWN (of `x-model-version`);
-    RESOURCE_EXHAUSTED: QUEUE_FULL (it would be answered too late, or more is
-      offered than served), QUOTA_EXCEEDED (of this caller), OUT_OF_MEMORY (no
-      device has memory left for this request); RetryInfo has the retry delay;
+    RESOURCE_EXHAUSTED: QUEUE_FULL (behind what waits it would be answered too
+      late, or more is offered than served), QUOTA_EXCEEDED (of this caller),
+      OUT_OF_MEMORY (no device has memory left for this request); RetryInfo has
+      the retry delay;
     UNAVAILABLE: NOT_READY (no model is loaded yet), DRAINING;
-    DEADLINE_EXCEEDED: DEADLINE_TOO_SHORT (refused before anything was computed),
-      DEADLINE_EXPIRED;
+    DEADLINE_EXCEEDED: DEADLINE_TOO_SHORT (even an idle model needs longer;
+      refused before anything was computed), DEADLINE_EXPIRED, UPLOAD_TOO_SLOW
+      (the message was not complete in time);
     INTERNAL: POISON_INPUT (this input ended the process that computed it,
-      twice; for a while it is refused at once), PREPARE_TIMEOUT (the picture was not decoded in time, because the
-      machine is overloaded), ENGINE_FAILED, NOT_FINITE, INTERNAL.
+      twice; for a while it is refused at once), PREPARE_TIMEOUT (the picture
+      was not decoded in time, because the machine is overloaded), RUNNER_DIED
+      (its process ended, and no slot is left to compute it again),
+      ENGINE_FAILED, NOT_FINITE, INTERNAL.
     """
     StreamPredict: _grpc.StreamStreamMultiCallable[_entailment_pb2.StreamPredictRequest, _entailment_pb2.StreamPredictResponse]
     """Judges a stream of items, each one item or a batch of them.
@@ -124,15 +128,19 @@ class EntailmentServiceAsyncStub(EntailmentServiceStub):
       STATEMENT_TOO_LONG, PREMISE_EMPTY,
       PREMISE_TOO_LONG, MODEL_REQUIRED (several models of this task are served);
     NOT_FOUND: MODEL_UNKNOWN, VERSION_UNKNOWN (of `x-model-version`);
-    RESOURCE_EXHAUSTED: QUEUE_FULL (it would be answered too late, or more is
-      offered than served), QUOTA_EXCEEDED (of this caller), OUT_OF_MEMORY (no
-      device has memory left for this request); RetryInfo has the retry delay;
+    RESOURCE_EXHAUSTED: QUEUE_FULL (behind what waits it would be answered too
+      late, or more is offered than served), QUOTA_EXCEEDED (of this caller),
+      OUT_OF_MEMORY (no device has memory left for this request); RetryInfo has
+      the retry delay;
     UNAVAILABLE: NOT_READY (no model is loaded yet), DRAINING;
-    DEADLINE_EXCEEDED: DEADLINE_TOO_SHORT (refused before anything was computed),
-      DEADLINE_EXPIRED;
+    DEADLINE_EXCEEDED: DEADLINE_TOO_SHORT (even an idle model needs longer;
+      refused before anything was computed), DEADLINE_EXPIRED, UPLOAD_TOO_SLOW
+      (the message was not complete in time);
     INTERNAL: POISON_INPUT (this input ended the process that computed it,
-      twice; for a while it is refused at once), PREPARE_TIMEOUT (the picture was not decoded in time, because the
-      machine is overloaded), ENGINE_FAILED, NOT_FINITE, INTERNAL.
+      twice; for a while it is refused at once), PREPARE_TIMEOUT (the picture
+      was not decoded in time, because the machine is overloaded), RUNNER_DIED
+      (its process ended, and no slot is left to compute it again),
+      ENGINE_FAILED, NOT_FINITE, INTERNAL.
     """
     StreamPredict: _aio.StreamStreamMultiCallable[_entailment_pb2.StreamPredictRequest, _entailment_pb2.StreamPredictResponse]  # type: ignore[assignment]
     """Judges a stream of items, each one item or a batch of them.
@@ -184,15 +192,19 @@ class EntailmentServiceServicer(metaclass=_abc_1.ABCMeta):
           STATEMENT_TOO_LONG, PREMISE_EMPTY,
           PREMISE_TOO_LONG, MODEL_REQUIRED (several models of this task are served);
         NOT_FOUND: MODEL_UNKNOWN, VERSION_UNKNOWN (of `x-model-version`);
-        RESOURCE_EXHAUSTED: QUEUE_FULL (it would be answered too late, or more is
-          offered than served), QUOTA_EXCEEDED (of this caller), OUT_OF_MEMORY (no
-          device has memory left for this request); RetryInfo has the retry delay;
+        RESOURCE_EXHAUSTED: QUEUE_FULL (behind what waits it would be answered too
+          late, or more is offered than served), QUOTA_EXCEEDED (of this caller),
+          OUT_OF_MEMORY (no device has memory left for this request); RetryInfo has
+          the retry delay;
         UNAVAILABLE: NOT_READY (no model is loaded yet), DRAINING;
-        DEADLINE_EXCEEDED: DEADLINE_TOO_SHORT (refused before anything was computed),
-          DEADLINE_EXPIRED;
+        DEADLINE_EXCEEDED: DEADLINE_TOO_SHORT (even an idle model needs longer;
+          refused before anything was computed), DEADLINE_EXPIRED, UPLOAD_TOO_SLOW
+          (the message was not complete in time);
         INTERNAL: POISON_INPUT (this input ended the process that computed it,
-          twice; for a while it is refused at once), PREPARE_TIMEOUT (the picture was not decoded in time, because the
-          machine is overloaded), ENGINE_FAILED, NOT_FINITE, INTERNAL.
+          twice; for a while it is refused at once), PREPARE_TIMEOUT (the picture
+          was not decoded in time, because the machine is overloaded), RUNNER_DIED
+          (its process ended, and no slot is left to compute it again),
+          ENGINE_FAILED, NOT_FINITE, INTERNAL.
         """
 
     @_abc_1.abstractmethod
