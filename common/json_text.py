@@ -38,9 +38,11 @@ def parse_object(raw: bytes, name: str) -> dict[str, Any]:
             f"{name} is not UTF-8: byte 0x{raw[error.start]:02x} in line {line}; save it as UTF-8"
         ) from error
     except json.JSONDecodeError as error:
-        advice = _identify_vocabulary(error.doc) or _advise(error)
+        advice = _identify_form(error) or _advise(error)
         raise JsonBroken(f"{name} is not JSON: {_describe(error)}{advice}") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+    except RecursionError as error:
+        raise JsonBroken(f"{name} is not JSON of a configuration: its brackets are nested too deeply") from error
+    except ValueError as error:  # a number of thousands of digits
         raise JsonBroken(f"{name} is not JSON: {str(error)[:_MAX_SHOWN]}") from error
     if not isinstance(row, dict):
         raise JsonBroken(f"{name} is not a JSON object: it holds a {_KINDS.get(type(row), 'value')}")
@@ -83,8 +85,11 @@ def _is_plain(value: object) -> bool:
 _KINDS = {list: "list", str: "text", int: "number", float: "number", bool: "truth value", type(None): "null"}
 
 
-def _identify_vocabulary(text: str) -> str:
-    """What the text is, if it is a part of a vocabulary that has its own form."""
+def _identify_form(error: json.JSONDecodeError) -> str:
+    """What the text is, if it is a part of a vocabulary that has its own form, or JSON without quotes."""
+    text = error.doc
+    if text.lstrip().startswith("{") and _BARE_KEY.match(text[error.pos :]):
+        return "; JSON has its keys in double quotes"
     if text.startswith("#version"):
         return "; it is a merges.txt: are the two files exchanged?"
     if text.startswith(("[PAD]", "[UNK]", "[CLS]")):
@@ -110,6 +115,7 @@ def _advise(error: json.JSONDecodeError) -> str:
     return "; put a comma before it" if error.msg == "Expecting ',' delimiter" and after[:1] == '"' else ""
 
 
+_BARE_KEY = re.compile(r"[A-Za-z_]\w*\s*:")
 _ADVICE = (
     (re.compile("'"), "JSON has double quotes: write \" for each '"),
     (re.compile("[\u201c\u201d\u2018\u2019\uff02]"), 'these are typographic quotes: write " for each'),

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
@@ -84,6 +85,16 @@ def of_contents(names: Names) -> Damages:
             _write(PIPELINE, json.dumps(OTHERS[names.model_type])),
             "is it another model's configuration.json? (the revision lacks ",
         ),
+        "slashes": (
+            f.saved(lambda tensors: {name.replace(".", "/"): tensor for name, tensor in tensors.items()}),
+            "and the like; write a dot for each slash",
+        ),
+        "another model's weights": (
+            f.saved(lambda _: {"conv.weight": torch.ones(2, 2)}),
+            "holds no tensor of this model: it has 'conv.weight' and the like, expected ",
+        ),
+        "keys without quotes": (_write(PIPELINE, '{\n framework: "pytorch"\n}'), "JSON has its keys in double quotes"),
+        "brackets": (_write(CONFIG, "[" * 100_000), "its brackets are nested too deeply"),
         "a copy's name": (
             _move(CONFIG, "config (1).json"),
             "config.json; is it 'config (1).json'? then name it config",
@@ -119,6 +130,14 @@ def of_vocabularies() -> Damages:
         "a pickled answer map": (
             _write("ans2label.json", pickle.dumps({"yes": 0})),
             "ans2label.json is a pickle, ",
+        ),
+        "old norms": (
+            f.saved(
+                lambda tensors: {
+                    re.sub(r"(layer_norm|_ln)\.weight$", r"\1.gamma", name): tensor for name, tensor in tensors.items()
+                }
+            ),
+            "tensors of norms end with 'gamma' or 'beta', expected 'weight' or 'bias': rename them",
         ),
         "a vocab.txt": (_write("vocab.json", "[PAD]\n[UNK]\n"), "it is a vocab.txt, with a token a line: is it of"),
         "another order": (_edit("vocab.json", turn), "are the tokens in another order than in training?"),

@@ -199,7 +199,7 @@ HOSTILE = pickle.dumps(OrderedDict(x=Hostile()), 2)
         (
             {BIN: saved(ONE), "words.pkl": HOSTILE},
             {"answer2label": "words.pkl"},
-            "words.pkl is not UTF-8",
+            "words.pkl is a pickle, supported: JSON",
         ),
         ({BIN: b"version https://git-lfs.github.com/spec/v1\n"}, {}, f"{BIN} is a Git LFS pointer"),
     ],

@@ -72,6 +72,18 @@ def _apply(old: str, new: str, missing: Shapes, surplus: Shapes) -> Renaming:
     return Renaming(old, new, tuple(names))
 
 
+def describe_old_norms(missing: Shapes, surplus: Shapes, file: str) -> tuple[str, ...]:
+    """The sentence about norms that are there under the names of TensorFlow, if most missing tensors are norms."""
+    old = {".weight": ".gamma", ".bias": ".beta"}
+    pairs = [
+        (name.removesuffix(end) + other, name) for name in missing for end, other in old.items() if name.endswith(end)
+    ]
+    count = sum(surplus.get(there) == missing[name] for there, name in pairs)
+    if count * 2 <= len(missing):
+        return ()
+    return (f"{file}: {count} tensors of norms end with 'gamma' or 'beta', expected 'weight' or 'bias': rename them",)
+
+
 def describe_renaming(one: Renaming, file: str, prefix: str, show: Callable[[str], str]) -> str:
     """The sentence that says what to rename.
 

@@ -73,9 +73,7 @@ def match_names(file: str, names: Collection[str], wanted: TensorNames) -> Match
 def _choose_prefix(file: str, names: Collection[str], wanted: TensorNames) -> str:
     counts = _count_prefixes(names, wanted.allowed)
     if not counts:
-        advice = (
-            "; merge the LoRA adapter into its model, and save that" if any(".lora_" in name for name in names) else ""
-        )
+        advice = _advise_on_names(names, wanted)
         refuse(
             f"{file} holds no tensor of this model: it has {_list(sorted(names), _MAX_EXAMPLES)} and the like, expected"
             f" {_list(sorted(wanted.required), _MAX_EXAMPLES)} and the like{advice}"
@@ -91,6 +89,15 @@ def _choose_prefix(file: str, names: Collection[str], wanted: TensorNames) -> st
     if len(plain) != 1:
         refuse(f"{file} holds the model several times, under {_list(sorted(complete))}; publish one of them alone")
     return plain[0]
+
+
+def _advise_on_names(names: Collection[str], wanted: TensorNames) -> str:
+    """What to do about a file without any of the names."""
+    if any(".lora_" in name for name in names):
+        return "; merge the LoRA adapter into its model, and save that"
+    if _count_prefixes((wanted.rename(name.replace("/", ".")) for name in names), wanted.allowed):
+        return "; write a dot for each slash"
+    return "; is it of another model?"
 
 
 def _count_prefixes(names: Iterable[str], known: Collection[str]) -> Counter[str]:

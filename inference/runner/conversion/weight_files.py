@@ -17,7 +17,7 @@ from common.source import ConversionRefused
 from inference.runner.conversion.config_file import read_object
 from inference.runner.conversion.pickle_file import open_torch_file
 from inference.runner.conversion.refusals import refusing
-from inference.runner.conversion.renamed_tensors import describe_renaming, find_renamings
+from inference.runner.conversion.renamed_tensors import describe_old_norms, describe_renaming, find_renamings
 from inference.runner.conversion.state_dict import MatchedNames, TensorNames, match_names
 from inference.runner.conversion.tensor_location import (
     MAX_HEADER_BYTES,
@@ -103,8 +103,9 @@ def _find_renamed(
     for name in matched.surplus:
         with contextlib.suppress(ConversionRefused):
             shapes[wanted.rename(name).removeprefix(matched.prefix)] = table.locate(name).shape
-    found = find_renamings({name: wanted.required[name] for name in missing}, shapes)
-    return tuple(describe_renaming(one, file, matched.prefix, wanted.show) for one in found)
+    lacking = {name: wanted.required[name] for name in missing}
+    found = [describe_renaming(one, file, matched.prefix, wanted.show) for one in find_renamings(lacking, shapes)]
+    return tuple(found) or describe_old_norms(lacking, shapes, file)
 
 
 def _find_weights(folder: Path, alternatives: Sequence[str]) -> str:
