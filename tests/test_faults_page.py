@@ -6,6 +6,7 @@ from pathlib import Path
 from dev.chaos.catalog import STEPS
 from dev.chaos.report import Machine, Row, read_report, write_report
 from dev.scripts import faults
+from dev.scripts.fault_sentences import SENTENCES
 
 ROW = Row("deaf", ("U7",), "passed", 40, {"p99_ms": 5.0}, (), 30.0, 7, "abc", "2026-01-01T00:00:00+00:00")
 
@@ -13,6 +14,12 @@ ROW = Row("deaf", ("U7",), "passed", 40, {"p99_ms": 5.0}, (), 30.0, 7, "abc", "2
 def test_the_page_is_fresh() -> None:
     """`python -m dev.scripts.faults` changes nothing."""
     assert faults.PAGE.read_text() == faults.render()
+
+
+def test_every_fault_is_told_in_a_sentence() -> None:
+    """One for each number that a test carries, and none for a number without a test."""
+    numbers = {row.split(":")[0].removeprefix("- **") for row in faults.render().splitlines() if row.startswith("- **")}
+    assert set(SENTENCES) == numbers
 
 
 def test_what_takes_long_has_passed_when_it_last_ran() -> None:
