@@ -25,7 +25,9 @@ def logs() -> None:
 
 
 @app.command(
-    epilog="Example:  hotslot logs explain hotslot.log\n\nExample:  kubectl logs POD | hotslot logs explain\n\n"
+    epilog="Example:  hotslot logs explain hotslot.log\n\n"
+    "Example:  journalctl -u hotslot -o cat | hotslot logs explain\n\n"
+    "Example:  kubectl logs POD | hotslot logs explain\n\n"
     "Next:  docs/how-to/read-the-logs.md leads from single lines to causes."
 )
 def explain(

@@ -126,7 +126,8 @@ class CompareSection(Section):
         Field(
             ge=0,
             le=10**6,
-            description="compared answers before a trial with as many answers is kept; at most a window is added",
+            description="a trial that has answered as many requests is not kept before this many answers were "
+            "compared; if fewer were, it is extended once, by one window",
         ),
     ] = 100
     max_mix_change: Annotated[

@@ -18,6 +18,10 @@ _INTRODUCTION = """\
 One page for each alert of `deploy/prometheus/hotslot.rules.yml`: what it means, the first command, causes and what to
 do. How to set it up: [watch](../how-to/watch.md).
 """
+_LOG = (
+    "\n`hotslot.log` is a file with what `hotslot serve` wrote to its standard output. Under systemd: "
+    "`journalctl -u hotslot -o cat | hotslot logs explain`; in Kubernetes: `kubectl logs POD | hotslot logs explain`.\n"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,7 @@ def _render(alert: Alert, metrics: Mapping[str, MetricSpec], settings: Mapping[s
     text = f"# {alert.name}\n\n{alert.meaning}\n\nSeverity: {alert.severity.value}. It fires {lasts} of\n\n"
     text = text.replace("at once of", "at once on")
     text += f"```promql\n{alert.expression}\n```\n\n## First\n\n```sh\n{alert.command}\n```\n"
+    text += _LOG if "hotslot.log" in alert.command else ""
     text += "\n## Causes\n\n| cause | what to do |\n|---|---|\n"
     text += "".join(f"| {_cell(step.cause)} | {_cell(step.action)} |\n" for step in alert.steps)
     families = sorted({family for name in read_metrics(alert.expression) if (family := find_family(name, metrics))})

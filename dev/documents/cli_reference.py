@@ -48,7 +48,7 @@ def _render_leaf(command: Any, path: str) -> str:  # noqa: ANN401
 
 
 def _show_argument(argument: Any) -> str:  # noqa: ANN401
-    name = _metavar(argument)
+    name = f"{_metavar(argument)}{'...' if argument.nargs == -1 else ''}"
     return name if argument.required or name.startswith("[") else f"[{name}]"
 
 

@@ -69,7 +69,7 @@ ENTRIES = (
     Entry(
         "journal.witness",
         "updater",
-        "once more what must never be forgotten: minimal version, quarantine, replaced contents",
+        "a second copy of: minimal version, quarantine, replaced contents",
         "it is written anew from the journal",
     ),
     Entry("*.replaced", "hotslot state restore", "what a restore has replaced", "nothing"),

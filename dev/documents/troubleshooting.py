@@ -21,7 +21,8 @@ hotslot logs explain hotslot.log
 ```
 
 `hotslot doctor` looks at the settings, the disk, memory, certificates, golden sets, processes and sockets, changes nothing, and says for each finding what
-to do. `hotslot logs explain` tells a log as a story. Alerts have [runbooks](runbooks/README.md); errors that callers see are in
+to do. `hotslot logs explain` tells a log as a story; `hotslot.log` is a file with what `hotslot serve` wrote to its standard output. Under systemd:
+`journalctl -u hotslot -o cat | hotslot logs explain` ([where the log is](how-to/read-the-logs.md#where-the-log-is)). Alerts have [runbooks](runbooks/README.md); errors that callers see are in
 [error reasons](error-reasons.md); refusals of a revision in [checks](verification.md).
 
 ## It does not answer
@@ -30,8 +31,8 @@ to do. `hotslot logs explain` tells a log as a story. Alerts have [runbooks](run
 |---|---|
 | `hotslot healthcheck` cannot connect | nothing listens: `hotslot doctor` says which process is missing, and the log why it ended |
 | `NOT_SERVING`, and `hotslot status` shows a slot that loads | wait: a model is loading; callers get `NOT_READY` and a time after which to come back |
-| `NOT_SERVING`, and the model is given up | its runner failed several times in a row: `hotslot updates rollback` goes back, `hotslot logs explain` has the cause |
-| `QUEUE_FULL` | behind what waits it would be answered too late, or more is offered than served: clients send it again when the server says; fewer calls, a stream, or more servers ([runbook](runbooks/queue-long.md)) |
+| `NOT_SERVING`, and the model is FAILED | its runner failed `runner.respawn_give_up` times in a row; it is still started again: `hotslot updates rollback` goes back, `hotslot logs explain` has the cause |
+| `QUEUE_FULL` | behind what waits it would be answered too late, or more is offered than served: clients send it again when the server says; fewer calls, a stream, or more servers ([for callers](how-to/overload.md), [runbook](runbooks/queue-long.md)) |
 | `DEADLINE_TOO_SHORT` | the time left is shorter than the model needs even when it is idle; clients do not send it again: give more time, or send less in one request |
 | `POISON_INPUT` | this input ends the process that computes it: keep it, and report it |
 | answers from `cpu` on a machine with a GPU | the GPU was out of memory: free some; the model goes back by itself ([runbook](runbooks/cpu-fallback.md)) |

@@ -8,7 +8,7 @@ from updater.service.convert import HELD_ADVICE
 
 HEAD = """# 故障排查
 
-表格对应 hotslot 自己给出的建议：`hotslot updates status`、`hotslot updates show ID`、`hotslot logs explain` 和 `hotslot doctor` 会在现场（以英文）显示。
+表格对应 hotslot 自己给出的建议：`hotslot updates status`、`hotslot updates show ID`、`hotslot logs explain` 和 `hotslot doctor` 会在对应位置直接给出（英文）。
 本页由 `python -m dev.documents.generated` 生成。
 
 ## 第一步
@@ -20,20 +20,21 @@ hotslot updates status
 hotslot logs explain hotslot.log
 ```
 
-`hotslot doctor` 检查设置、磁盘、内存、证书、黄金集、进程和套接字，不做任何改动，并对每项发现说明如何处理。`hotslot logs explain` 把日志讲成一段经过。
+`hotslot doctor` 检查设置、磁盘、内存、证书、基准测试集（golden set，下称基准集）、进程和套接字，不做任何改动，并对每项发现说明如何处理。`hotslot logs explain` 将日志整理为可读的事件时间线；
+`hotslot.log` 是保存 `hotslot serve` 标准输出的文件；使用 systemd 时执行 `journalctl -u hotslot -o cat | hotslot logs explain`。
 告警有对应的 [runbook](../runbooks/README.md)；调用方看到的错误见[错误原因](../error-reasons.md)；版本被拒绝的原因见[检查项](../verification.md)（均为英文）。
 
-## 没有应答
+## 无响应
 
 | 现象 | 处理 |
 |---|---|
 | `hotslot healthcheck` 无法连接 | 没有进程在监听：`hotslot doctor` 指出缺少哪个进程，日志说明它为什么退出 |
 | `NOT_SERVING`，`hotslot status` 显示某个槽位正在加载 | 等待：模型正在加载；调用方收到 `NOT_READY` 和建议的重试时间 |
-| `NOT_SERVING`，模型已被放弃 | 它的 runner 连续失败多次：用 `hotslot updates rollback` 回滚，原因见 `hotslot logs explain` |
-| `QUEUE_FULL` | 排在已有请求之后会来不及，或请求超过处理能力：客户端会按服务器给出的时间重发；减少调用、改用流式，或增加服务器（[runbook](../runbooks/queue-long.md)） |
-| `DEADLINE_TOO_SHORT` | 即使模型空闲，剩余时间也不够；客户端不会重发：放宽期限，或一次少发一些 |
+| `NOT_SERVING`，模型状态为 FAILED（仍会继续重启） | 它的 runner 连续失败多次：用 `hotslot updates rollback` 回滚，原因见 `hotslot logs explain` |
+| `QUEUE_FULL` | 排在已有请求之后会来不及，或请求超过处理能力：客户端会按服务器给出的时间重发；降低请求量、改用流式，或增加服务器（[runbook](../runbooks/queue-long.md)） |
+| `DEADLINE_TOO_SHORT` | 即使模型空闲，剩余时间也不够；客户端不会重发：调大超时时间（deadline），或一次少发一些 |
 | `POISON_INPUT` | 这个输入会使计算进程崩溃：保留它并上报 |
-| 有 GPU 的机器上由 `cpu` 应答 | 显存不足：释放一些，模型会自动切回 GPU（[runbook](../runbooks/cpu-fallback.md)） |
+| 有 GPU 的机器在 CPU 上推理 | 显存不足：释放一些，模型会自动切回 GPU（[runbook](../runbooks/cpu-fallback.md)） |
 
 ## 没有更新
 
@@ -42,13 +43,13 @@ hotslot logs explain hotslot.log
 | `hotslot updates status`：更新已暂停 | `hotslot updates resume`；回滚也会暂停更新 |
 | `hotslot updates status`：没有可跟踪的版本 | `hotslot hub doctor OWNER/NAME` 逐个说明各版本为何采用、忽略或拒绝 |
 | 熔断器打开 | 会自动重试；`hotslot updates breaker reset hub` 立即重试 |
-| 版本在隔离中 | 发布更好的版本；若不是它的问题，用 `hotslot updates unquarantine DIGEST` |
+| 版本已被隔离 | 发布更好的版本；若不是它的问题，用 `hotslot updates unquarantine DIGEST` |
 | 状态日志（journal）丢失 | [恢复它](../lost-journal.md)；服务不受影响 |
 
 """
 _HELD_HEAD = """## 更新停在 HELD
 
-原来的模型继续服务。`hotslot updates status` 会显示下列原因之一：
+原模型继续服务。`hotslot updates status` 会显示下列原因之一：
 
 | 原因 | 处理 |
 |---|---|
@@ -63,29 +64,29 @@ _APPROVE = "用 `hotslot updates show ID` 比较后执行 `hotslot updates appro
 _RETRY = "然后用 `hotslot updates resume` 重试"
 HELD: Mapping[HeldFor, str] = {
     HeldFor.APPROVAL: f"approve 模式需要人工审批：{_APPROVE}",
-    HeldFor.AGREEMENT: f"答案与当前模型不同，也可能更好：{_APPROVE}",
-    HeldFor.NOISE: f"黄金集太小，无法下结论：增加带标准答案的条目，或{_APPROVE}",
+    HeldFor.AGREEMENT: f"预测结果与当前模型不同，也可能更好：{_APPROVE}",
+    HeldFor.NOISE: f"基准集太小，无法下结论：增加带标准答案的条目，或{_APPROVE}",
     HeldFor.SLOWER: f"占用的设备时间或延迟高于当前模型，也可能是机器繁忙：用 `hotslot updates resume` 重试，或{_APPROVE}",
-    HeldFor.CHANGED_ANSWERS: "线上答案的变化超出黄金集的预期：在 `hotslot updates show ID` 中查看变化方向，把这类问题加入黄金集后执行 "
-    f"`hotslot updates resume`；若新答案正确，{_APPROVE}",
+    HeldFor.CHANGED_ANSWERS: "线上预测的变化超出基准集的预期：在 `hotslot updates show ID` 中查看变化方向，把这类问题加入基准集后执行 "
+    f"`hotslot updates resume`；若新的预测结果正确，{_APPROVE}",
     HeldFor.LABELS: f"调用方可能依赖这些标签：与当前模型的标签比较，{_APPROVE}",
-    HeldFor.NO_GOLDEN: f"用 `hotslot golden record FOLDER` 制作黄金集并写入 hotslot.toml，或{_APPROVE}",
-    HeldFor.GOLDEN_UNUSABLE: f"修复黄金集（`hotslot golden show` 指出问题），或{_APPROVE}",
+    HeldFor.NO_GOLDEN: f"用 `hotslot golden record FOLDER` 制作基准集并写入 hotslot.toml，或{_APPROVE}",
+    HeldFor.GOLDEN_UNUSABLE: f"修复基准集（`hotslot golden show` 指出问题），或{_APPROVE}",
     HeldFor.DOES_NOT_FIT: f"内存（显存）放不下：释放一些，{_RETRY}",
     HeldFor.INCONCLUSIVE: f"没有得出结论：查看 `hotslot updates show ID`，{_RETRY}",
     HeldFor.CONVERSION: "当前构建无法转换已提交的源文件，现有 bundle 继续服务：`hotslot updates resume` 跳过这次转换",
-    HeldFor.SERVER_CRASHED: f"试用首个版本期间服务器崩溃了三次：查看服务器日志，{_RETRY}",
-    HeldFor.TAKEN_BACK: f"控制套接字的另一个客户端结束了试用：查明是谁，{_RETRY}",
+    HeldFor.SERVER_CRASHED: f"试运行首个版本期间服务器崩溃了三次：查看服务器日志，{_RETRY}",
+    HeldFor.TAKEN_BACK: f"控制套接字的另一个客户端结束了试运行：查明是谁，{_RETRY}",
     HeldFor.COMMITTED_BROKEN: "已提交的版本无法再加载，由上一版本服务：发布新版本，然后用 `hotslot updates resume` 采用它",
     HeldFor.DISK_FULL: "为状态目录腾出磁盘空间，或调低 `retained_bytes`：会自动继续，也可用 `hotslot updates resume` 立即继续，已下载的内容会保留",
-    HeldFor.MISMATCH: f"模型仓库发送的字节与其清单不符：修复仓库或其前面的代理，或重新发布该版本，{_RETRY}",
-    HeldFor.SEEN_BEFORE: "发布者退回了旧内容，或仓库显示的是旧状态：询问发布者；`hotslot updates approve DIGEST` 试用它，更新的内容会自动采用",
-    HeldFor.FIRST_CONTACT: "确认它是否比当前模型新；若是，`hotslot updates approve DIGEST` 试用它，之后的版本与它比较",
-    HeldFor.STUCK: f"步骤过多：查看 `hotslot updates show ID`，{_RETRY}",
+    HeldFor.MISMATCH: f"模型仓库发送的内容与其清单不符：修复仓库或其前面的代理，或重新发布该版本，{_RETRY}",
+    HeldFor.SEEN_BEFORE: "发布者退回了旧内容，或仓库显示的是旧状态：询问发布者；`hotslot updates approve DIGEST` 会让它试运行，更新的内容会自动采用",
+    HeldFor.FIRST_CONTACT: "确认它是否比当前模型新；若是，`hotslot updates approve DIGEST` 会让它试运行，之后的版本与它比较",
+    HeldFor.STUCK: f"更新步骤数超限：查看 `hotslot updates show ID`，{_RETRY}",
 }
 LOG: Mapping[str, tuple[str, str]] = {
     "access_warning": ("端口暴露的提醒", "保护端口，或只监听 127.0.0.1"),
-    "alerts_lost": ("放弃投递若干告警", "聊天工具拒绝了这段文字"),
+    "alerts_lost": ("放弃投递若干告警", "群机器人拒收该消息"),
     "alerts_not_delivered": ("目标没有接受告警", "见 [alert-relay.md](../alert-relay.md)"),
     "alerts_refused": ("一条通知被拒绝", "检查 Alertmanager 的 webhook_configs"),
     "boot_without_model": ("启动时没有模型", "导入一个，或等待首次更新"),
@@ -94,7 +95,7 @@ LOG: Mapping[str, tuple[str, str]] = {
     "certificate_refused": ("新证书无法使用", "旧证书继续使用；修复文件"),
     "committed_load_failed": ("已提交的 bundle 加载失败", "`hotslot state verify`"),
     "cpu_fallback_file_unusable": ("记录设备的文件无法使用", "删除该文件，会重新写入"),
-    "hub_unanswered": ("模型仓库没有应答", "用 `hotslot hub doctor MODEL` 查询"),
+    "hub_unanswered": ("模型仓库无响应", "用 `hotslot hub doctor MODEL` 查询"),
     "journal_lost": ("状态日志丢失", "见 [lost-journal.md](../lost-journal.md)"),
     "journal_not_written": ("状态日志无法写入", "腾出磁盘空间"),
     "journal_unreadable": ("状态日志无法读取", "见 [lost-journal.md](../lost-journal.md)"),
@@ -111,8 +112,8 @@ LOG: Mapping[str, tuple[str, str]] = {
     "staging_failed": ("下载失败", "会自动重试；`hotslot hub doctor MODEL`"),
     "step_failed": ("更新的一个步骤失败", "会自动重试"),
     "tokens_refused": ("修改后的令牌无法使用", "旧令牌继续使用；修复文件"),
-    "unresponsive_process_killed": ("某程序无响应，已重启", "机器是否曾经冻结？"),
-    "unresponsive_process_given_up": ("某程序无响应", "重启整个进程组"),
+    "unresponsive_process_killed": ("某程序无响应，已重启", "机器是否曾卡死？"),
+    "unresponsive_process_given_up": ("某程序无响应", "重启整个 hotslot 服务"),
     "updater_refused": ("更新器无法启动", "`hotslot config check`"),
     "webhook_event_refused": ("接收方永久拒绝了一个事件", "查看接收方的日志"),
     "webhook_events_dropped": ("若干事件被丢弃", "接收方离线太久"),

@@ -136,8 +136,8 @@ class ServerSection(Section):
         Field(
             gt=0,
             le=3600,
-            description="time for a message to arrive; a unary call that takes longer is ended, an idle stream only if "
-            "memory is held that nothing else explains",
+            description="time for a message to arrive; a unary call that takes longer is ended, an idle stream only "
+            "while the server's memory has grown without another known cause",
         ),
     ] = 12.0
     max_stream_outstanding: Annotated[
@@ -261,8 +261,8 @@ class RunnerSection(Section):
         Field(
             ge=1,
             le=1000,
-            description="failed starts in a row after which a model has given up: model_given_up in the log, "
-            "hotslot_model_given_up 1, FAILED in the status; restarts continue, and liveness stays SERVING",
+            description="failures of its runner in a row after which a model is reported as FAILED (restarts "
+            "continue): model_given_up in the log, hotslot_model_given_up 1, FAILED in the status; liveness stays SERVING",
         ),
     ] = 10
     extra_engines: Annotated[

@@ -257,7 +257,7 @@ async def test_a_callers_answer_outranks_evidence(tmp_path: Path, fault: str, ho
 def test_the_table_is_complete_and_on_its_page() -> None:
     """Every fault with everything that the other slot may hold."""
     page = PAGE.read_text(encoding="utf-8")
-    lines = ["| what goes wrong | beside it | the caller gets | afterwards |", "|---|---|---|---|"]
+    lines = ["| what goes wrong | what the other slot holds | the caller gets | afterwards |", "|---|---|---|---|"]
     lines += [
         f"| {FAULTS[fault]} | {BESIDE[holder]} | {got} | {after} |" for (fault, holder), (got, after) in ROWS.items()
     ]
