@@ -262,7 +262,8 @@ class RunnerSection(Section):
             ge=1,
             le=1000,
             description="failures of its runner in a row after which a model is reported as FAILED (restarts "
-            "continue): model_given_up in the log, hotslot_model_given_up 1, FAILED in the status; liveness stays SERVING",
+            "continue): model_given_up in the log, hotslot_model_given_up 1, FAILED in the status; "
+            "liveness stays SERVING",
         ),
     ] = 10
     extra_engines: Annotated[
