@@ -68,7 +68,7 @@ CHINESE: dict[str, str] = {
     "Deaths": "异常退出",
     "On trial: slot": "试运行中：槽位",
     "since": "开始于",
-    "What it fails is answered by the other slot.": "它失败的请求由另一个槽位兜底。",
+    "Requests on which it fails are answered by the other slot.": "它失败的请求由另一个槽位兜底。",
     "the device ran out of memory": "设备内存不足",
     # Updates.
     "Update": "更新",

@@ -142,7 +142,7 @@ HANDOVERS = counter(
     "Items handed over from a trial to the previous slot; hotslot_items_total counts them where they end.",
     *_REVISION,
     "reason",
-    use="What a trial fails, which callers do not see.",
+    use="Requests on which a trial fails; the previous model answers them.",
 )
 COMPARED_ANSWERS = counter(
     "hotslot_compared_answers_total",
