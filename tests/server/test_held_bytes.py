@@ -21,7 +21,7 @@ from inference.server.api.reading import MessageReader, read_in_turn
 from inference.server.api.stream import StreamRules
 from inference.server.api.task import InputLimits
 from inference.server.model.models import Models
-from inference.server.scheduling.held_bytes import HeldBytes, HeldRules
+from inference.server.scheduling.held_bytes import MAX_SMALL, HeldBytes, HeldRules, Upload
 from tests.server.simulated_connections import SimConnections, SimMemory
 from tests.server.simulator import World
 from tests.server.stream_caller import StreamCaller
@@ -179,6 +179,16 @@ async def test_an_observers_call_is_not_refused_for_what_callers_hold() -> None:
     assert (status.result(), asked) == ("good", ["how are you"])
     assert not waiting.done()
     waiting.cancel()
+
+
+@pytest.mark.fault("L4")
+async def test_of_observers_only_some_are_read_without_waiting() -> None:
+    """Nobody keeps a message of a health check small: further ones wait as pictures do."""
+    held, picture = HeldBytes(HeldRules(3 << 20, 32 << 20, 12.0), SimConnections(), SimMemory()), Picture()
+    held.hold("caller", picture, 3 << 20)
+    observers = [Upload("observer", is_small=True) for _ in range(MAX_SMALL + 1)]
+
+    assert [held.ask(one, 0.0) for one in observers] == [True] * MAX_SMALL + [False]
 
 
 async def test_a_cancelled_call_counts_nothing_although_its_task_is_kept(tmp_path: Path) -> None:

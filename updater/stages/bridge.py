@@ -58,6 +58,21 @@ def begin(record: ModelRecord, facts: Facts, server: ServerState, rules: Rules, 
     return transitions.with_event(record, facts, "bridge_began", message)
 
 
+def return_later(record: ModelRecord, facts: Facts) -> ModelRecord:
+    """With a bridge if the revision that is restored is loaded on the CPU, and the one that it replaces on a card.
+
+    After an update over the bridge the revision before stays loaded on the CPU for a while. If it is restored, it
+    answers from there at once, and returns to the card.
+    """
+    committed, server = record.committed, facts.server
+    if committed is None or server is None or server.active is None or record.bridge is not None:
+        return record
+    warm = server.holding(committed.bundle_digest)
+    if warm is None or warm.device != CPU_DEVICE or server.active.device == CPU_DEVICE:
+        return record
+    return replace(record, bridge=Bridge(server.active.device))
+
+
 def is_away(record: ModelRecord) -> bool:
     """Whether the committed revision is to answer from the CPU now: a candidate needs its device."""
     update = record.update

@@ -132,7 +132,7 @@ def revert(record: ModelRecord, facts: Facts) -> Transition:
         message += f"; {previous.revision} is restored"
         record = transitions.block(record, broken.bundle_digest)
         record = transitions.remember_replaced(record, facts, broken, previous)
-        record = replace(record, committed=previous, previous=None, trouble=None)
+        record = bridge.return_later(replace(record, committed=previous, previous=None, trouble=None), facts)
     update = replace(update, reason=BROKEN, message=message)
     record, started = transitions.start(record, update, Stage.ROLLING_BACK, facts)
     return Transition(record, (*events, *started))
@@ -153,6 +153,7 @@ def roll_back_committed(record: ModelRecord, facts: Facts) -> Transition:
     update = replace(update, reason=BY_HAND, message=message)
     record = transitions.remember_replaced(record, facts, bad, good)
     record = replace(record, committed=good, previous=None, trouble=None, warm_seconds_left=0.0)
+    record = bridge.return_later(record, facts)
     record, started = transitions.start(record, update, Stage.ROLLING_BACK, facts)
     return Transition(record, (*events, *started))
 

@@ -34,7 +34,7 @@ SLOW_SECONDS = 3.0  # an upload that takes longer is ended for one that waits, o
 IDLE_BYTES = 4 << 20  # of growth that nothing explains are noise
 IDLE_EFFECT = 0.9  # of what was measured before idle streams were ended; if more is left, they did not hold it
 DRIFT_SHARE = 0.25  # of the limit: most growth that is taken for the process's own
-SMALL_BYTES = 4 << 10  # is expected of a message that asks for a state: of a health check, of the status service
+SMALL_BYTES, MAX_SMALL = 4 << 10, 16  # is expected of a message that asks for a state; so many are read without a wait
 MAX_CONNECTIONS = 4096  # that are remembered although they have nothing in progress
 
 
@@ -222,6 +222,7 @@ class HeldBytes:
         self._collect()
         self._expire_young(now)
         row = self._connection(upload.connection)
+        upload.is_small = upload.is_small and sum(one.is_small for one in self._reading) < MAX_SMALL
         upload.since, upload.expected = now, SMALL_BYTES if upload.is_small else row.expected
         is_room = upload.is_small or (not self._waiting and self._has_room(upload, row))
         if not is_room and 4 * LOOKAHEAD_BYTES * len(self._waiting) >= self.rules.max_bytes:
@@ -321,8 +322,7 @@ class HeldBytes:
         """
         limit = self.rules.upload_seconds
         for upload in [one for one in self._reading if one.stream is None and now - one.since >= limit]:
-            text = f"the message was not complete within {limit:g} s"
-            upload.on_end(DeadlineMissed(text, reason="UPLOAD_TOO_SLOW"))
+            upload.on_end(DeadlineMissed(f"the message was not complete within {limit:g} s", reason="UPLOAD_TOO_SLOW"))
         is_clogged = self.message_bytes < self.rules.max_bytes // 2
         for upload in [one for one in self._waiting if now - one.since >= MAX_WAIT_SECONDS]:
             if upload.stream is None or (is_clogged and upload.is_idle_stream):

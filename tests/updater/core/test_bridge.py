@@ -8,11 +8,13 @@ import pytest
 from dev.harness.simulated_server import CARD, CPU, GIB, Card
 from tests.updater.core.world import RULES, World
 from tests.updater.simulators import Quality
+from updater.core.bridge import Bridge
 from updater.core.effects import EffectFailure, FailureKind
 from updater.core.facts import CommandKind
 from updater.core.record import HeldFor, Outcome, Stage
 from updater.core.rules import Rollout, RolloutRules, Rules
 from updater.service.convert import build_advice, to_model_updates
+from updater.stages import reconcile
 from updater.status import StatusSnapshot
 
 FULL = EffectFailure(FailureKind.PERMANENT, "DOES_NOT_FIT", "another process took it")
@@ -57,6 +59,23 @@ def test_a_revision_that_does_not_fit_beside_the_active_one_is_committed_over_th
     assert (world.record.bridge, world.server.lost) == (None, 0)
     assert "bridge_began" in world.event_names()
     assert "does not fit beside" in world.last("bridge_began").message or plan == "blind"
+
+
+@pytest.mark.fault("K14")
+def test_a_revision_that_is_restored_from_the_cpu_returns_to_the_card(full: World) -> None:
+    """It answers from the CPU at once, where it was kept loaded after the update; the next update finds the card."""
+    full.publish("1.1.0")
+    full.tick_until(Stage.COMMITTING)
+    while full.committed != "1.1.0" or full.record.bridge is not None:
+        full.tick()
+    assert {slot.role: slot.device for slot in full.server.state(1.0).slots} == {"ACTIVE": CARD, "PREVIOUS": CPU}
+    reverted = reconcile.revert(full.record, full.facts()).record
+    assert full.command(CommandKind.ROLLBACK) is None
+    full.settle()
+
+    assert serves(full) == ("1.0.0", "1.0.0", CARD)
+    assert (full.record.bridge, full.server.lost) == (None, 0)
+    assert reverted.bridge == Bridge(CARD)
 
 
 BAD: dict[str, tuple[Quality, set[str], Stage]] = {
