@@ -3,10 +3,11 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
-from inference.server.runner_client.start import EarlyRunners, RunnerSpec
+from inference.server.runner_client.start import MAX_WAITING, EarlyRunners, RunnerSpec
 
 SPEC = RunnerSpec("", start_seconds=60.0, load_stall_seconds=60.0)
 OTHER = RunnerSpec("", start_seconds=60.0, load_stall_seconds=60.0, device_policy="cpu")
@@ -48,6 +49,16 @@ def test_a_prepared_runner_is_taken_unless_it_has_ended(early: EarlyRunners) -> 
     assert len(waiting) == 1
     assert prepared == [taken]
     assert taken is not waiting[0]
+
+
+def test_runners_of_settings_that_nobody_has_any_more_are_ended(early: EarlyRunners) -> None:
+    """A setting that changes again and again leaves no process for each of its values."""
+    oldest = early._runners[0][1]  # noqa: SLF001
+    for seconds in range(1, MAX_WAITING):
+        early.prepare(replace(SPEC, start_seconds=float(seconds)))
+
+    assert oldest.process.poll() == -9
+    assert len(early._runners) == MAX_WAITING  # noqa: SLF001
 
 
 @pytest.mark.fault("K2")

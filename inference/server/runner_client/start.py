@@ -25,6 +25,8 @@ _OPENMP_SPIN = {"GOMP_SPINCOUNT": "10000"}
 # of the next: 3,390 MiB were in use on an NVIDIA H200 where 2,615 were planned, and 2,728 with growing segments.
 _GPU_MEMORY, _OLDER_NAME = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}, "PYTORCH_CUDA_ALLOC_CONF"
 
+MAX_WAITING = 4  # early runners; each has about 300 MB of its own
+
 
 @dataclass(frozen=True, slots=True)
 class RunnerSpec:
@@ -104,9 +106,15 @@ class EarlyRunners:
                 self._runners.append((spec, start_runner(spec)))
 
     def prepare(self, spec: RunnerSpec) -> None:
-        """Start a runner of this specification, unless one waits to be taken; call it on the loop's thread."""
+        """Start a runner of this specification, unless one waits to be taken; call it on the loop's thread.
+
+        The oldest that waits is ended for it if there are many: changed settings may have left it without a model.
+        """
         self._discard_ended()
         if not any(waiting == spec for waiting, _ in self._runners):
+            for row in self._runners[: -(MAX_WAITING - 1)]:
+                self._runners.remove(row)
+                row[1].discard()
             with contextlib.suppress(OSError):  # reported when it is started again
                 self._runners.append((spec, start_runner(spec)))
 
