@@ -6,7 +6,6 @@ prometheus_client's own handler writes the answer; this module limits connection
 import io
 import socket
 import ssl
-import threading
 from collections.abc import Callable
 from http import HTTPStatus
 from urllib.parse import urlsplit
@@ -16,7 +15,7 @@ from prometheus_client.exposition import MetricsHandler
 
 from common.address import LOOPBACK, ListenAddress
 from common.clock import Clock, SystemClock
-from common.listener import Listener
+from common.listener import ThreadedListener
 
 MAX_REQUEST_BYTES = 8 * 1024
 MAX_CONNECTIONS = 4  # further ones are closed at once: Prometheus opens one every few seconds
@@ -45,8 +44,7 @@ class MetricsEndpoint:
         """
         self._address = address
         self._tls = tls
-        self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
-        self._listener = Listener("metrics-listener", self._on_connection)
+        self._listener = ThreadedListener("metrics", self._serve, MAX_CONNECTIONS)
         attributes = {"registry": registry, "clock": clock or SystemClock()}
         self._handle: Callable[..., object] = type("Handler", (_Handler,), attributes)
 
@@ -71,21 +69,9 @@ class MetricsEndpoint:
         """Stop listening; does nothing if it was never started or is stopped already."""
         self._listener.stop(_STOP_SECONDS)
 
-    def _on_connection(self, connection: socket.socket, peer: str) -> None:
-        if self._free.acquire(blocking=False):
-            threading.Thread(target=self._serve, args=(connection, peer), name="metrics", daemon=True).start()
-        else:
-            connection.close()
-
     def _serve(self, connection: socket.socket, peer: str) -> None:
-        try:
-            with self._secured(connection) as secured:
-                self._handle(secured, (peer, 0), None)
-        except OSError:
-            pass  # the client is gone or too slow
-        finally:
-            connection.close()
-            self._free.release()
+        with self._secured(connection) as secured:
+            self._handle(secured, (peer, 0), None)
 
     def _secured(self, connection: socket.socket) -> socket.socket:
         """The connection, over TLS if this endpoint speaks it.

@@ -278,8 +278,11 @@ def _rename(old: str, new: str) -> Change:
 
 def of_ofa() -> Damages:
     """Damages that only a model for pictures can have."""
+    return {**_weights_of_ofa(), **_tables_of_ofa()}
+
+
+def _weights_of_ofa() -> Damages:
     running = "encoder.embed_images.layer1.0.bn2.running_var"
-    vocabulary = "vocab.json"
     return {
         "more layers": (
             f.keys(CONFIG, decoder_layers=6),
@@ -304,6 +307,13 @@ def of_ofa() -> Damages:
         "a larger grid": (f.keys(CONFIG, image_bucket_size=42), f"image_bucket_size is 42, but {BIN} was saved with 8"),
         "a variance": (_put(running, -2.0), f"tensor {running} holds a negative variance"),
         "a larger picture": (_model(patch_image_size=480), "is 480, supported: at most 16 × image_bucket_size = 128"),
+    }
+
+
+def _tables_of_ofa() -> Damages:
+    """Of answers and vocabulary."""
+    vocabulary = "vocab.json"
+    return {
         "no answer map": (f.remove(ANSWERS), "the revision lacks ans2label.json (which configuration.json names)"),
         "two answers": (
             _write(ANSWERS, '{"yes": 0, "no": 1}'),
@@ -335,28 +345,16 @@ def of_ofa() -> Damages:
 
 def of_mgeo() -> Damages:
     """Damages that only a model for addresses can have."""
-    vocabulary = "vocab.txt"
+    return {**_weights_of_mgeo(), **_labels_of_mgeo(), **_vocabulary_of_mgeo()}
+
+
+def _labels_of_mgeo() -> Damages:
     nothing = f.both(f.remove(LABELS), _row(CONFIG, lambda row: {key: row[key] for key in row if "label" not in key}))
     placeholders = f.both(
         f.remove(LABELS), f.keys(CONFIG, label2id={f"LABEL_{number}": number for number in range(85)})
     )
     few = f"label_mapping.json has 80 labels, but {BIN} was saved with 85: tensor classifier.weight has shape (85, 64)"
     return {
-        "BERT's names": (
-            _rename("bert.text_encoder.", "bert."),
-            f"{BIN} has 37 tensors under 'bert.', expected 'bert.text_encoder.': rename them",
-        ),
-        "no beginning": (_rename("bert.text_encoder.", ""), "tensors lack the beginning 'bert.text_encoder.'"),
-        "another head": (
-            _rename("classifier.", "fc."),
-            f"{BIN} has 2 tensors under 'fc.', expected 'classifier.': rename them",
-        ),
-        "a head without the prefix": (
-            _rename("bert.", "mgeo.bert."),
-            f"{BIN}: the names of classifier.… (2) do not begin with 'mgeo.' as the others do: save all",
-        ),
-        "a layer count": (f.keys(CONFIG, num_hidden_layers=1), f"but {BIN} has 2 layers: correct num_hidden_layers"),
-        "a fusion layer": (f.keys(CONFIG, fusion_layer=6), f"but {BIN} has 2 layers: correct fusion_layer"),
         "labels too few": (_row(LABELS, lambda row: dict(list(row.items())[:80])), few),
         "a label too many": (
             _row(LABELS, lambda row: {**row, "B-zz": 85}),
@@ -383,6 +381,33 @@ def of_mgeo() -> Damages:
         ),
         "labels nowhere": (nothing, "nothing says what the model's outputs mean"),
         "placeholders": (placeholders, "placeholders, such as LABEL_0, that libraries write for lack of labels"),
+    }
+
+
+def _weights_of_mgeo() -> Damages:
+    return {
+        "BERT's names": (
+            _rename("bert.text_encoder.", "bert."),
+            f"{BIN} has 37 tensors under 'bert.', expected 'bert.text_encoder.': rename them",
+        ),
+        "no beginning": (_rename("bert.text_encoder.", ""), "tensors lack the beginning 'bert.text_encoder.'"),
+        "another head": (
+            _rename("classifier.", "fc."),
+            f"{BIN} has 2 tensors under 'fc.', expected 'classifier.': rename them",
+        ),
+        "a head without the prefix": (
+            _rename("bert.", "mgeo.bert."),
+            f"{BIN}: the names of classifier.… (2) do not begin with 'mgeo.' as the others do: save all",
+        ),
+        "a layer count": (f.keys(CONFIG, num_hidden_layers=1), f"but {BIN} has 2 layers: correct num_hidden_layers"),
+        "a fusion layer": (f.keys(CONFIG, fusion_layer=6), f"but {BIN} has 2 layers: correct fusion_layer"),
+    }
+
+
+def _vocabulary_of_mgeo() -> Damages:
+    """And of the tokeniser."""
+    vocabulary = "vocab.txt"
+    return {
         "a token twice": (f.edit(vocabulary, lambda text: text + "a\n"), "vocab.txt has a token twice: lines "),
         "a blank line": (f.edit(vocabulary, lambda text: text + "\n"), "vocab_size is 294; line 295 is empty"),
         "columns": (f.edit(vocabulary, lambda text: text.replace("\n", "\t1\n")), "its lines have several columns"),

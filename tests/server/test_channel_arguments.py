@@ -206,7 +206,9 @@ async def test_a_connection_that_says_nothing_is_closed() -> None:
     async with serving(arguments(handshake=0.1)) as port:
         source, sink = await asyncio.open_connection("127.0.0.1", port)
         await wait_closed(source)
+        is_closed = source.at_eof()
         sink.close()
+    assert is_closed
 
 
 @pytest.mark.fault("L19")

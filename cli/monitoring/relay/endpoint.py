@@ -5,7 +5,6 @@ Alertmanager gets 200 when a notification is on disk. It repeats after 5xx, so n
 
 import hmac
 import socket
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -15,7 +14,7 @@ from cli.monitoring.relay.notification import MAX_BODY_BYTES, Notification, Noti
 from cli.monitoring.relay.queue import QueueFull
 from common.address import ListenAddress
 from common.clock import Clock
-from common.listener import Listener
+from common.listener import ThreadedListener
 from common.logs import Logger
 
 MAX_CONNECTIONS = 16
@@ -41,8 +40,7 @@ class RelayEndpoint:
 
     def __init__(self, handlers: RelayHandlers, address: ListenAddress) -> None:
         self._address = address
-        self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
-        self._listener = Listener("alerts-listener", self._on_connection)
+        self._listener = ThreadedListener("alerts", self._serve, MAX_CONNECTIONS)
         self._handler: Callable[..., object] = type("Handler", (_Handler,), {"relay": handlers})
 
     @property
@@ -62,21 +60,9 @@ class RelayEndpoint:
         """Stop listening."""
         self._listener.stop(_STOP_SECONDS)
 
-    def _on_connection(self, connection: socket.socket, peer: str) -> None:
-        if self._free.acquire(blocking=False):
-            threading.Thread(target=self._serve, args=(connection, peer), name="alerts", daemon=True).start()
-        else:
-            connection.close()
-
     def _serve(self, connection: socket.socket, peer: str) -> None:
-        try:
-            connection.settimeout(REQUEST_SECONDS)
-            self._handler(connection, (peer, 0), None)
-        except OSError:
-            pass  # the client is gone or too slow
-        finally:
-            connection.close()
-            self._free.release()
+        connection.settimeout(REQUEST_SECONDS)
+        self._handler(connection, (peer, 0), None)
 
 
 class _Handler(BaseHTTPRequestHandler):
