@@ -44,7 +44,7 @@ SETTLE_SECONDS, STEADY_SECONDS = 2.0, 0.5
 MAX_SWAP_GAP_MS, MAX_SLOWER = 50, 1.5  # besides one call; of p99 while a candidate loads
 WIDTH = 130  # characters
 MIN_DISAGREEMENT = 0.3
-# Ten deaths within a minute are this benchmark's, not a crash loop's: each is measured as the first one in a row.
+# So many deaths within a minute are this benchmark's, not a crash loop's: each is measured as the first one in a row.
 NO_PAUSES = "respawn_first_seconds = 0\n"
 
 
