@@ -160,7 +160,9 @@ Timeout = Annotated[
 def record(
     folder: Annotated[
         Path,
-        typer.Argument(metavar="FOLDER", help="Folder of the set, with its pictures.", exists=True, file_okay=False),
+        typer.Argument(
+            metavar="FOLDER", help="Folder of the set, with its pictures; made for addresses.", file_okay=False
+        ),
     ],
     *,
     statements: Annotated[
@@ -190,6 +192,8 @@ def record(
     "expected": ["yes"], or "expected": [[["prov", "浙江省"], ["city", "杭州市"]]].
     """
     task = Task(task_of(model))
+    if not (folder.is_dir() or addresses):
+        raise WronglyUsed(f"there is no folder {folder}")
     known = _read(folder, model).golden if (folder / SET_NAME).exists() else GoldenSet(())
     items = (*known.items, *_find_new(task, folder, known, tuple(statements or ()), addresses))
     if not items:
@@ -216,6 +220,7 @@ def _write_set(
     lines = [
         format_item(item, answers.get(item.item, ())) for item in items if item.item in answers or item.item in kept
     ]
+    folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / SET_NAME, "".join(min_accuracy + lines).encode())
 
 

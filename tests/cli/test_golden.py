@@ -96,6 +96,16 @@ def test_items_are_sent_beside_each_other(hotslot: Hotslot, server: ScriptedServ
     assert len(server.tagged) == 8 + 8 + 3
 
 
+def test_the_folder_of_a_set_of_addresses_is_made(hotslot: Hotslot, server: ScriptedServer, folder: Path) -> None:
+    """With those above it; a folder without pictures to ask about is a mistake."""
+    made = hotslot("golden", "record", "golden/new", "--addresses", "addresses.txt", "--address", server.address)
+    missing = hotslot("golden", "record", "nowhere", "--address", server.address)
+
+    assert made.code == 0, made.err
+    assert (folder.parent / "golden" / "new" / "golden.jsonl").exists()
+    assert (missing.code, "there is no folder nowhere" in missing.err) == (2, True)
+
+
 def test_statements_are_for_pictures(hotslot: Hotslot, server: ScriptedServer, folder: Path) -> None:
     """The option of another task is refused, with the right one."""
     ended = hotslot("golden", "record", str(folder), "-s", "it is dark", "--address", server.address)
