@@ -1,7 +1,7 @@
 """Versions and artefacts of a release: `make release-dry-run` builds everything into dist/ and publishes nothing.
 
-python -m dev.scripts.release               builds, after checking that all versions are equal
-python -m dev.scripts.release --check       checks the versions only
+python -m dev.scripts.release               builds, after checking that all versions and addresses are equal
+python -m dev.scripts.release --check       checks the versions and the addresses of the project only
 python -m dev.scripts.release --set 0.3.0   writes a version to every place
 """
 
@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -28,6 +29,12 @@ PLACES: Mapping[str, str] = {
     "docs/how-to/call-from-go.md": r"(hotslot\.io/client-go@v)([\d.]+)( )",
     "docs/how-to/call-from-java.md": r"(<artifactId>hotslot-client</artifactId>\s*<version>)([^<]+)(</version>)",
     "CHANGELOG.md": r"(?m)^(## )(\d\S*)()",
+}
+# What is published with an address of the project, with where it stands; pyproject.toml has the right ones.
+HOMES: Mapping[str, str] = {
+    "clients/python/pyproject.toml": r'(?m)^\w+ = "(https?://[^"]+)"',
+    "clients/python/README.md": r"\[hotslot\]\(([^)]+)\)",
+    "clients/java/pom.xml": r"(https?://[^<]*hotslot[^<]*)<",
 }
 GO_MODULE = "clients/go"  # a module in a folder is released by a tag with the folder's name
 _SECTION = r"(?ms)^## {version}.*?\n(.*?)(?=^## |\Z)"
@@ -50,6 +57,35 @@ def list_mistakes(versions: Mapping[str, str]) -> list[str]:
         for place, version in versions.items()
         if version != expected
     ]
+
+
+def list_foreign_homes(home: str, source: str, texts: Mapping[str, str]) -> list[str]:
+    """What names another address than the project's, or none; Go's import path and Maven's group are its host.
+
+    Args:
+        home: URL of the project.
+        source: URL of its repository.
+        texts: of the files of HOMES, by path, and of clients/go/go.mod.
+    """
+    found = []
+    for place, pattern in HOMES.items():
+        addresses = re.findall(pattern, texts[place])
+        other = [address for address in addresses if address not in {home, source, f"{source}.git"}]
+        found += [f"{place} has {', '.join(other) or 'no address'}, not {home}"] if other or not addresses else []
+    host = home.removeprefix("https://")
+    group = ".".join(reversed(host.split(".")))
+    expected = {
+        "clients/go/go.mod": f"module {host}/client-go\n",
+        "clients/java/pom.xml": f"<groupId>{group}</groupId>",
+    }
+    return found + [f"{place} has no {text.strip()}" for place, text in expected.items() if text not in texts[place]]
+
+
+def find_foreign_homes() -> list[str]:
+    """The places whose address of the project differs from pyproject.toml's."""
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["urls"]
+    texts = {place: (ROOT / place).read_text("utf-8") for place in (*HOMES, "clients/go/go.mod")}
+    return list_foreign_homes(urls["Homepage"], urls["Source"], texts)
 
 
 def replace_version(text: str, pattern: str, version: str) -> str:
@@ -115,7 +151,7 @@ def _run(command: Sequence[str], folder: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Check, set or build; the exit code is 1 if versions differ."""
+    """Check, set or build; the exit code is 1 if versions or addresses differ."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--set", metavar="VERSION", default="")
@@ -125,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             path = ROOT / place
             path.write_text(replace_version(path.read_text("utf-8"), pattern, chosen.set), "utf-8")
     versions = read_versions()
-    mistakes = list_mistakes(versions)
+    mistakes = list_mistakes(versions) + find_foreign_homes()
     if mistakes:
         print("\n".join(mistakes))
         return 1

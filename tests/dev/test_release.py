@@ -5,8 +5,11 @@ import re
 from pathlib import Path
 
 from dev.scripts.release import (
+    HOMES,
     PLACES,
     ROOT,
+    find_foreign_homes,
+    list_foreign_homes,
     list_mistakes,
     list_tags,
     read_notes,
@@ -27,6 +30,27 @@ def test_a_place_that_was_forgotten_is_named() -> None:
     found = list_mistakes(versions)
     assert "clients/java/pom.xml has no version, not 9.9.9" in found
     assert len(found) == len(PLACES) - 1
+
+
+def test_all_places_name_one_home() -> None:
+    """The addresses in pyproject.toml; whoever publishes elsewhere changes all of them."""
+    assert find_foreign_homes() == []
+
+
+def test_another_home_is_named() -> None:
+    """In a client's metadata, in Go's import path, in Maven's group, or where the address is missing."""
+    texts = {place: (ROOT / place).read_text("utf-8") for place in (*HOMES, "clients/go/go.mod")}
+    texts["clients/python/README.md"] = "[hotslot](https://elsewhere.example)"
+    assert list_foreign_homes("https://hotslot.io", "https://hotslot.io/hotslot", texts) == [
+        "clients/python/README.md has https://elsewhere.example, not https://hotslot.io"
+    ]
+    texts["clients/python/README.md"] = ""
+    found = list_foreign_homes("https://moved.example", "https://moved.example/code", texts)
+    assert "clients/python/README.md has no address, not https://moved.example" in found
+    assert found[-2:] == [
+        "clients/go/go.mod has no module moved.example/client-go",
+        "clients/java/pom.xml has no <groupId>example.moved</groupId>",
+    ]
 
 
 def test_a_version_is_written_to_every_place() -> None:
