@@ -21,6 +21,7 @@ POLL_SECONDS = 0.5
 PICTURE = "examples/shapes/pictures/two-red-circles.png"
 _KEPT = re.compile(r"^[A-Za-z_]\w*=.*$", re.MULTILINE)  # variables that later blocks of a page use
 _WITH = re.compile(r"with (.+)")
+_PRINTS = re.compile(r"prints (.+?)(?:; (.+))?")
 _UNTIL = re.compile(r"until (.+)")
 _AFTER = re.compile(r"after (.+)")
 # What stands for something of the reader's.
@@ -75,17 +76,20 @@ def adapt(block: Block, sandbox: Sandbox) -> str:
     for old, new in {**replaced, **sandbox.ports}.items():
         text = re.sub(rf"(?<![\w/-]){re.escape(old)}(?!\w)", new, text)
     # `doctor` reports what it finds on this machine, which is no mistake of the page; `watch` ends with Ctrl-C.
-    text = re.sub(r"^(hotslot doctor.*)$", r"\1 || test $? -eq 1", text, flags=re.MULTILINE)
+    text = re.sub(r"^(hotslot (?:hub )?doctor.*)$", r"\1 || test $? -eq 1", text, flags=re.MULTILINE)
     watched = r"timeout --signal=INT 3 \1 || test $? -eq 124"
     return re.sub(r"^(\S*hotslot updates watch.*)$", watched, text, flags=re.MULTILINE)
 
 
 def _run_shell(block: Block, script: str, folder: Path, sandbox: Sandbox) -> Outcome:
     command = ["bash", "-e", "-o", "pipefail", "-c", script]
-    until = _UNTIL.fullmatch(block.note)
-    if block.mark == "run" and until:
-        return _run_until(block, command, until[1], folder, sandbox)
-    return _run(block, command, folder, sandbox)
+    note = block.note if block.mark == "run" else ""
+    prints = _PRINTS.fullmatch(note)
+    until = _UNTIL.fullmatch((prints[2] or "") if prints else note)
+    outcome = _run(block, command, folder, sandbox)
+    if prints and not outcome.code and not re.search(prints[1], outcome.output):
+        return Outcome(block, 1, f"nothing that was printed is {prints[1]!r}:\n{outcome.output}")
+    return _wait_until(outcome, until[1], folder, sandbox) if until and not outcome.code else outcome
 
 
 def _run_python(block: Block, program: str, folder: Path, sandbox: Sandbox) -> Outcome:
@@ -118,11 +122,9 @@ def _run(block: Block, command: list[str], folder: Path, sandbox: Sandbox) -> Ou
     return Outcome(block, ended.returncode, ended.stdout)
 
 
-def _run_until(block: Block, command: list[str], text: str, folder: Path, sandbox: Sandbox) -> Outcome:
-    """Runs a block, then waits until the history of updates shows what the page promises."""
-    outcome = _run(block, command, folder, sandbox)
-    if outcome.code:
-        return outcome
+def _wait_until(outcome: Outcome, text: str, folder: Path, sandbox: Sandbox) -> Outcome:
+    """Waits until the history of updates shows what the page promises; returns the outcome of its block."""
+    block = outcome.block
     history = [sys.executable, "-m", "cli.main", "updates", "history"]
     try:
         eventually(

@@ -1,7 +1,8 @@
 """Ask without a pause, and count: `python -m examples.shapes.ask --seconds 60`.
 
-One caller sends the same question again and again, each call once, without retries. At the end it says how many
-answers each revision gave, how many calls failed, and how long the longest took. The tutorial runs it during an update.
+One caller sends the same question again and again. At the end it says how many answers each revision gave, how many
+calls failed, and how long the longest took. The tutorial runs it during an update, where each call is sent once, and
+while a runner is killed, with the client's retries (`--retries`).
 """
 
 import argparse
@@ -47,8 +48,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Ask a server without a pause, and count its answers.")
     parser.add_argument("--address", default="127.0.0.1:50051")
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--retries", action="store_true", help="call as programs do: the client sends a call again")
     arguments = parser.parse_args()
-    with Client(arguments.address, retries=False) as client:
+    with Client(arguments.address, retries=arguments.retries) as client:
         print(ask(client, arguments.seconds))
 
 

@@ -36,6 +36,18 @@ def test_a_failed_command_is_a_problem_of_its_block(tmp_path: Path) -> None:
     assert outcome.problem.startswith("page.md:1 ended with 1")
 
 
+def test_what_a_block_must_print_is_looked_for(tmp_path: Path) -> None:
+    """A command that ends well and prints something else than its page says is a problem."""
+    sandbox = Sandbox(tmp_path, {}, {"PATH": "/usr/bin:/bin"})
+    (tmp_path / "page").mkdir()
+    page = "".join(
+        f"<!-- run: prints 0 failed -->\n```sh\necho 7 calls; echo {text}\n```\n" for text in ("0 failed", "3 failed")
+    )
+    good, wrong = run_page(parse_blocks("page.md", page), sandbox)
+    assert (good.code, wrong.code) == (0, 1)
+    assert "nothing that was printed is '0 failed'" in wrong.problem
+
+
 def test_a_comment_fills_in_what_is_the_readers(tmp_path: Path) -> None:
     """Words for other words, lines before the block, and the ports of the sandbox."""
     sandbox = Sandbox(tmp_path, {"9095": "1"}, {})
