@@ -75,6 +75,15 @@ def test_the_index_names_every_page_of_the_documentation() -> None:
     assert sorted(str(path.relative_to(ROOT)) for path in pages - own - named) == []
 
 
+def test_the_index_leads_to_every_event() -> None:
+    """Whoever asks what happens when the disk is full finds it in docs/README.md."""
+    page = ROOT / "docs" / "what-happens.md"
+    named = {anchor for path, anchor in links(ROOT / "docs" / "README.md") if path == page.name}
+    listed = {anchor for path, anchor in links(page) if not path}
+    events = {anchor for anchor in anchors(page) if not anchor.startswith("what-happens")}
+    assert (events - named, events - listed) == (set(), set())
+
+
 def test_a_broken_link_is_found(tmp_path: Path) -> None:
     """A file, and a heading."""
     page = tmp_path / "page.md"
