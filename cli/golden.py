@@ -160,9 +160,7 @@ Timeout = Annotated[
 def record(
     folder: Annotated[
         Path,
-        typer.Argument(
-            metavar="FOLDER", help="Folder of the set, with its pictures; made for addresses.", file_okay=False
-        ),
+        typer.Argument(metavar="FOLDER", help="Folder of the set, with its pictures.", file_okay=False),
     ],
     *,
     statements: Annotated[
@@ -192,8 +190,6 @@ def record(
     "expected": ["yes"], or "expected": [[["prov", "浙江省"], ["city", "杭州市"]]].
     """
     task = Task(task_of(model))
-    if not (folder.is_dir() or addresses):
-        raise WronglyUsed(f"there is no folder {folder}")
     known = _read(folder, model).golden if (folder / SET_NAME).exists() else GoldenSet(())
     items = (*known.items, *_find_new(task, folder, known, tuple(statements or ()), addresses))
     if not items:
@@ -304,13 +300,15 @@ def _find_new(
     """Items that are not in the set yet.
 
     Raises:
-        WronglyUsed: the option is for models of another task.
+        WronglyUsed: the option is for models of another task, or there is no folder of pictures.
     """
     has_picture = TASK_ANSWERS[task].has_picture
     if (statements and not has_picture) or (addresses is not None and has_picture):
         raise WronglyUsed(f"the model is for {task.value}; give {_OPTIONS[task]}")
     if addresses is not None:
         return find_addresses(addresses, known)
+    if not folder.is_dir():
+        raise WronglyUsed(f"there is no folder {folder}")
     return find_pictures(folder, known, statements)
 
 
