@@ -9,7 +9,7 @@ commit, seed, date and machine; commit it, and `python -m dev.scripts.faults` co
     make chaos ARGS="deaf random"               two steps
     make chaos ARGS="random --seed 7"           the same faults again
     make chaos ARGS="random --seconds 3600"     a longer run of a step without an end of its own
-    make chaos ARGS="flat --count 20"           a shorter run of a step that counts
+    make chaos ARGS="swaps --count 20"          a shorter run of a step that counts
 """
 
 import argparse
