@@ -96,7 +96,9 @@ class DeviceCalls:
         """Add a prepared item; the next call may take it."""
         if item.prepared is None:
             raise RuntimeError("an item without its preparation cannot be computed")
-        self._context.gathering.add(item.ready_at, item.prepared.rows, self._context.cost)
+        gathering = self._context.gathering
+        gathering.add(item.ready_at, item.prepared.rows, self._context.cost)
+        gathering.is_device_contended = item.is_device_contended
         self._active[item.item_id] = _ActiveItem(item, item.prepared)
         bisect.insort(self._order, (*item.order, item.item_id))
 

@@ -38,10 +38,13 @@ class Gathering:
     Callers in a closed loop ask again as soon as they are answered. If fewer call than two calls take rows, they form
     two groups, which are computed in turn: each cycle costs the overhead of two calls. A device that waits until the
     rows of its last call are back computes all in one. That pays if they are back in less than what is saved.
-    Where callers ask whenever they want, rows do not come back in this time, and the device never waits.
+    Where callers ask whenever they want, rows do not come back in this time, and the device never waits. Nor does it
+    while another model has rows to compute on it: it would get the device meanwhile, and the calls measured here
+    include the time that they spent waiting for it, which looks like an overhead.
     """
 
     def __init__(self) -> None:
+        self.is_device_contended = False  # another model has rows to compute on the device
         self._epoch = _Epoch()
         self._before = _Epoch()  # rows that were ready during the call that ended it are told after that call
         self._returned = 0.0  # means: share of the answered rows that were back in time
@@ -70,6 +73,8 @@ class Gathering:
             cost: of a call, measured.
         """
         self._learn()
+        if self.is_device_contended:
+            return 0.0
         epoch = self._epoch
         callers = epoch.ready + epoch.answered  # rows that are computed again and again
         target = min(callers, call_rows)

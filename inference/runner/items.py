@@ -31,6 +31,7 @@ class PendingItem:
     message: runner_pb2.Item | None  # None once its preparation has begun
     cpu_seconds: float = 0.0  # CPU time of the process on arrival
     is_cancelled: bool = False
+    is_device_contended: bool = False  # another model had rows to compute when it was sent
     prepared: PreparedItem | None = None
     prepared_seconds: float = 0.0
     ready_at: float = 0.0  # on the monotonic clock: when its preparation ended
@@ -78,6 +79,7 @@ class ReceivedItems:
                 message,
                 cpu_seconds=read_cpu_seconds(),
                 is_cancelled=message.item_id in self._cancelled_early,
+                is_device_contended=message.is_device_contended,
             )
             self._cancelled_early.discard(message.item_id)
             self._items[item.item_id] = item

@@ -11,7 +11,7 @@ from hotslot.runner.v1 import runner_pb2
 from inference.call_cost import CallCost
 from inference.runner.calls import DeviceCalls, DeviceLost, ExecutionContext
 from inference.runner.engines.base import Item, PictureFormat, PreparedItem, Progress, RowRange, RowResult
-from inference.runner.items import PendingItem
+from inference.runner.items import PendingItem, ReceivedItems
 from inference.runner.plan import CallLimits
 from inference.runner.reporting import DeviceProgress
 from inference.wire import EntailmentScores
@@ -120,6 +120,16 @@ class Scene:
         assert len(sent) == len({outcome.item_id for outcome in sent}), "an item has two outcomes"
         words = {outcome.item_id: outcome.failure.reason or outcome.WhichOneof("outcome") for outcome in sent}
         return [str(words[item.item_id]) for item in self.items]
+
+
+@pytest.mark.parametrize("is_contended", [True, False])
+def test_an_item_says_whether_another_model_waits_for_the_device(is_contended: bool) -> None:  # noqa: FBT001
+    """The newest one counts."""
+    scene, received = Scene(ToyEngine(), ("a", 1)), ReceivedItems()
+    item = received.add(runner_pb2.Item(item_id=2, seconds_left=60.0, is_device_contended=is_contended), 0.0)
+    item.prepared = ToyItem("b", 1)
+    scene.calls.add(item)
+    assert scene.context.gathering.is_device_contended is is_contended
 
 
 def test_small_items_share_one_call_and_one_reply() -> None:

@@ -28,10 +28,14 @@ class Device:
     Args:
         arrivals: times of the first rows.
         answer: the times at which rows come back that were answered at a time, with their number.
+        is_contended: whether another model has rows to compute all the time.
     """
 
-    def __init__(self, arrivals: list[float], answer: Callable[[float, int], list[float]]) -> None:
+    def __init__(
+        self, arrivals: list[float], answer: Callable[[float, int], list[float]], *, is_contended: bool = False
+    ) -> None:
         self.gathering, self.cost = Gathering(), measured_cost()
+        self.gathering.is_device_contended = is_contended
         self.coming, self.answer = sorted(arrivals), answer
         self.calls: list[tuple[float, int]] = []  # end and rows
         self.waited = 0.0  # seconds
@@ -76,14 +80,14 @@ class Device:
         return count
 
 
-def closed_loop(callers: int, first: float, each: float, jitter: float = 0.0) -> Device:
+def closed_loop(callers: int, first: float, each: float, jitter: float = 0.0, *, is_contended: bool = False) -> Device:
     """Callers that ask again: the first row is back after `first` seconds, further ones every `each`."""
     chance = random.Random(1)
 
     def answer(now: float, rows: int) -> list[float]:
         return [now + first + number * each + chance.uniform(0, jitter) for number in range(rows)]
 
-    return Device([number * each for number in range(callers)], answer)
+    return Device([number * each for number in range(callers)], answer, is_contended=is_contended)
 
 
 def open_loop(rate: float) -> Device:
@@ -108,6 +112,11 @@ def test_callers_who_are_back_soon_are_computed_in_one_call(callers: int) -> Non
     cycle = 0.0013 + callers * 0.0003 + OVERHEAD + ROW * callers
     assert set(device.rows_of_calls) == {callers}
     assert device.rows_per_second > callers / cycle
+
+
+def test_rows_of_a_model_beside_another_one_that_has_rows_are_not_waited_for() -> None:
+    """The other one would get the device meanwhile."""
+    assert closed_loop(4, first=0.001, each=0.0003, is_contended=True).waited == 0.0
 
 
 def test_callers_who_are_back_late_are_computed_in_two_groups() -> None:

@@ -328,7 +328,7 @@ async def test_a_model_that_is_ahead_on_a_shared_device_waits(log: Log) -> None:
     dispatcher.on_reply(reply)
     dispatcher.submit(request())
     await asyncio.sleep(0)
-    assert len(log.sent) == 1
+    assert [item.is_device_contended for item in log.sent] == [True]
     other.end_waiting(ManualClock().seconds)
     await asyncio.sleep(0)
-    assert len(log.sent) == 2
+    assert [item.is_device_contended for item in log.sent] == [True, False]

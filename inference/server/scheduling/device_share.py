@@ -90,7 +90,7 @@ class DeviceUser:
     @property
     def is_contended(self) -> bool:
         """Whether another model has rows to compute."""
-        return self._share.has_waiting(but=self._use)
+        return self._share.is_shared and self._share.has_waiting(but=self._use)
 
     def may_send(self, now: float) -> bool:
         """Whether it may send rows now; if not, `wake` is called when it may."""

@@ -319,7 +319,8 @@ class Dispatcher:
         if not self._held.items:
             self._held.computing_since = now
             self._listener.on_busy()
-        item = _item(next(self._item_ids), request, now)
+        is_contended = self._device is not None and self._device.is_contended
+        item = _item(next(self._item_ids), request, now, is_device_contended=is_contended)
         self._held.add(item.item_id, request)
         self._listener.on_sent(request)
         return item
@@ -362,7 +363,7 @@ class Dispatcher:
         self._listener.on_failure(request, Failure(failure.reason or "ENGINE_FAILED", failure.message, failure.field))
 
 
-def _item(item_id: int, request: PendingRequest, now: float) -> runner_pb2.Item:
+def _item(item_id: int, request: PendingRequest, now: float, *, is_device_contended: bool) -> runner_pb2.Item:
     """The runner's message for a request, without its picture."""
     request.sent_at = now
     item = runner_pb2.Item(
@@ -370,6 +371,7 @@ def _item(item_id: int, request: PendingRequest, now: float) -> runner_pb2.Item:
         seconds_left=request.time_limit - now,
         priority=request.priority + request.is_copy,
         may_take_long=request.decoding_seconds > 0,
+        is_device_contended=is_device_contended,
     )
     request.payload.write(item)
     return item

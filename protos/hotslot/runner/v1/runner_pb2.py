@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ehotslot/runner/v1/runner.proto\x12\x11hotslot.runner.v1\"\x8b\x02\n\rRunnerRequest\x12-\n\x04load\x18\x01 \x01(\x0b\x32\x1d.hotslot.runner.v1.LoadBundleH\x00\x12\x30\n\x05items\x18\x02 \x01(\x0b\x32\x1f.hotslot.runner.v1.ComputeItemsH\x00\x12\x30\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x1e.hotslot.runner.v1.CancelItemsH\x00\x12+\n\x06retire\x18\x04 \x01(\x0b\x32\x19.hotslot.runner.v1.RetireH\x00\x12\x32\n\x08priority\x18\x05 \x01(\x0b\x32\x1e.hotslot.runner.v1.SetPriorityH\x00\x42\x06\n\x04\x62ody\"\x95\x02\n\x0bRunnerReply\x12)\n\x05hello\x18\x01 \x01(\x0b\x32\x18.hotslot.runner.v1.HelloH\x00\x12\x38\n\rload_progress\x18\x02 \x01(\x0b\x32\x1f.hotslot.runner.v1.LoadProgressH\x00\x12\x36\n\x0cload_outcome\x18\x03 \x01(\x0b\x32\x1e.hotslot.runner.v1.LoadOutcomeH\x00\x12.\n\x05items\x18\x04 \x01(\x0b\x32\x1d.hotslot.runner.v1.ItemsReplyH\x00\x12\x31\n\theartbeat\x18\x05 \x01(\x0b\x32\x1c.hotslot.runner.v1.HeartbeatH\x00\x42\x06\n\x04\x62ody\"\xcf\x01\n\nLoadBundle\x12\x11\n\tdirectory\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x11\n\tprecision\x18\x03 \x01(\t\x12\x15\n\rmax_call_rows\x18\x04 \x01(\x05\x12\x18\n\x10max_call_seconds\x18\x05 \x01(\x01\x12\x0f\n\x07threads\x18\x06 \x01(\x05\x12\x31\n\x08pictures\x18\t \x01(\x0b\x32\x1f.hotslot.runner.v1.PictureRules\x12\x16\n\x0ereserved_bytes\x18\n \x01(\x03\"\xa0\x01\n\x0cPictureRules\x12\x12\n\nmax_pixels\x18\x01 \x01(\x03\x12\x17\n\x0fmax_side_pixels\x18\x02 \x01(\x05\x12\x11\n\tmax_scans\x18\x03 \x01(\x05\x12\x13\n\x0bmax_seconds\x18\x04 \x01(\x01\x12\x18\n\x10max_memory_bytes\x18\x05 \x01(\x03\x12\x10\n\x08\x61s_stock\x18\x06 \x01(\x08\x12\x0f\n\x07reduced\x18\x07 \x01(\x08\"6\n\x0c\x43omputeItems\x12&\n\x05items\x18\x02 \x03(\x0b\x32\x17.hotslot.runner.v1.Item\"\xca\x01\n\x04Item\x12\x0f\n\x07item_id\x18\x01 \x01(\x03\x12\x14\n\x0cseconds_left\x18\x02 \x01(\x01\x12\x37\n\nentailment\x18\x03 \x01(\x0b\x32!.hotslot.runner.v1.EntailmentTaskH\x00\x12\x31\n\x07\x61\x64\x64ress\x18\x04 \x01(\x0b\x32\x1e.hotslot.runner.v1.AddressTaskH\x00\x12\x10\n\x08priority\x18\x05 \x01(\x05\x12\x15\n\rmay_take_long\x18\x06 \x01(\x08\x42\x06\n\x04task\"D\n\x0e\x45ntailmentTask\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\x12\n\nstatements\x18\x02 \x03(\t\x12\x0f\n\x07premise\x18\x03 \x01(\t\" \n\x0b\x41\x64\x64ressTask\x12\x11\n\taddresses\x18\x01 \x03(\t\"\x1f\n\x0b\x43\x61ncelItems\x12\x10\n\x08item_ids\x18\x01 \x03(\x03\"\x08\n\x06Retire\"\x1e\n\x0bSetPriority\x12\x0f\n\x07serving\x18\x01 \x01(\x08\"9\n\x05Hello\x12\x0b\n\x03pid\x18\x01 \x01(\x05\x12\x0f\n\x07\x64\x65vices\x18\x02 \x03(\t\x12\x12\n\nprecisions\x18\x03 \x03(\t\"Z\n\x0cLoadProgress\x12\r\n\x05phase\x18\x01 \x01(\t\x12\x10\n\x08\x66raction\x18\x02 \x01(\x01\x12\x14\n\x0cneeded_bytes\x18\x03 \x01(\x03\x12\x13\n\x0btaken_bytes\x18\x04 \x01(\x03\"\xc4\x01\n\x0bLoadOutcome\x12+\n\x07\x66\x61ilure\x18\x01 \x01(\x0b\x32\x1a.hotslot.runner.v1.Failure\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x11\n\tprecision\x18\x03 \x01(\t\x12\x13\n\x0brow_seconds\x18\x04 \x01(\x01\x12\x14\n\x0cneeded_bytes\x18\x05 \x01(\x03\x12\x12\n\nfree_bytes\x18\x06 \x01(\x03\x12\x11\n\tcall_rows\x18\x07 \x01(\x05\x12\x13\n\x0btaken_bytes\x18\x08 \x01(\x03\"\x7f\n\nItemsReply\x12\x30\n\x08outcomes\x18\x01 \x03(\x0b\x32\x1e.hotslot.runner.v1.ItemOutcome\x12,\n\x05\x63\x61lls\x18\x02 \x03(\x0b\x32\x1d.hotslot.runner.v1.DeviceCall\x12\x11\n\tcall_rows\x18\x03 \x01(\x05\"n\n\nDeviceCall\x12\r\n\x05items\x18\x01 \x01(\x05\x12\x0c\n\x04rows\x18\x02 \x01(\x05\x12\x18\n\x10\x63omputed_seconds\x18\x03 \x01(\x01\x12\x13\n\x0b\x63pu_seconds\x18\x04 \x01(\x01\x12\x14\n\x0cidle_seconds\x18\x05 \x01(\x01\"\xc6\x02\n\x0bItemOutcome\x12\x0f\n\x07item_id\x18\x01 \x01(\x03\x12\x39\n\nentailment\x18\x02 \x01(\x0b\x32#.hotslot.runner.v1.EntailmentAnswerH\x00\x12\x33\n\x07\x61\x64\x64ress\x18\x03 \x01(\x0b\x32 .hotslot.runner.v1.AddressAnswerH\x00\x12-\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x1a.hotslot.runner.v1.FailureH\x00\x12\x31\n\tpostponed\x18\x08 \x01(\x0b\x32\x1c.hotslot.runner.v1.PostponedH\x00\x12\x18\n\x10prepared_seconds\x18\x05 \x01(\x01\x12\x18\n\x10\x63omputed_seconds\x18\x06 \x01(\x01\x12\x15\n\rcomputed_rows\x18\x07 \x01(\x05\x42\t\n\x07outcome\",\n\tPostponed\x12\x0f\n\x07seconds\x18\x01 \x01(\x01\x12\x0e\n\x06places\x18\x02 \x01(\x05\"G\n\x10\x45ntailmentAnswer\x12\x33\n\x06scores\x18\x01 \x03(\x0b\x32#.hotslot.runner.v1.EntailmentScores\":\n\x10\x45ntailmentScores\x12\x0b\n\x03yes\x18\x01 \x01(\x01\x12\n\n\x02no\x18\x02 \x01(\x01\x12\r\n\x05maybe\x18\x03 \x01(\x01\"C\n\rAddressAnswer\x12\x32\n\taddresses\x18\x01 \x03(\x0b\x32\x1f.hotslot.runner.v1.AddressSpans\"=\n\x0c\x41\x64\x64ressSpans\x12-\n\x05spans\x18\x01 \x03(\x0b\x32\x1e.hotslot.runner.v1.AddressSpan\"L\n\x0b\x41\x64\x64ressSpan\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\r\n\x05start\x18\x02 \x01(\x05\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x05\x12\x13\n\x0bprobability\x18\x04 \x01(\x01\"9\n\x07\x46\x61ilure\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\"\xf3\x02\n\tHeartbeat\x12\x10\n\x08progress\x18\x01 \x01(\x03\x12\x14\n\x0crows_on_step\x18\x02 \x01(\x05\x12\x17\n\x0fseconds_on_step\x18\x03 \x01(\x01\x12\x19\n\x11\x64\x65vice_used_bytes\x18\x04 \x01(\x03\x12\x1a\n\x12\x64\x65vice_total_bytes\x18\x05 \x01(\x03\x12\x1b\n\x13\x63pu_seconds_on_step\x18\x06 \x01(\x01\x12\x16\n\x0eseconds_asleep\x18\x07 \x01(\x01\x12\x15\n\rwaiting_items\x18\x08 \x01(\x05\x12\x17\n\x0fpreparing_items\x18\t \x01(\x05\x12\"\n\x1aoldest_preparation_seconds\x18\n \x01(\x01\x12\x31\n\x08pictures\x18\x0b \x03(\x0b\x32\x1f.hotslot.runner.v1.PictureCount\x12\x1b\n\x13queued_preparations\x18\x0c \x01(\x05\x12\x15\n\rpicture_bytes\x18\r \x01(\x03\"O\n\x0cPictureCount\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\t\x12\x0f\n\x07outcome\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x03\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\x42\x41\n\x14io.hotslot.runner.v1B\x0bRunnerProtoP\x01Z\x1ahotslot/runner/v1;runnerv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ehotslot/runner/v1/runner.proto\x12\x11hotslot.runner.v1\"\x8b\x02\n\rRunnerRequest\x12-\n\x04load\x18\x01 \x01(\x0b\x32\x1d.hotslot.runner.v1.LoadBundleH\x00\x12\x30\n\x05items\x18\x02 \x01(\x0b\x32\x1f.hotslot.runner.v1.ComputeItemsH\x00\x12\x30\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x1e.hotslot.runner.v1.CancelItemsH\x00\x12+\n\x06retire\x18\x04 \x01(\x0b\x32\x19.hotslot.runner.v1.RetireH\x00\x12\x32\n\x08priority\x18\x05 \x01(\x0b\x32\x1e.hotslot.runner.v1.SetPriorityH\x00\x42\x06\n\x04\x62ody\"\x95\x02\n\x0bRunnerReply\x12)\n\x05hello\x18\x01 \x01(\x0b\x32\x18.hotslot.runner.v1.HelloH\x00\x12\x38\n\rload_progress\x18\x02 \x01(\x0b\x32\x1f.hotslot.runner.v1.LoadProgressH\x00\x12\x36\n\x0cload_outcome\x18\x03 \x01(\x0b\x32\x1e.hotslot.runner.v1.LoadOutcomeH\x00\x12.\n\x05items\x18\x04 \x01(\x0b\x32\x1d.hotslot.runner.v1.ItemsReplyH\x00\x12\x31\n\theartbeat\x18\x05 \x01(\x0b\x32\x1c.hotslot.runner.v1.HeartbeatH\x00\x42\x06\n\x04\x62ody\"\xcf\x01\n\nLoadBundle\x12\x11\n\tdirectory\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x11\n\tprecision\x18\x03 \x01(\t\x12\x15\n\rmax_call_rows\x18\x04 \x01(\x05\x12\x18\n\x10max_call_seconds\x18\x05 \x01(\x01\x12\x0f\n\x07threads\x18\x06 \x01(\x05\x12\x31\n\x08pictures\x18\t \x01(\x0b\x32\x1f.hotslot.runner.v1.PictureRules\x12\x16\n\x0ereserved_bytes\x18\n \x01(\x03\"\xa0\x01\n\x0cPictureRules\x12\x12\n\nmax_pixels\x18\x01 \x01(\x03\x12\x17\n\x0fmax_side_pixels\x18\x02 \x01(\x05\x12\x11\n\tmax_scans\x18\x03 \x01(\x05\x12\x13\n\x0bmax_seconds\x18\x04 \x01(\x01\x12\x18\n\x10max_memory_bytes\x18\x05 \x01(\x03\x12\x10\n\x08\x61s_stock\x18\x06 \x01(\x08\x12\x0f\n\x07reduced\x18\x07 \x01(\x08\"6\n\x0c\x43omputeItems\x12&\n\x05items\x18\x02 \x03(\x0b\x32\x17.hotslot.runner.v1.Item\"\xe7\x01\n\x04Item\x12\x0f\n\x07item_id\x18\x01 \x01(\x03\x12\x14\n\x0cseconds_left\x18\x02 \x01(\x01\x12\x37\n\nentailment\x18\x03 \x01(\x0b\x32!.hotslot.runner.v1.EntailmentTaskH\x00\x12\x31\n\x07\x61\x64\x64ress\x18\x04 \x01(\x0b\x32\x1e.hotslot.runner.v1.AddressTaskH\x00\x12\x10\n\x08priority\x18\x05 \x01(\x05\x12\x15\n\rmay_take_long\x18\x06 \x01(\x08\x12\x1b\n\x13is_device_contended\x18\x07 \x01(\x08\x42\x06\n\x04task\"D\n\x0e\x45ntailmentTask\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\x12\n\nstatements\x18\x02 \x03(\t\x12\x0f\n\x07premise\x18\x03 \x01(\t\" \n\x0b\x41\x64\x64ressTask\x12\x11\n\taddresses\x18\x01 \x03(\t\"\x1f\n\x0b\x43\x61ncelItems\x12\x10\n\x08item_ids\x18\x01 \x03(\x03\"\x08\n\x06Retire\"\x1e\n\x0bSetPriority\x12\x0f\n\x07serving\x18\x01 \x01(\x08\"9\n\x05Hello\x12\x0b\n\x03pid\x18\x01 \x01(\x05\x12\x0f\n\x07\x64\x65vices\x18\x02 \x03(\t\x12\x12\n\nprecisions\x18\x03 \x03(\t\"Z\n\x0cLoadProgress\x12\r\n\x05phase\x18\x01 \x01(\t\x12\x10\n\x08\x66raction\x18\x02 \x01(\x01\x12\x14\n\x0cneeded_bytes\x18\x03 \x01(\x03\x12\x13\n\x0btaken_bytes\x18\x04 \x01(\x03\"\xc4\x01\n\x0bLoadOutcome\x12+\n\x07\x66\x61ilure\x18\x01 \x01(\x0b\x32\x1a.hotslot.runner.v1.Failure\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x11\n\tprecision\x18\x03 \x01(\t\x12\x13\n\x0brow_seconds\x18\x04 \x01(\x01\x12\x14\n\x0cneeded_bytes\x18\x05 \x01(\x03\x12\x12\n\nfree_bytes\x18\x06 \x01(\x03\x12\x11\n\tcall_rows\x18\x07 \x01(\x05\x12\x13\n\x0btaken_bytes\x18\x08 \x01(\x03\"\x7f\n\nItemsReply\x12\x30\n\x08outcomes\x18\x01 \x03(\x0b\x32\x1e.hotslot.runner.v1.ItemOutcome\x12,\n\x05\x63\x61lls\x18\x02 \x03(\x0b\x32\x1d.hotslot.runner.v1.DeviceCall\x12\x11\n\tcall_rows\x18\x03 \x01(\x05\"n\n\nDeviceCall\x12\r\n\x05items\x18\x01 \x01(\x05\x12\x0c\n\x04rows\x18\x02 \x01(\x05\x12\x18\n\x10\x63omputed_seconds\x18\x03 \x01(\x01\x12\x13\n\x0b\x63pu_seconds\x18\x04 \x01(\x01\x12\x14\n\x0cidle_seconds\x18\x05 \x01(\x01\"\xc6\x02\n\x0bItemOutcome\x12\x0f\n\x07item_id\x18\x01 \x01(\x03\x12\x39\n\nentailment\x18\x02 \x01(\x0b\x32#.hotslot.runner.v1.EntailmentAnswerH\x00\x12\x33\n\x07\x61\x64\x64ress\x18\x03 \x01(\x0b\x32 .hotslot.runner.v1.AddressAnswerH\x00\x12-\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x1a.hotslot.runner.v1.FailureH\x00\x12\x31\n\tpostponed\x18\x08 \x01(\x0b\x32\x1c.hotslot.runner.v1.PostponedH\x00\x12\x18\n\x10prepared_seconds\x18\x05 \x01(\x01\x12\x18\n\x10\x63omputed_seconds\x18\x06 \x01(\x01\x12\x15\n\rcomputed_rows\x18\x07 \x01(\x05\x42\t\n\x07outcome\",\n\tPostponed\x12\x0f\n\x07seconds\x18\x01 \x01(\x01\x12\x0e\n\x06places\x18\x02 \x01(\x05\"G\n\x10\x45ntailmentAnswer\x12\x33\n\x06scores\x18\x01 \x03(\x0b\x32#.hotslot.runner.v1.EntailmentScores\":\n\x10\x45ntailmentScores\x12\x0b\n\x03yes\x18\x01 \x01(\x01\x12\n\n\x02no\x18\x02 \x01(\x01\x12\r\n\x05maybe\x18\x03 \x01(\x01\"C\n\rAddressAnswer\x12\x32\n\taddresses\x18\x01 \x03(\x0b\x32\x1f.hotslot.runner.v1.AddressSpans\"=\n\x0c\x41\x64\x64ressSpans\x12-\n\x05spans\x18\x01 \x03(\x0b\x32\x1e.hotslot.runner.v1.AddressSpan\"L\n\x0b\x41\x64\x64ressSpan\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\r\n\x05start\x18\x02 \x01(\x05\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x05\x12\x13\n\x0bprobability\x18\x04 \x01(\x01\"9\n\x07\x46\x61ilure\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\"\xf3\x02\n\tHeartbeat\x12\x10\n\x08progress\x18\x01 \x01(\x03\x12\x14\n\x0crows_on_step\x18\x02 \x01(\x05\x12\x17\n\x0fseconds_on_step\x18\x03 \x01(\x01\x12\x19\n\x11\x64\x65vice_used_bytes\x18\x04 \x01(\x03\x12\x1a\n\x12\x64\x65vice_total_bytes\x18\x05 \x01(\x03\x12\x1b\n\x13\x63pu_seconds_on_step\x18\x06 \x01(\x01\x12\x16\n\x0eseconds_asleep\x18\x07 \x01(\x01\x12\x15\n\rwaiting_items\x18\x08 \x01(\x05\x12\x17\n\x0fpreparing_items\x18\t \x01(\x05\x12\"\n\x1aoldest_preparation_seconds\x18\n \x01(\x01\x12\x31\n\x08pictures\x18\x0b \x03(\x0b\x32\x1f.hotslot.runner.v1.PictureCount\x12\x1b\n\x13queued_preparations\x18\x0c \x01(\x05\x12\x15\n\rpicture_bytes\x18\r \x01(\x03\"O\n\x0cPictureCount\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\t\x12\x0f\n\x07outcome\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x03\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\x42\x41\n\x14io.hotslot.runner.v1B\x0bRunnerProtoP\x01Z\x1ahotslot/runner/v1;runnerv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,45 +43,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMPUTEITEMS']._serialized_start=976
   _globals['_COMPUTEITEMS']._serialized_end=1030
   _globals['_ITEM']._serialized_start=1033
-  _globals['_ITEM']._serialized_end=1235
-  _globals['_ENTAILMENTTASK']._serialized_start=1237
-  _globals['_ENTAILMENTTASK']._serialized_end=1305
-  _globals['_ADDRESSTASK']._serialized_start=1307
-  _globals['_ADDRESSTASK']._serialized_end=1339
-  _globals['_CANCELITEMS']._serialized_start=1341
-  _globals['_CANCELITEMS']._serialized_end=1372
-  _globals['_RETIRE']._serialized_start=1374
-  _globals['_RETIRE']._serialized_end=1382
-  _globals['_SETPRIORITY']._serialized_start=1384
-  _globals['_SETPRIORITY']._serialized_end=1414
-  _globals['_HELLO']._serialized_start=1416
-  _globals['_HELLO']._serialized_end=1473
-  _globals['_LOADPROGRESS']._serialized_start=1475
-  _globals['_LOADPROGRESS']._serialized_end=1565
-  _globals['_LOADOUTCOME']._serialized_start=1568
-  _globals['_LOADOUTCOME']._serialized_end=1764
-  _globals['_ITEMSREPLY']._serialized_start=1766
-  _globals['_ITEMSREPLY']._serialized_end=1893
-  _globals['_DEVICECALL']._serialized_start=1895
-  _globals['_DEVICECALL']._serialized_end=2005
-  _globals['_ITEMOUTCOME']._serialized_start=2008
-  _globals['_ITEMOUTCOME']._serialized_end=2334
-  _globals['_POSTPONED']._serialized_start=2336
-  _globals['_POSTPONED']._serialized_end=2380
-  _globals['_ENTAILMENTANSWER']._serialized_start=2382
-  _globals['_ENTAILMENTANSWER']._serialized_end=2453
-  _globals['_ENTAILMENTSCORES']._serialized_start=2455
-  _globals['_ENTAILMENTSCORES']._serialized_end=2513
-  _globals['_ADDRESSANSWER']._serialized_start=2515
-  _globals['_ADDRESSANSWER']._serialized_end=2582
-  _globals['_ADDRESSSPANS']._serialized_start=2584
-  _globals['_ADDRESSSPANS']._serialized_end=2645
-  _globals['_ADDRESSSPAN']._serialized_start=2647
-  _globals['_ADDRESSSPAN']._serialized_end=2723
-  _globals['_FAILURE']._serialized_start=2725
-  _globals['_FAILURE']._serialized_end=2782
-  _globals['_HEARTBEAT']._serialized_start=2785
-  _globals['_HEARTBEAT']._serialized_end=3156
-  _globals['_PICTURECOUNT']._serialized_start=3158
-  _globals['_PICTURECOUNT']._serialized_end=3237
+  _globals['_ITEM']._serialized_end=1264
+  _globals['_ENTAILMENTTASK']._serialized_start=1266
+  _globals['_ENTAILMENTTASK']._serialized_end=1334
+  _globals['_ADDRESSTASK']._serialized_start=1336
+  _globals['_ADDRESSTASK']._serialized_end=1368
+  _globals['_CANCELITEMS']._serialized_start=1370
+  _globals['_CANCELITEMS']._serialized_end=1401
+  _globals['_RETIRE']._serialized_start=1403
+  _globals['_RETIRE']._serialized_end=1411
+  _globals['_SETPRIORITY']._serialized_start=1413
+  _globals['_SETPRIORITY']._serialized_end=1443
+  _globals['_HELLO']._serialized_start=1445
+  _globals['_HELLO']._serialized_end=1502
+  _globals['_LOADPROGRESS']._serialized_start=1504
+  _globals['_LOADPROGRESS']._serialized_end=1594
+  _globals['_LOADOUTCOME']._serialized_start=1597
+  _globals['_LOADOUTCOME']._serialized_end=1793
+  _globals['_ITEMSREPLY']._serialized_start=1795
+  _globals['_ITEMSREPLY']._serialized_end=1922
+  _globals['_DEVICECALL']._serialized_start=1924
+  _globals['_DEVICECALL']._serialized_end=2034
+  _globals['_ITEMOUTCOME']._serialized_start=2037
+  _globals['_ITEMOUTCOME']._serialized_end=2363
+  _globals['_POSTPONED']._serialized_start=2365
+  _globals['_POSTPONED']._serialized_end=2409
+  _globals['_ENTAILMENTANSWER']._serialized_start=2411
+  _globals['_ENTAILMENTANSWER']._serialized_end=2482
+  _globals['_ENTAILMENTSCORES']._serialized_start=2484
+  _globals['_ENTAILMENTSCORES']._serialized_end=2542
+  _globals['_ADDRESSANSWER']._serialized_start=2544
+  _globals['_ADDRESSANSWER']._serialized_end=2611
+  _globals['_ADDRESSSPANS']._serialized_start=2613
+  _globals['_ADDRESSSPANS']._serialized_end=2674
+  _globals['_ADDRESSSPAN']._serialized_start=2676
+  _globals['_ADDRESSSPAN']._serialized_end=2752
+  _globals['_FAILURE']._serialized_start=2754
+  _globals['_FAILURE']._serialized_end=2811
+  _globals['_HEARTBEAT']._serialized_start=2814
+  _globals['_HEARTBEAT']._serialized_end=3185
+  _globals['_PICTURECOUNT']._serialized_start=3187
+  _globals['_PICTURECOUNT']._serialized_end=3266
 # @@protoc_insertion_point(module_scope)

@@ -265,6 +265,7 @@ class Item(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     MAY_TAKE_LONG_FIELD_NUMBER: _builtins.int
+    IS_DEVICE_CONTENDED_FIELD_NUMBER: _builtins.int
     item_id: _builtins.int
     """Number of the item, greater than that of any item sent before."""
     seconds_left: _builtins.float
@@ -276,6 +277,10 @@ class Item(_message.Message):
     may_take_long: _builtins.bool
     """Whether the picture may take long. If not, and it does, the item is
     postponed.
+    """
+    is_device_contended: _builtins.bool
+    """Whether another model has rows to compute on the device. If so, the device
+    does not wait for further items before a call.
     """
     @_builtins.property
     def entailment(self) -> Global___EntailmentTask:
@@ -294,10 +299,11 @@ class Item(_message.Message):
         address: Global___AddressTask | None = ...,
         priority: _builtins.int = ...,
         may_take_long: _builtins.bool = ...,
+        is_device_contended: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "entailment", b"entailment", "task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "entailment", b"entailment", "item_id", b"item_id", "may_take_long", b"may_take_long", "priority", b"priority", "seconds_left", b"seconds_left", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "entailment", b"entailment", "is_device_contended", b"is_device_contended", "item_id", b"item_id", "may_take_long", b"may_take_long", "priority", b"priority", "seconds_left", b"seconds_left", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["entailment", "address"]  # noqa: Y015
     _WhichOneofArgType_task: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
