@@ -181,6 +181,11 @@ test-docs: env tools ## Run the commands of all pages against the demo (three mi
 recording: env tools ## Record a terminal session and a swap of the demo, and draw both for the documents (two minutes)
 	@$(bin)/python -m dev.documents.record
 
+.PHONY: console-pictures
+console-pictures: env ## Photograph the demo's console in a real Chromium for the documents (three minutes)
+	@dev/scripts/tools-console
+	@env PYTHONPATH=.tools/console $(bin)/python -m dev.documents.console_pictures
+
 .PHONY: test-console
 test-console: env ## Drive a real Chromium through every page of the console, with axe and screenshots (four minutes)
 	@dev/scripts/tools-console

@@ -396,7 +396,7 @@ def test_pages_are_accessible_and_fit(site: Site, chromium: Browser, width: str,
         page.goto(target)
         page.evaluate("() => document.querySelectorAll('img[loading=lazy]').forEach(one => { one.loading = 'eager'; })")
         page.wait_for_timeout(400)
-        name = path.strip("/").replace("/", "-").lower() or "watch"
+        name = path.strip("/").replace("/", "-").lower() or "overview"
         page.screenshot(path=SHOTS / f"{name}-{width}-{theme}.png", full_page=True)
         page.add_script_tag(path=AXE)
         rows = page.evaluate("async () => (await axe.run()).violations")
