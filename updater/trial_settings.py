@@ -107,7 +107,12 @@ class CompareSection(Section):
         ),
     ] = 0.2
     busy_share: Annotated[
-        float, Field(gt=0, le=1, description="largest share of its time that a model spends on copies of requests")
+        float,
+        Field(
+            gt=0,
+            le=1,
+            description="largest share of its time that a model spends on copies of requests; on a GPU 5 % at most",
+        ),
     ] = 0.5
     false_alarms: Annotated[
         float,
