@@ -16,6 +16,7 @@ from rich.table import Table
 
 from cli import hub_doctor, hub_serve
 from cli.clients import hub_folder, only_model_for
+from cli.model_folder import check_model_folder
 from cli.output import BAD, DIM, GOOD, err, out, print_text, short, size, text
 from cli.problems import CommandFailed, WronglyUsed
 from cli.settings import read_settings
@@ -212,9 +213,7 @@ Hub = Annotated[
 def add(
     source: Annotated[
         Path,
-        typer.Argument(
-            metavar="DIR", help="Folder of a model, as downloaded or trained.", exists=True, file_okay=False
-        ),
+        typer.Argument(metavar="DIR", help="Folder of a model, as downloaded or trained.", callback=check_model_folder),
     ],
     revision: Annotated[str, typer.Argument(metavar="REVISION", help="Name of the revision, for example v1.2.0.")],
     *,

@@ -59,6 +59,14 @@ def test_a_folder_of_an_unknown_task_needs_the_model_s_name(hotslot: Hotslot, fo
     assert "choose a model with --model (shapes, addresses)" in ended.err
 
 
+def test_what_is_no_folder_of_a_model_is_told(hotslot: Hotslot, folder: Path) -> None:
+    """As by `bundle import`: what to name, or to do, instead."""
+    del folder
+    ended = hotslot("hub", "add", "iic/ofa_visual-entailment_snli-ve_large_en", "v1.0.0")
+
+    assert (ended.code, "download it first: modelscope" in " ".join(ended.err.replace("│", "").split())) == (2, True)
+
+
 def test_hubs_in_several_folders_need_one_to_be_named(hotslot: Hotslot, folder: Path, tmp_path: Path) -> None:
     """`hub list` shows one folder."""
     del folder
