@@ -1,8 +1,11 @@
 """The entry point `hotslot`: starts fast for probes, loads the full command line for everything else."""
 
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from types import FrameType
 
 from common.exit_codes import ExitCode
 
@@ -17,10 +20,25 @@ def run(arguments: Sequence[str] | None = None) -> None:
         code = healthcheck.check(words[1:])
         sys.stderr.flush()
         os._exit(code)  # an ordinary exit waits 0.2 s for gRPC's threads
+    with _sigterm_as_ctrl_c() if words[:1] == ["batch"] else contextlib.nullcontext():
+        try:
+            _run_command(words)
+        except KeyboardInterrupt:
+            sys.exit(ExitCode.INTERRUPTED)
+
+
+@contextlib.contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """SIGTERM interrupts as Ctrl-C does: also while the command line's libraries are imported, which takes a second."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
-        _run_command(words)
-    except KeyboardInterrupt:
-        sys.exit(ExitCode.INTERRUPTED)
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run_command(words: list[str]) -> None:

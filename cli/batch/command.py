@@ -41,7 +41,10 @@ _In = Annotated[
         " address; a .txt file with an address a line.",
     ),
 ]
-_Out = Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Results, a JSON line for each row.")]
+# A list, so that a second --out is seen; as a single path the last would be taken without a word.
+_Out = Annotated[
+    list[Path], typer.Option("--out", "-o", metavar="FILE", help="Results, a JSON line for each row. Once.")
+]
 _Statements = Annotated[
     list[str] | None,
     typer.Option(
@@ -97,17 +100,20 @@ def batch(  # noqa: PLR0913  each is an option
 
     Exit code 0: every row has an answer. 1: some have none. 130: stopped by Ctrl-C or SIGTERM.
     """
+    if len(out) > 1:
+        raise WronglyUsed(f"--out is given {len(out)} times; the results go into one file")
+    path = out[0]
     question = Question(tuple(statements or ()), premise)
-    rows = _open(source, question, out)
+    rows = _open(source, question, path)
     terms = _terms_of(source, rows, question, model)
     rules = SendRules(model, concurrency, priority is BatchPriority.BULK, timeout)
-    with ResultsFile(out, terms) as results:
+    with ResultsFile(path, terms) as results:
         run = BatchRun(rows, results, limit, SystemClock())
         is_finished = run.go(endpoint, rules, retry_failed=retry_failed)
     if as_json:
         print_json(run.summary())
     else:
-        run.show_summary(out)
+        run.show_summary(path)
     if not is_finished:
         err.print("interrupted; the same command goes on where it has stopped", soft_wrap=True)
         raise typer.Exit(ExitCode.INTERRUPTED)

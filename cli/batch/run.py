@@ -1,10 +1,12 @@
 """One run of a batch: what is left to do, how it is sent, shown and summed up."""
 
 import asyncio
+import contextlib
 import itertools
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import grpc
@@ -81,10 +83,7 @@ class BatchRun:
         return True
 
     async def _send(self, endpoint: Endpoint, rules: SendRules, rows: Iterator[Row]) -> None:
-        task = asyncio.current_task()
-        if task is not None:
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-        with ProgressView(self._position, self._clock) as view:
+        with _cancelled_by_sigterm(), ProgressView(self._position, self._clock) as view:
             showing = asyncio.create_task(_show_often(view))
             try:
                 async with endpoint.open_async() as channel:
@@ -138,6 +137,22 @@ class BatchRun:
         for reason, count in counts.by_reason.most_common():
             print_text(("  " + reason, BAD), "  ", (f"{count:,}", DIM))
         print_text((str(out), DIM))
+
+
+@contextlib.contextmanager
+def _cancelled_by_sigterm() -> Iterator[None]:
+    """SIGTERM cancels the current task; afterwards it does again what it did before, which a loop's handler forgets."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+    def cancel(_number: int, _frame: FrameType | None) -> None:
+        if task is not None:
+            loop.call_soon_threadsafe(task.cancel)
+
+    before = signal.signal(signal.SIGTERM, cancel)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 async def _show_often(view: ProgressView) -> None:

@@ -81,7 +81,10 @@ def open_source(path: Path, question: Question) -> Source:
     if path.is_dir():
         if not question.statements:
             raise WronglyUsed('a folder of pictures needs a statement: --statement "there is a person"')
-        return Folder(path, question)
+        folder = Folder(path, question)
+        if folder.is_empty():  # another folder was meant, or it is not mounted
+            raise WronglyUsed(f"no file below {path} ends in {', '.join(PICTURE_SUFFIXES)}")
+        return folder
     if not path.exists():
         raise WronglyUsed(f"{path} does not exist")
     if not path.is_file():
@@ -104,6 +107,10 @@ class Folder:
     def digest(self) -> str:
         """Always the same: pictures may be added between two runs."""
         return ""
+
+    def is_empty(self) -> bool:
+        """Whether there is no picture."""
+        return next(self._names(), None) is None
 
     def count(self) -> int:
         """See `Source`."""

@@ -7,10 +7,13 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType, ModuleType
 
 import pytest
 
+import cli.app
 from dev.harness.waiting import eventually
 from tests.cli.batch.conftest import results_of, write_table
 from tests.cli.batch.stream_server import StreamServer
@@ -185,6 +188,76 @@ def test_an_input_that_changes_meanwhile_is_told(hotslot: Hotslot, streams: Stre
     timer.join()
 
     assert (code, "has changed while it was read" in err) == (1, True)
+
+
+def test_a_folder_without_pictures_is_told(hotslot: Hotslot, streams: StreamServer, tmp_path: Path) -> None:
+    """Another folder was meant, or it is not mounted; no results are written."""
+    (tmp_path / "pictures" / "deeper").mkdir(parents=True)
+    (tmp_path / "pictures" / "notes.txt").write_text("no picture")
+    code, _, err = run(hotslot, streams, "pictures", "-s", "there is a person")
+
+    assert (code, "no file below pictures ends in .jpg, .jpeg, .png, .webp" in err) == (2, True)
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_two_result_files_are_refused(hotslot: Hotslot, streams: StreamServer, tmp_path: Path) -> None:
+    """The last would be taken, and the rows of the first sent once more."""
+    write_table(tmp_path / "in.jsonl", ["good"])
+    code, _, err = run(hotslot, streams, "in.jsonl", "--out", "first.jsonl")
+
+    assert (code, "--out is given 2 times" in err, streams.total) == (2, True, 0)
+
+
+@pytest.fixture
+def sigterm() -> Iterator[Callable[[int, FrameType | None], None]]:
+    """The handler of SIGTERM that a batch finds; it fails the test, where the usual one would end all of them."""
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        pytest.fail("nothing handled SIGTERM")
+
+    before = signal.signal(signal.SIGTERM, handle)
+    yield handle
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_sigterm_while_the_command_line_is_imported(
+    hotslot: Hotslot, sigterm: Callable[[int, FrameType | None], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exit code is that of a batch that was stopped, not the signal's."""
+
+    class Importing(ModuleType):
+        @property
+        def app(self) -> object:
+            signal.raise_signal(signal.SIGTERM)
+            return cli.app.app
+
+    monkeypatch.setitem(sys.modules, "cli.app", Importing("cli.app"))
+
+    assert hotslot("batch", "in.jsonl", "--out", "out.jsonl").code == 130
+    assert signal.getsignal(signal.SIGTERM) is sigterm
+
+
+def test_sigterm_while_rows_are_sent(
+    hotslot: Hotslot, streams: StreamServer, tmp_path: Path, sigterm: Callable[[int, FrameType | None], None]
+) -> None:
+    """The summary says what is left; the same command goes on."""
+    write_table(tmp_path / "in.jsonl", [f"statement {number}" for number in range(9)])
+    streams.hold_at, streams.hold = 4, threading.Event()
+
+    def stop() -> None:
+        eventually(lambda: streams.total >= 4, what="four rows are answered")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    stopping = threading.Thread(target=stop)
+    stopping.start()
+    code, _, err = run(hotslot, streams, "in.jsonl", *FAST)
+    stopping.join()
+    streams.hold.set()
+
+    assert (code, "goes on where it has stopped" in err) == (130, True)
+    assert signal.getsignal(signal.SIGTERM) is sigterm
+    assert run(hotslot, streams, "in.jsonl")[0] == 0
+    assert len(results_of(tmp_path / "out.jsonl")) == 9
 
 
 def start_batch(server: StreamServer, folder: Path) -> subprocess.Popen[bytes]:
