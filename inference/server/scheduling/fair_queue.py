@@ -195,6 +195,19 @@ class FairQueue(Generic[T]):
         node = self._find(flow)
         return node is not None and node.count > 0
 
+    def goes_first(self, flow: Flow) -> bool:
+        """Whether nothing that waits is served before a request of a flow; a flow that is not known owes nothing."""
+        parent = self._root
+        for key in (flow.priority, flow.caller, flow.stream):
+            node = parent.children.get(key)
+            if node is None:
+                return True
+            first = _first_waiting(parent) if parent.count else None
+            if first is not None and first is not node and first.start < node.next_start():
+                return False
+            parent = node
+        return True
+
     def rows_before(self, flow: Flow, rows: int) -> float:
         """Rows that would be served before a new request of `rows` rows, were it put now.
 
@@ -246,7 +259,7 @@ class FairQueue(Generic[T]):
                 while node.entries[0].item is None:
                     node.entries.popleft()
                 return node
-            while node.heap[0][1] != node.heap[0][2].turn:
+            while node.heap[0][1] != node.heap[0][2].turn:  # as `_first_waiting`, without its call
                 heapq.heappop(node.heap)
             node = node.heap[0][2]
         return None
@@ -263,6 +276,13 @@ def _rows_of_others(parent: _Node[T], node: _Node[T] | None, end: float) -> floa
     own_rows, own_weight = (node.rows, node.weight) if node is not None and node.count else (0, 0.0)
     waiting = parent.rows - own_rows + parent.latest_rows * len(parent.heap)
     return min(waiting, max(0.0, end - parent.clock) * max(0.0, parent.waiting_weight - own_weight))
+
+
+def _first_waiting(parent: _Node[T]) -> _Node[T]:
+    """The child that is served next; one must wait."""
+    while parent.heap[0][1] != parent.heap[0][2].turn:
+        heapq.heappop(parent.heap)
+    return parent.heap[0][2]
 
 
 def _path(node: "_Node[T] | None") -> Iterator[_Node[T]]:

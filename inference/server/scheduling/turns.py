@@ -84,6 +84,11 @@ class ReadTurns:
         else:
             self._reading.pop(reader, None)
 
+    def goes_first(self, reader: Reader, now: float) -> bool:
+        """Whether a stream is within its quota and owes no row to the streams that wait for their turns."""
+        is_within = reader.caller.quota is None or reader.caller.quota_wait(now) <= 0
+        return is_within and self._waiting.goes_first(reader.flow)
+
     def take_all(self) -> list[Reader]:
         """Remove and return all streams that wait."""
         over_quota, self._over_quota = self._over_quota, []
@@ -129,10 +134,10 @@ class TurnGate:
 
         Args:
             reader: the stream.
-            is_free: whether it has no unanswered item. It reads without a turn then, within its quota: if it has
-                nothing more to send, only a read tells.
+            is_free: whether it has no unanswered item. It reads without a turn then, if it is within its quota and
+                owes nothing to those that wait: if it has nothing more to send, only a read tells.
         """
-        return self._is_closed or reader.allowance > 0 or (is_free and self._is_within_quota(reader))
+        return self._is_closed or reader.allowance > 0 or (is_free and self._goes_first(reader))
 
     async def wait(self, reader: Reader) -> None:
         """Wait until a stream that may not read now has its turn."""
@@ -146,8 +151,8 @@ class TurnGate:
             reader.on_turn = lambda: None
 
     def skip(self, reader: Reader) -> None:
-        """Let a stream that waits read without its turn, because it has no unanswered item any more."""
-        if self._turns.knows(reader) and self._is_within_quota(reader):
+        """Let a stream that waits read without its turn if it owes nothing: it has no unanswered item any more."""
+        if self._turns.knows(reader) and self._goes_first(reader):
             self.leave(reader)
             reader.on_turn()
 
@@ -184,8 +189,8 @@ class TurnGate:
         if at is not None and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(max(GRANT_SECONDS, at - now), self._on_timer)
 
-    def _is_within_quota(self, reader: Reader) -> bool:
-        return reader.caller.quota is None or reader.caller.quota_wait(self._clock.monotonic()) <= 0
+    def _goes_first(self, reader: Reader) -> bool:
+        return self._turns.goes_first(reader, self._clock.monotonic())
 
     def _on_timer(self) -> None:
         self._timer = None

@@ -368,7 +368,7 @@ class Stream:
         if self.open >= 32 or self.is_waiting:
             return
         self.is_waiting = True
-        if self.reader.allowance > 0:
+        if self.reader.allowance > 0 or self._is_free():
             self.simulation.after(READ_SECONDS, self._read)
         else:
             self.simulation.wait_turn(self.reader)
@@ -384,4 +384,11 @@ class Stream:
 
     def _done(self, _: Request) -> None:
         self.open -= 1
+        if self.is_waiting and self.simulation.turns.knows(self.reader) and self._is_free():
+            self.simulation.turns.leave(self.reader)
+            self.simulation.after(READ_SECONDS, self._read)
         self._want()
+
+    def _is_free(self) -> bool:
+        """Whether it may read without a turn, because no item is unanswered."""
+        return not self.open and self.simulation.turns.goes_first(self.reader, self.simulation.now)

@@ -62,6 +62,17 @@ def test_streams_of_small_items_beside_streams_of_large_ones_get_the_same_rows()
     assert min(rows) / max(rows) > 0.8
 
 
+@pytest.mark.parametrize("rows", [1, 8])
+def test_ten_streams_of_a_caller_get_the_same_rows_over_ten_seconds(rows: int) -> None:
+    """One whose items were all answered reads at once, but no more than its share."""
+    model = Simulation(0.005, max_call_rows=8)
+    streams = [Stream(model, number, rows) for number in range(10)]
+    tally = model.run(12.0)
+    found = [tally.rows_of(lambda one, stream=stream: one.stream is stream and one.ended > 2.0) for stream in streams]  # type: ignore[misc]
+    assert sum(found) > 1900
+    assert min(found) / max(found) > 0.7
+
+
 def test_many_streams_of_one_caller_get_no_more_than_one_of_another() -> None:
     """Callers share first, then their streams."""
     model = Simulation(0.005)

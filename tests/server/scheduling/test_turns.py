@@ -163,3 +163,20 @@ async def test_a_stream_over_its_quota_waits_even_without_unanswered_items(gate:
     await asyncio.sleep(0)
     assert not waiting.done()
     waiting.cancel()
+
+
+def test_a_stream_that_owes_rows_to_those_that_wait_does_not_read_without_a_turn() -> None:
+    """One item at a time is read at once up to its share, and not beyond it."""
+    turns, (fast, *others) = ReadTurns(0.5), streams(4)
+    for reader in others:
+        turns.wait(reader)
+    assert turns.goes_first(fast, 0.0)
+    for _ in range(TURN_ROWS + 1):
+        turns.on_read(fast, 1, 0.0)
+    assert not turns.goes_first(fast, 0.0)
+    for reader in others:
+        assert turns.grant(1, 0.0) == [reader]
+        turns.on_read(reader, TURN_ROWS, 0.0)
+        turns.wait(reader)
+    turns.grant(1, 0.0)
+    assert turns.goes_first(fast, 0.0)
