@@ -11,7 +11,8 @@ ARENAS = 2  # heaps of all threads together
 STRICT_LARGE_BYTES = 128 << 10  # blocks of at least this size are mapped, and unmapped when freed
 LARGE_BYTES = 32 << 20  # the same while free memory may be kept; the largest value that every glibc accepts
 TOP_BYTES = 1 << 20  # free bytes at the heap's end that are always kept
-KEPT_BYTES = 8 << 20  # free bytes inside the heap that are kept at rest
+KEPT_BYTES = 8 << 20  # free bytes inside the heap that are kept while messages come, at least
+REST_BYTES = 2 << 20  # the same at rest
 MAX_KEPT_BYTES = 64 << 20  # that are kept while large messages come: the next one needs them
 KEPT_SHARE = 1 / 8  # of the limit of what is held for callers: a server with a low limit keeps nothing
 LARGE_MESSAGE_BYTES = 1 << 20  # whose pieces are worth giving back
@@ -91,6 +92,9 @@ class MemoryGauge:
         """Give free memory back to the system if there is much; returns whether it was tried. For each tick."""
         self._calm_trims += 1
         limit = self._max_kept if self._calm_trims < CALM_TRIMS else KEPT_BYTES
+        if self._calm_trims % CALM_TRIMS == 0:  # not each time: small messages leave as much free again and again
+            self._resident, self._heap = self._source.read_resident(), self._source.read_used()
+            limit = REST_BYTES
         if self._free_bytes - self._kept < limit:
             self._kept = min(self._kept, max(0, self._free_bytes))
             return False

@@ -79,6 +79,20 @@ def test_at_rest_it_is_given_back() -> None:
     assert heap.resident == 50 * MIB
 
 
+def test_little_that_small_messages_leave_is_given_back_once_a_second() -> None:
+    """A server that was busy returns to what it had at first; one that goes on being busy does not try at each tick."""
+    heap = SimHeap()
+    gauge = MemoryGauge(1 << 40, heap)
+    for _ in range(5 * CALM_TRIMS):
+        heap.hold(3 * MIB)
+        heap.free(3 * MIB)
+        gauge.read_growth()
+        gauge.trim()
+
+    assert heap.resident == 50 * MIB
+    assert heap.times_given_back == 5
+
+
 def test_more_than_may_be_kept_is_given_back_at_once() -> None:
     """A burst of 20 pictures leaves no more than that; what is in use is no growth that callers are charged for."""
     heap = SimHeap()
