@@ -2,8 +2,9 @@
 
 import platform
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import grpc
 
@@ -14,15 +15,27 @@ from common.traces import encode_export
 METHOD = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 MAX_WAITING = 5000  # calls or steps with their spans; further ones are dropped
 MAX_SENT = 500  # of these, in one request
+MAX_ENCODED = 50  # of these, at once: other threads wait meanwhile, for a quarter of a millisecond
+PAUSE_SECONDS = 0.001  # between two times, in which other threads run
 EVERY_SECONDS = 1.0
 SEND_SECONDS = 5.0
 _MAX_PEM_BYTES = 1 << 20
 
 
-class SpanExporter:
-    """A bounded queue of encoded spans, and the thread that sends them, between `start` and `stop`."""
+T = TypeVar("T")
 
-    def __init__(self, endpoint: str, ca_file: Path | None, service: Mapping[str, str], log: Logger) -> None:
+
+class SpanExporter(Generic[T]):
+    """A bounded queue of what spans are made of, and the thread that sends them, between `start` and `stop`."""
+
+    def __init__(
+        self,
+        endpoint: str,
+        ca_file: Path | None,
+        service: Mapping[str, str],
+        log: Logger,
+        encode: Callable[[Sequence[T]], bytes],
+    ) -> None:
         """Connect to nothing yet.
 
         Args:
@@ -30,10 +43,11 @@ class SpanExporter:
             ca_file: CA certificates; None: without TLS.
             service: attributes of the resource.
             log: gets a line when spans cannot be sent, and one when they can again.
+            encode: makes the spans of calls or steps, on the exporter's thread.
         """
-        self._endpoint, self._ca_file, self._log = endpoint, ca_file, log
+        self._endpoint, self._ca_file, self._log, self._encode = endpoint, ca_file, log, encode
         self._service = {**service, "host.name": platform.node(), "telemetry.sdk.name": "hotslot"}
-        self._waiting: list[bytes] = []
+        self._waiting: list[T] = []
         self.dropped = 0  # calls or steps whose spans were not sent
         self._is_failing = False
         self._stopping = threading.Event()
@@ -49,8 +63,8 @@ class SpanExporter:
         if self._thread.ident is not None:
             self._thread.join(SEND_SECONDS)
 
-    def put(self, spans: bytes) -> None:
-        """Queue the encoded spans of a call or step, or drop them; from any thread."""
+    def put(self, spans: T) -> None:
+        """Queue the spans of a call or step, or drop them; from any thread."""
         if len(self._waiting) >= MAX_WAITING:
             self.dropped += 1
         else:
@@ -70,9 +84,17 @@ class SpanExporter:
                     spans, self._waiting = self._waiting, []
                     for first in range(0, len(spans), MAX_SENT):
                         batch = spans[first : first + MAX_SENT]
-                        self._send(export, encode_export(b"".join(batch), self._service), len(batch))
+                        self._send(export, encode_export(self._encode_in_parts(batch), self._service), len(batch))
                 if ended:
                     return
+
+    def _encode_in_parts(self, spans: Sequence[T]) -> bytes:
+        parts = []
+        for first in range(0, len(spans), MAX_ENCODED):
+            if first:
+                self._stopping.wait(PAUSE_SECONDS)
+            parts.append(self._encode(spans[first : first + MAX_ENCODED]))
+        return b"".join(parts)
 
     def _send(self, export: "grpc.UnaryUnaryMultiCallable[bytes, bytes]", request: bytes, count: int) -> None:
         try:

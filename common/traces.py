@@ -8,12 +8,14 @@ with the protos of OpenTelemetry's SDK.
 import hashlib
 import re
 import struct
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+from common.records import record
+
 NO_PARENT = b""
+EVERY_ID, NO_ID = "g", ""  # texts after and before all trace ids in hexadecimal digits
 _SAMPLED_FLAG = 1
 _LONG = 128
 _HEX = re.compile(r"[0-9a-f]{32}")
@@ -29,7 +31,7 @@ class SpanKind(IntEnum):
     SERVER = 2
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TraceContext:
     """The trace that a call belongs to."""
 
@@ -38,21 +40,27 @@ class TraceContext:
 
 
 class Sampler:
-    """Decides which traces are recorded: the caller's decision counts; without one, a share of all."""
+    """Decides which traces are recorded: the caller's decision counts; without one, a share of all, by the trace id."""
 
     def __init__(self, share: float) -> None:
-        self._limit = int(share * (1 << 32))
+        if share in (0.0, 1.0):
+            self.below = EVERY_ID if share else NO_ID
+        else:
+            self.below = f"{int(share * (1 << 32)):08x}"
 
     def is_sampled(self, traceparent: str, key: str) -> bool:
         """Whether a call is recorded.
 
         Args:
             traceparent: of the caller, in W3C's form, checked; empty: the trace begins here.
-            key: names the call; the same key gives the same decision.
+            key: names the call; the same key gives the same decision. One of 32 hexadecimal digits is compared with
+                `below` as it is.
         """
         if traceparent:
             return bool(int(traceparent[-1], 16) & _SAMPLED_FLAG)
-        return zlib.crc32(key.encode()) < self._limit
+        if self.below in (EVERY_ID, NO_ID):
+            return self.below == EVERY_ID
+        return make_trace_id(key).hex() < self.below
 
 
 def context_of(traceparent: str, key: str) -> TraceContext:

@@ -18,10 +18,10 @@ _ID = 8  # bytes of a span id
 _BAD_OUTCOMES = ("REFUSED", "ROLLED_BACK")
 
 
-def open_exporter(section: TracesSection, log: Logger) -> SpanExporter | None:
+def open_exporter(section: TracesSection, log: Logger) -> SpanExporter[bytes] | None:
     """Sends the spans of updates; None without a collector in the settings."""
     service = {"service.name": "hotslot-updater", "service.version": installed_version()}
-    return SpanExporter(section.endpoint, section.ca_file, service, log) if section.endpoint else None
+    return SpanExporter(section.endpoint, section.ca_file, service, log, b"".join) if section.endpoint else None
 
 
 class TraceObserver:

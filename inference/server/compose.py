@@ -46,7 +46,7 @@ from inference.server.settings import ServerSection, ServerSettings
 
 if TYPE_CHECKING:
     from common.trace_export import SpanExporter
-    from inference.server.trace_events import EventTracer
+    from inference.server.trace_events import CallFacts, CallTracer
 
 
 class ModelFactory:
@@ -130,18 +130,18 @@ def load_access_rules(settings: ServerSettings, log: ReloadLog, clock: Clock) ->
 
 def build_traces(
     settings: ServerSettings, clock: Clock, log: Logger
-) -> tuple["SpanExporter | None", "EventTracer | None"]:
-    """Sends spans, and makes them of events; neither without a collector in the settings."""
+) -> tuple["SpanExporter[CallFacts] | None", "CallTracer | None"]:
+    """Sends spans, and decides which calls have them; neither without a collector in the settings."""
     section = settings.traces
     if not section.endpoint:
         return None, None
     from common.trace_export import SpanExporter  # noqa: PLC0415  without traces nothing of them is loaded
     from common.traces import Sampler  # noqa: PLC0415
-    from inference.server.trace_events import EventTracer  # noqa: PLC0415
+    from inference.server.trace_events import CallEncoder, CallTracer  # noqa: PLC0415
 
     service = {"service.name": "hotslot-server", "service.version": installed_version()}
-    exporter = SpanExporter(section.endpoint, section.ca_file, service, log)
-    return exporter, EventTracer(Sampler(section.share), clock, exporter.put)
+    exporter = SpanExporter(section.endpoint, section.ca_file, service, log, CallEncoder(clock).encode)
+    return exporter, CallTracer(Sampler(section.share), clock, exporter.put)
 
 
 def _find_exposures(settings: ServerSettings) -> list[str]:

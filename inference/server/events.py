@@ -4,9 +4,22 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 from common.records import record
+
+
+class CallTrace(Protocol):
+    """A call that is recorded, until it ends. Loop thread only."""
+
+    def add_item(self, item: "ItemEnded", now: float) -> None:
+        """Note an item whose outcome is known; `now` is the monotonic clock."""
+
+    def end(self, call: "CallEnded", now: float) -> None:
+        """Record the call; `now` is the monotonic clock."""
+
+    def take_exemplar(self) -> dict[str, str] | None:
+        """Its trace, for a histogram; None if another call's was taken a moment before."""
 
 
 @record
@@ -61,9 +74,8 @@ class ItemEnded:
     prepared_seconds: float = 0.0
     computed_seconds: float = 0.0
     slot: str = ""  # that had it last
-    request_id: str = ""  # of its call
-    traceparent: str = ""  # of its call
     handover: str = ""  # why a trial failed it; empty if none did
+    trace: CallTrace | None = None  # of its call, if that is recorded
 
 
 @record

@@ -1,6 +1,6 @@
 """Metrics of the events."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.metrics import (
@@ -16,20 +16,13 @@ from inference.server import metric_catalog as catalog
 from inference.wire import LABELS
 
 _REVISION_LABELS = ("model", "revision")
-ExemplarOf = Callable[[events.ItemEnded], dict[str, str] | None]
 MAX_REVISIONS = 32  # whose series are kept, over all models; revisions in slots are always kept
 
 
 class EventMetrics:
     """Prometheus metrics of the events; those of calls have the names of go-grpc-prometheus."""
 
-    def __init__(self, exemplar_of: ExemplarOf | None = None) -> None:
-        """Create them.
-
-        Args:
-            exemplar_of: the trace of an item, for the latency histogram; None: there are no traces.
-        """
-        self._exemplar_of = exemplar_of
+    def __init__(self) -> None:
         self.registry = registry = create_registry()
         self._started = create_counter(catalog.CALLS_STARTED, registry)
         self._handled = create_counter(catalog.CALLS_HANDLED, registry)
@@ -128,7 +121,7 @@ class EventMetrics:
         series.queue.observe(event.queued_seconds)
         series.prepare.observe(event.prepared_seconds)
         series.compute.observe(event.computed_seconds)
-        series.total.observe(event.seconds, None if self._exemplar_of is None else self._exemplar_of(event))
+        series.total.observe(event.seconds, None if event.trace is None else event.trace.take_exemplar())
 
     def _answer_series(self, model: str, revision: str, device: str, labels: Sequence[str]) -> "_AnswerSeries":
         # The answers to statements begin at 0; kinds of parts are known only when the model finds them.

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 from common.errors import DeadlineMissed, HotslotError
 from common.records import record
 from hotslot.runner.v1 import runner_pb2
+from inference.server.events import CallTrace
 from inference.wire import AddressSpan, EntailmentScores, Picture, count_address_rows
 
 MAX_DEATHS = 2  # a request that ended two runners, the second time computed alone, is the cause
@@ -213,7 +214,7 @@ class RequestTags:
     item_id: str = ""  # of an item of a stream
     routing_key: str = ""  # requests of one key go to the same revision
     version: str = ""  # "canary", "stable", a revision or a digest; empty: any
-    traceparent: str = ""  # of the call, in W3C's form; empty if it sent none
+    trace: CallTrace | None = None  # of the call, if it is recorded
 
     @property
     def key(self) -> str:

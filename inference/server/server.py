@@ -86,9 +86,9 @@ class InferenceServer:
         self._drain = Drain()
         self._stop_requested = asyncio.Event()
         self._hurry = asyncio.Event()
-        self._traces, tracer = compose.build_traces(settings, clock, log)
-        self._metrics = EventMetrics(None if tracer is None else tracer.exemplar_of)
-        self._emit = emit_to_all(one.handlers() for one in (EventLogger(log), self._metrics, tracer) if one is not None)
+        self._traces, self._tracer = compose.build_traces(settings, clock, log)
+        self._metrics = EventMetrics()
+        self._emit = emit_to_all([EventLogger(log).handlers(), self._metrics.handlers()])
         factory = compose.ModelFactory(
             Path(settings.state_dir),
             clock,
@@ -361,7 +361,7 @@ class InferenceServer:
         )
 
     def _interceptor(self, held: HeldBytes | None = None, access: Access | None = None) -> CallInterceptor:
-        return CallInterceptor(self._clock, self._emit, self._log_crash, self._callers, held, access)
+        return CallInterceptor(self._clock, self._emit, self._log_crash, self._callers, held, access, self._tracer)
 
     def _log_crash(self, where: str, error: BaseException) -> None:
         self._log.error("call_crashed", rpc=where, exc_info=error)

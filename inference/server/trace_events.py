@@ -1,18 +1,20 @@
-"""Spans of calls, made from the server's events when a call has ended: nothing of a call's way knows of them.
+"""Spans of calls. Whether a call is recorded is decided once, when it begins; its spans are encoded by another thread.
 
 A call's span has the children receive (until its item is accepted), queue, prepare, compute, hand_over (what a trial
 failed) and answer. Calls of the updater belong to the trace of its update.
+
+The event loop only notes facts in a tuple of texts and numbers, which the garbage collector does not visit again. A
+batch is encoded at once: between other work, each call would cost several times as much.
 """
 
 import os
-from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TypeVar
 
 from common.clock import Clock
 from common.traces import (
+    EVERY_ID,
     ChainTemplate,
     Sampler,
     SpanKind,
@@ -23,13 +25,17 @@ from common.traces import (
     make_template,
     make_trace_id,
 )
-from inference.server.events import CallEnded, Event, Handlers, ItemEnded
+from inference.server.events import CallEnded, ItemEnded
 
 MAX_ITEMS = 64  # spans of one stream
-MAX_CALLS = 4096  # with items whose call has not ended
 MAX_TEMPLATES = 4096  # kept; there are few revisions, slots and codes
 STAGES = ("receive", "queue", "prepare", "compute", "hand_over", "answer")
 EXEMPLAR_SECONDS = 0.1  # between two
+# Plain tuples: the garbage collector stops to visit them, unlike objects. An item: model, revision, device, slot, why a
+# trial failed it; seconds, queued, prepared, computed, and when its outcome was known by the monotonic clock.
+ItemFacts = tuple[str, str, str, str, str, float, float, float, float, float]
+# A call: service, method, code, reason, request id, traceparent, update; seconds, and when it ended; its items.
+CallFacts = tuple[str, str, str, str, str, str, str, float, float, tuple[ItemFacts, ...]]
 _NANOS = 1e9
 _CONTROL = ".ControlService"
 K = TypeVar("K")
@@ -37,107 +43,134 @@ T = TypeVar("T")
 _ID = 8  # bytes of a span id
 _ID_MASK = (1 << 64) - 1
 _HANDOVER = STAGES.index("hand_over")
-READING_SECONDS = 10.0  # between two readings of the wall clock
 
 
-@dataclass(frozen=True, slots=True)
-class _DoneItem:
-    """An item, and when its outcome was known."""
+class RecordedCall:
+    """The facts of a call that is recorded; see `CallTrace`."""
 
-    item: ItemEnded
-    at: int  # nanoseconds since 1970
+    __slots__ = ("_is_sampled", "_items", "_request_id", "_traceparent", "_tracer")
 
+    def __init__(self, tracer: "CallTracer", request_id: str, traceparent: str, *, is_sampled: bool) -> None:
+        self._tracer, self._request_id, self._traceparent = tracer, request_id, traceparent
+        self._is_sampled = is_sampled  # else it is recorded if it is of an update
+        self._items: list[ItemFacts] = []
 
-class EventTracer:
-    """Makes the spans of sampled calls. On the loop's thread."""
+    def add_item(self, item: ItemEnded, now: float) -> None:
+        """Note an item whose outcome is known; `now` is the monotonic clock."""
+        if len(self._items) < MAX_ITEMS:
+            times = (item.seconds, item.queued_seconds, item.prepared_seconds, item.computed_seconds, now)
+            self._items.append((item.model, item.revision, item.device, item.slot, item.handover, *times))
 
-    def __init__(self, sampler: Sampler, clock: Clock, put: Callable[[bytes], None]) -> None:
-        """Make no spans yet.
+    def end(self, call: CallEnded, now: float) -> None:
+        """Record it; `now` is the monotonic clock."""
+        update = "" if self._traceparent else _find_update(call)
+        if update or self._is_sampled:
+            named = (call.service, call.method, call.code, call.reason)
+            ids = (self._request_id, self._traceparent, update)
+            self._tracer.put((*named, *ids, call.seconds, now, tuple(self._items)))
 
-        Args:
-            sampler: decides which calls are recorded.
-            clock: for the times of spans.
-            put: gets the spans of a call, encoded.
-        """
-        self._sampler, self._clock, self._put = sampler, clock, put
-        self._items: OrderedDict[str, list[_DoneItem]] = OrderedDict()  # by request id
-        self._next_exemplar_at = 0.0  # clock.monotonic()
-        self._calls: dict[tuple[str, ...], SpanTemplate] = {}
-        self._chains: dict[tuple[int, str, str, str, str, str], ChainTemplate] = {}
-        self._next_id = int.from_bytes(os.urandom(_ID))
-        self._epoch = 0.0  # wall clock when the monotonic one was 0, seconds
-        self._next_reading_at = 0.0  # clock.monotonic()
-
-    def handlers(self) -> Handlers:
-        """What records each kind of event."""
-        return {ItemEnded: self, CallEnded: self}
-
-    def __call__(self, event: Event) -> None:
-        """Record an event."""
-        if isinstance(event, ItemEnded):
-            if event.request_id and self._sampler.is_sampled(event.traceparent, event.request_id):
-                self._keep(event)
-        elif isinstance(event, CallEnded):
-            self._end(event)
-
-    def exemplar_of(self, item: ItemEnded) -> dict[str, str] | None:
-        """The trace of an item, for the latency histogram; None if it is not sampled, or one came a moment before.
+    def take_exemplar(self) -> dict[str, str] | None:
+        """Its trace, for the latency histogram; None if another call's was taken a moment before.
 
         A histogram keeps the last exemplar of each bucket, and one costs as much as two spans.
         """
+        if not self._is_sampled or not self._tracer.is_exemplar_due():
+            return None
+        return {"trace_id": context_of(self._traceparent, self._request_id).trace_id.hex()}
+
+
+class CallTracer:
+    """Decides which calls are recorded. On the loop's thread."""
+
+    def __init__(self, sampler: Sampler, clock: Clock, put: Callable[[CallFacts], None]) -> None:
+        """Record nothing yet.
+
+        Args:
+            sampler: decides by the trace.
+            clock: for exemplars.
+            put: gets the facts of a call that has ended.
+        """
+        self._sampler, self._clock, self.put = sampler, clock, put
+        self._next_exemplar_at = 0.0  # clock.monotonic()
+
+    def sampled_below(self, service: str) -> str:
+        """The ids made by this server under which calls to a service are to begin a trace; `begin` decides on others.
+
+        A call that is not recorded costs one comparison of texts.
+        """
+        return EVERY_ID if service.endswith(_CONTROL) else self._sampler.below
+
+    def begin(self, service: str, request_id: str, traceparent: str) -> RecordedCall | None:
+        """The trace of a call that begins; None: it is not recorded.
+
+        Args:
+            service: that is called.
+            request_id: the caller's, or made by this server: 32 hexadecimal digits.
+            traceparent: of the caller, in W3C's form, checked; empty: the trace begins here.
+        """
+        is_sampled = self._sampler.is_sampled(traceparent, request_id)
+        if is_sampled or service.endswith(_CONTROL):
+            return RecordedCall(self, request_id, traceparent, is_sampled=is_sampled)
+        return None
+
+    def is_exemplar_due(self) -> bool:
+        """Whether the last exemplar is old enough; if so, one is taken now."""
         now = self._clock.monotonic()
-        if now < self._next_exemplar_at or not item.request_id:
-            return None
-        if not self._sampler.is_sampled(item.traceparent, item.request_id):
-            return None
+        if now < self._next_exemplar_at:
+            return False
         self._next_exemplar_at = now + EXEMPLAR_SECONDS
-        return {"trace_id": context_of(item.traceparent, item.request_id).trace_id.hex()}
+        return True
 
-    def _keep(self, item: ItemEnded) -> None:
-        kept = self._items.get(item.request_id)
-        if kept is None:
-            kept = self._items[item.request_id] = []
-            if len(self._items) > MAX_CALLS:
-                self._items.popitem(last=False)
-        if len(kept) < MAX_ITEMS:
-            kept.append(_DoneItem(item, self._now()))
 
-    def _end(self, call: CallEnded) -> None:
-        update = "" if call.traceparent else _find_update(call)
-        items = self._items.pop(call.request_id, None)
-        if not update and items is None and not self._sampler.is_sampled(call.traceparent, call.request_id):
-            return
-        context = context_of(call.traceparent, call.request_id)
+class CallEncoder:
+    """Makes spans of the facts of calls. On one thread, the exporter's."""
+
+    def __init__(self, clock: Clock) -> None:
+        """Make none yet; the clock is for the times of spans."""
+        self._clock = clock
+        self._calls: dict[tuple[str, ...], SpanTemplate] = {}
+        self._chains: dict[tuple[int | str, ...], ChainTemplate] = {}
+        self._next_id = int.from_bytes(os.urandom(_ID))
+
+    def encode(self, calls: Sequence[CallFacts]) -> bytes:
+        """The spans of some calls, joined."""
+        epoch = self._clock.now().timestamp() - self._clock.monotonic()
+        return b"".join([part for call in calls for part in self._encode_call(call, epoch)])
+
+    def _encode_call(self, call: CallFacts, epoch: float) -> list[bytes]:
+        service, method, code, reason, request_id, traceparent, update, seconds, now, items = call
+        context = context_of(traceparent, request_id)
         if update:  # its trace is recorded always
             trace_id = make_trace_id(update)
             context = TraceContext(trace_id, trace_id[:_ID])
-        ends = self._now()
-        starts = ends - int(call.seconds * _NANOS)
-        span_id = self._take_ids(1)
-        mine = span_id.to_bytes(_ID, "little")
-        more = _encode_request_id(call.request_id)  # by which its log line is found
-        spans = self._call_template(call).encode(context, mine, starts, ends, more)
-        for done in items or ():
-            spans += self._encode_stages(context.trace_id, mine, done, starts, ends)
-        self._put(spans)
+        ends = int((epoch + now) * _NANOS)
+        starts = ends - int(seconds * _NANOS)
+        mine = self._take_ids(1).to_bytes(_ID, "little")
+        more = _encode_request_id(request_id)  # by which its log line is found
+        spans = [self._call_template(service, method, code, reason).encode(context, mine, starts, ends, more)]
+        for item in items:
+            done = int((epoch + item[-1]) * _NANOS)
+            spans.append(self._encode_stages(context.trace_id, mine, item, (starts, done, ends)))
+        return spans
 
-    def _encode_stages(self, trace_id: bytes, parent_id: bytes, done: _DoneItem, starts: int, ends: int) -> bytes:
-        """The stages of one item, as children of its call."""
-        item = done.item
-        queued = done.at - int(item.seconds * _NANOS)
-        prepared = queued + int(item.queued_seconds * _NANOS)
-        computed = prepared + int(item.prepared_seconds * _NANOS)
-        handed = computed + int(item.computed_seconds * _NANOS)
+    def _encode_stages(self, trace_id: bytes, parent_id: bytes, item: ItemFacts, call: tuple[int, int, int]) -> bytes:
+        """The stages of one item, as children of its call: when this began, the item was done, and the call ended."""
+        model, revision, device, slot, handover, seconds, queued_seconds, prepared_seconds, computed_seconds, _ = item
+        starts, done, ends = call
+        queued = done - int(seconds * _NANOS)
+        prepared = queued + int(queued_seconds * _NANOS)
+        computed = prepared + int(prepared_seconds * _NANOS)
+        handed = computed + int(computed_seconds * _NANOS)
         nanos = []
         stages = 0
-        times = ((starts, queued), (queued, prepared), (prepared, computed), (computed, handed), (handed, done.at))
-        for number, both in enumerate((*times, (done.at, ends))):
-            if both[1] > both[0] and (number != _HANDOVER or item.handover):
+        times = ((starts, queued), (queued, prepared), (prepared, computed), (computed, handed), (handed, done))
+        for number, both in enumerate((*times, (done, ends))):
+            if both[1] > both[0] and (number != _HANDOVER or handover):
                 nanos.append(both)
                 stages |= 1 << number
         if not nanos:
             return b""
-        chain = self._chain_of(item, stages)
+        chain = self._chain_of(stages, model, revision, device, slot, handover)
         return chain.encode(trace_id, parent_id, self._take_ids(len(nanos)), nanos)
 
     def _take_ids(self, count: int) -> int:
@@ -146,32 +179,24 @@ class EventTracer:
         self._next_id = first + count & _ID_MASK
         return first
 
-    def _now(self) -> int:
-        """The wall clock, nanoseconds, by the monotonic one, which is read in a tenth of the time."""
-        now = self._clock.monotonic()
-        if now >= self._next_reading_at:
-            self._next_reading_at = now + READING_SECONDS
-            self._epoch = self._clock.now().timestamp() - now
-        return int((self._epoch + now) * _NANOS)
-
-    def _call_template(self, call: CallEnded) -> SpanTemplate:
-        key = (call.service, call.method, call.code, call.reason)
+    def _call_template(self, *key: str) -> SpanTemplate:
         template = self._calls.get(key)
         if template is None:
-            facts = {"rpc.system": "grpc", "rpc.service": call.service, "rpc.method": call.method}
-            error = "" if call.code == "OK" else f"{call.code} {call.reason}".strip()
-            named = f"{call.service}/{call.method}"
-            template = make_template(named, SpanKind.SERVER, {**facts, "hotslot.grpc_code": call.code}, error)
+            service, method, code, reason = key
+            facts = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method}
+            error = "" if code == "OK" else f"{code} {reason}".strip()
+            named = f"{service}/{method}"
+            template = make_template(named, SpanKind.SERVER, {**facts, "hotslot.grpc_code": code}, error)
             _remember(self._calls, key, template)
         return template
 
-    def _chain_of(self, item: ItemEnded, stages: int) -> ChainTemplate:
+    def _chain_of(self, stages: int, *named: str) -> ChainTemplate:
         """Of those of STAGES whose bits are set."""
-        key = (stages, item.model, item.revision, item.device, item.slot, item.handover)
+        key: tuple[int | str, ...] = (stages, *named)
         found = self._chains.get(key)
         if found is None:
             names = ("hotslot.model", "hotslot.revision", "hotslot.device", "hotslot.slot", "hotslot.reason")
-            facts = dict(zip(names, key[1:], strict=True))
+            facts = dict(zip(names, named, strict=True))
             chosen = [stage for number, stage in enumerate(STAGES) if stages >> number & 1]
             found = ChainTemplate([make_template(stage, SpanKind.INTERNAL, facts) for stage in chosen])
             _remember(self._chains, key, found)

@@ -5,29 +5,47 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from common import logs
-from common.trace_export import MAX_WAITING, SpanExporter
+from common.trace_export import MAX_ENCODED, MAX_WAITING, SpanExporter
 from common.traces import Sampler, SpanKind, context_of, encode_export, make_template, make_trace_id
 from dev.harness.collector import ReceivedSpan, read_request, simulated_collector
 from inference.server.events import CallEnded, ItemEnded, ItemOutcome
-from inference.server.trace_events import EventTracer
+from inference.server.trace_events import EXEMPLAR_SECONDS, MAX_ITEMS, CallEncoder, CallFacts, CallTracer, RecordedCall
 from tests.common.clock import SimClock
 from updater.core.record import Event, ModelRecord, Outcome, Stage, Update, UpdateKind
 from updater.trace_observer import TraceObserver
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SAMPLED, UNSAMPLED = f"00-{TRACE}-{PARENT}-01", f"00-{TRACE}-{PARENT}-00"
+PREDICT = "hotslot.entailment.v1.EntailmentService"
 SERVICE = {"service.name": "hotslot-server"}
 
 
-def decode(spans: list[bytes]) -> list[ReceivedSpan]:
+def decode(*spans: bytes) -> list[ReceivedSpan]:
     """As a collector reads them."""
     return list(read_request(encode_export(b"".join(spans), SERVICE)))
+
+
+class Calls:
+    """A server's calls."""
+
+    def __init__(self, share: float) -> None:
+        self.clock = SimClock()
+        self._recorded: list[CallFacts] = []
+        self._tracer = CallTracer(Sampler(share), self.clock, self._recorded.append)
+
+    def begin(self, traceparent: str = "", request_id: str = "r1", service: str = PREDICT) -> RecordedCall | None:
+        """Begin one."""
+        return self._tracer.begin(service, request_id, traceparent)
+
+    def spans(self) -> bytes:
+        """Of those that have ended."""
+        return CallEncoder(self.clock).encode(self._recorded)
 
 
 def item(**more: object) -> ItemEnded:
     """One answered in a second, 0.9 of which are known."""
     facts: dict[str, object] = {"seconds": 1.0, "queued_seconds": 0.2, "prepared_seconds": 0.3, "computed_seconds": 0.4}
-    facts |= {"slot": "a", "request_id": "r1", **more}
+    facts |= {"slot": "a", **more}
     return ItemEnded("shapes", "v1", "cpu", ItemOutcome.ANSWERED, "", ("yes",), **facts)  # type: ignore[arg-type]
 
 
@@ -35,7 +53,7 @@ def call(
     code: str = "OK", traceparent: str = "", fields: tuple[tuple[str, object], ...] = (), **more: str
 ) -> CallEnded:
     """One of 1.5 seconds."""
-    facts = {"service": "hotslot.entailment.v1.EntailmentService", "method": "Predict", "request_id": "r1", **more}
+    facts = {"service": PREDICT, "method": "Predict", "request_id": "r1", **more}
     return CallEnded(
         facts["service"],
         facts["method"],
@@ -53,15 +71,16 @@ def call(
 
 def test_a_call_has_a_span_for_each_stage() -> None:
     """They follow each other within the call, and name revision and slot."""
-    spans: list[bytes] = []
-    clock = SimClock()
-    tracer = EventTracer(Sampler(1.0), clock, spans.append)
-    tracer(item(handover="NOT_FINITE"))
-    clock.advance(0.25)
-    tracer(call(traceparent=""))
+    calls = Calls(1.0)
+    trace = calls.begin()
+    assert trace is not None
+    calls.clock.advance(1.25)
+    trace.add_item(item(handover="NOT_FINITE"), calls.clock.monotonic())
+    calls.clock.advance(0.25)
+    trace.end(call(), calls.clock.monotonic())
 
-    root, *stages = decode(spans)
-    assert root.name == "hotslot.entailment.v1.EntailmentService/Predict"
+    root, *stages = decode(calls.spans())
+    assert root.name == f"{PREDICT}/Predict"
     assert (root.kind, root.parent_id, root.attributes["hotslot.request_id"]) == (2, "", "r1")
     assert [span.name for span in stages] == ["receive", "queue", "prepare", "compute", "hand_over", "answer"]
     assert {span.parent_id for span in stages} == {root.span_id}
@@ -72,41 +91,58 @@ def test_a_call_has_a_span_for_each_stage() -> None:
     assert seconds == [0.25, 0.2, 0.3, 0.4, 0.1, 0.25]
     assert stages[0].start_nanos == root.start_nanos
     assert stages[-1].end_nanos == root.end_nanos
+    assert root.end_nanos / 1e9 == pytest.approx(calls.clock.now().timestamp())
+
+
+def test_a_long_stream_has_the_spans_of_its_first_items() -> None:
+    """The facts of a call are bounded."""
+    calls = Calls(1.0)
+    trace = calls.begin()
+    assert trace is not None
+    for _ in range(MAX_ITEMS + 10):
+        trace.add_item(item(), calls.clock.monotonic())
+    trace.end(call(), calls.clock.monotonic())
+    assert sum(span.name == "queue" for span in decode(calls.spans())) == MAX_ITEMS
 
 
 def test_the_callers_trace_is_continued_if_it_is_sampled() -> None:
     """Whatever the share is; one that is not sampled is not recorded."""
-    spans: list[bytes] = []
-    tracer = EventTracer(Sampler(0.0), SimClock(), spans.append)
-    tracer(item(traceparent=SAMPLED))
-    tracer(call(traceparent=SAMPLED))
-    assert {(span.trace_id, span.name.partition("/")[2] and span.parent_id) for span in decode(spans)} == {
+    calls = Calls(0.0)
+    trace = calls.begin(SAMPLED)
+    assert trace is not None
+    trace.add_item(item(), calls.clock.monotonic())
+    trace.end(call(), calls.clock.monotonic())
+    found = decode(calls.spans())
+    assert {(span.trace_id, span.kind == SpanKind.SERVER and span.parent_id) for span in found} == {
         (TRACE, PARENT),
-        (TRACE, ""),
+        (TRACE, False),
     }
-    spans.clear()
-    everything = EventTracer(Sampler(1.0), SimClock(), spans.append)
-    everything(item(traceparent=UNSAMPLED))
-    everything(call(traceparent=UNSAMPLED))
-    assert spans == []
-    assert everything.exemplar_of(item(traceparent=UNSAMPLED)) is None
-    assert everything.exemplar_of(item(traceparent=SAMPLED)) == {"trace_id": TRACE}
+    assert trace.take_exemplar() == {"trace_id": TRACE}
+    assert trace.take_exemplar() is None  # so soon after
+    calls.clock.advance(EXEMPLAR_SECONDS)
+    assert trace.take_exemplar() == {"trace_id": TRACE}
+    assert calls.begin() is None
+    assert Calls(1.0).begin(UNSAMPLED) is None
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.0])
 def test_the_share_is_kept(share: float) -> None:
-    """Over many calls; the same call is always decided in the same way."""
+    """Over many calls; the same call is always decided in the same way, and the server's own ids by a comparison."""
     sampler = Sampler(share)
     kept = [sampler.is_sampled("", f"call {number}") for number in range(20_000)]
     assert sum(kept) / len(kept) == pytest.approx(share, abs=0.01)
     assert kept == [sampler.is_sampled("", f"call {number}") for number in range(20_000)]
+    own = [make_trace_id(f"own {number}").hex() for number in range(1000)]
+    assert [sampler.is_sampled("", one) for one in own] == [one < sampler.below for one in own]
 
 
 def test_a_call_that_fails_says_so() -> None:
     """With code and reason."""
-    spans: list[bytes] = []
-    EventTracer(Sampler(1.0), SimClock(), spans.append)(call("ResourceExhausted"))
-    (span,) = decode(spans)
+    calls = Calls(1.0)
+    trace = calls.begin()
+    assert trace is not None
+    trace.end(call("ResourceExhausted"), 0.0)
+    (span,) = decode(calls.spans())
     assert span.error == "ResourceExhausted QUEUE_FULL"
     assert span.attributes["hotslot.grpc_code"] == "ResourceExhausted"
 
@@ -124,16 +160,14 @@ def test_an_update_is_one_trace_over_both_processes() -> None:
 
     record("update_started", 0)
     record("revision_staged", 2)
-    EventTracer(Sampler(0.0), SimClock(), spans.append)(
-        call(
-            fields=(("transaction_id", update.update_id),),
-            service="hotslot.control.v1.ControlService",
-            method="LoadSlot",
-        )
-    )
+    calls, control = Calls(0.0), "hotslot.control.v1.ControlService"
+    for fields in ((("transaction_id", update.update_id),), ()):  # one for the update, and one that is not sampled
+        trace = calls.begin(service=control)
+        assert trace is not None
+        trace.end(call(fields=fields, service=control, method="LoadSlot"), 0.0)
     record("update_rolled_back", 9, Outcome.ROLLED_BACK)
 
-    found = {span.name: span for span in decode(spans)}
+    found = {span.name: span for span in decode(*spans, calls.spans())}
     whole = found["update to v1.1.0"]
     assert {span.trace_id for span in found.values()} == {make_trace_id(update.update_id).hex()}
     assert {span.parent_id for name, span in found.items() if name != whole.name} == {whole.span_id}
@@ -145,20 +179,22 @@ def test_an_update_is_one_trace_over_both_processes() -> None:
 def test_spans_reach_a_collector_over_grpc() -> None:
     """What waits is sent before the end."""
     with simulated_collector() as collector:
-        exporter = SpanExporter(f"127.0.0.1:{collector.port}", None, SERVICE, logs.get_logger())
+        exporter = SpanExporter(f"127.0.0.1:{collector.port}", None, SERVICE, logs.get_logger(), b"".join)
         exporter.start()
         context = context_of("", "call")
         template = make_template("one", SpanKind.INTERNAL, {"text": "é" * 200, "number": 300})
-        exporter.put(template.encode(context, b"12345678", 5, 7))
+        for number in range(MAX_ENCODED + 1):
+            exporter.put(template.encode(context, b"12345678", number, 7))
         exporter.stop()
-        (span,) = collector.spans()
-    assert (span.service, span.name, span.start_nanos, span.end_nanos) == ("hotslot-server", "one", 5, 7)
+        *_, span = found = collector.spans()
+    assert [one.start_nanos for one in found] == list(range(MAX_ENCODED + 1))
+    assert (span.service, span.name, span.end_nanos) == ("hotslot-server", "one", 7)
     assert span.attributes == {"text": "é" * 200, "number": "300"}
 
 
 def test_a_collector_that_is_away_costs_no_memory() -> None:
     """The queue is bounded."""
-    exporter = SpanExporter("127.0.0.1:9", None, SERVICE, logs.get_logger())
+    exporter = SpanExporter("127.0.0.1:9", None, SERVICE, logs.get_logger(), b"".join)
     for _ in range(MAX_WAITING + 10):
         exporter.put(b"")
     assert exporter.dropped == 10

@@ -34,6 +34,7 @@ from inference.server.runner_client.start import RunnerSpec, StartedRunner
 from inference.server.scheduling.admission import Capacity
 from inference.server.scheduling.callers import Callers
 from inference.server.scheduling.held_bytes import HeldBytes, HeldRules
+from inference.server.trace_events import CallTracer
 from inference.wire import FrameDecoder, frame
 from tests.server.simulated_connections import SimConnections, SimMemory
 from tests.server.simulator import World
@@ -103,12 +104,12 @@ def answer_items(items: runner_pb2.ComputeItems) -> runner_pb2.ItemsReply:
 class CallableServer:
     """A server whose only method is Predict, called without a network."""
 
-    def __init__(self, world: World, emit: Callable[[Any], None]) -> None:
+    def __init__(self, world: World, emit: Callable[[Any], None], tracer: CallTracer | None = None) -> None:
         models = Models([world.manager])
         rules = PredictRules(InputLimits(1 << 20, 1000), StreamRules(64), 60.0)
         held = HeldBytes(HeldRules(1 << 30, 1 << 25, 12.0), SimConnections(), SimMemory())
         api = PredictApi(ENTAILMENT, models, rules, world.clock, emit, world.drain, held)
-        interceptor = CallInterceptor(world.clock, emit, lambda *_: None, Callers((), "", 0.0), held)
+        interceptor = CallInterceptor(world.clock, emit, lambda *_: None, Callers((), "", 0.0), held, tracer=tracer)
         service, _, method = METHOD.strip("/").partition("/")
         details: Any = SimpleNamespace(method=METHOD, invocation_metadata=())
         found: Any = api.handlers().service(details)
@@ -148,8 +149,8 @@ async def _abort(code: object, message: str, _trailers: object) -> None:
 
 
 @contextlib.asynccontextmanager
-async def serve_calls(state: Path) -> AsyncIterator[CallableServer]:
-    """A serving model, with its metrics and its log."""
+async def serve_calls(state: Path, tracer: CallTracer | None = None) -> AsyncIterator[CallableServer]:
+    """A serving model, with its metrics and its log; `tracer` decides which calls are recorded."""
     with (state / "log").open("wb") as log, logs.LogWriter("server", log.fileno(), SystemClock()) as writer:
         emit = emit_to_all([EventLogger(_make_log(writer)).handlers(), EventMetrics().handlers()])
         runner = ScriptedRunner()
@@ -165,7 +166,7 @@ async def serve_calls(state: Path) -> AsyncIterator[CallableServer]:
         world.clock = SystemClock()  # type: ignore[assignment]  # real sockets need real time
         await world.serving()
         try:
-            yield CallableServer(world, emit)
+            yield CallableServer(world, emit, tracer)
         finally:
             await world.commands.stop(0.0)
             runner.stop()

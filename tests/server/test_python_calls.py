@@ -4,11 +4,36 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-from tests.server.one_call import serve_calls
+from common.clock import SystemClock
+from common.traces import Sampler, encode_export
+from dev.harness.collector import read_request
+from inference.server.trace_events import CallEncoder, CallFacts, CallTracer
+from tests.server.one_call import CallableServer, serve_calls
 
 MAX_PYTHON_CALLS = 343  # of the server and of the libraries under it but gRPC; each is 0.1 to 0.3 µs and its work
+MAX_TRACE_CALLS = 12  # of them, for a recorded call
+STAGES_OF_AN_ANSWER = ("receive", "queue", "prepare", "compute", "answer")
 REPEATS = 10
 _OWN_FILES = ("one_call.py", Path(__file__).name)
+
+
+async def count_calls(server: CallableServer) -> float:
+    """Calls of Python functions for one Predict, mean."""
+    calls = 0
+
+    def count(frame: FrameType, event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += event == "call" and not frame.f_code.co_filename.endswith(_OWN_FILES)
+
+    for _ in range(20):
+        await server.predict()
+    sys.setprofile(count)
+    try:
+        for _ in range(REPEATS):
+            await server.predict()
+    finally:
+        sys.setprofile(None)
+    return calls / REPEATS
 
 
 async def test_a_predict_makes_few_python_calls(tmp_path: Path) -> None:
@@ -17,20 +42,19 @@ async def test_a_predict_makes_few_python_calls(tmp_path: Path) -> None:
     Of the server's CPU time for a call of 100 KB most is interpreted Python. A change that adds to it is either worth
     it, and raises the limit on purpose, or is not.
     """
-    calls = 0
-
-    def count(frame: FrameType, event: str, _argument: object) -> None:
-        nonlocal calls
-        calls += event == "call" and not frame.f_code.co_filename.endswith(_OWN_FILES)
-
     async with serve_calls(tmp_path) as server:
-        for _ in range(20):
-            await server.predict()
-        sys.setprofile(count)
-        try:
-            for _ in range(REPEATS):
-                await server.predict()
-        finally:
-            sys.setprofile(None)
+        assert await count_calls(server) <= MAX_PYTHON_CALLS
 
-    assert calls / REPEATS <= MAX_PYTHON_CALLS
+
+async def test_a_call_that_is_not_recorded_makes_no_call_for_traces(tmp_path: Path) -> None:
+    """With a collector in the settings, too; a recorded one notes its facts with few, and has all its spans."""
+    clock, recorded = SystemClock(), list[CallFacts]()
+    async with serve_calls(tmp_path, CallTracer(Sampler(0.0), clock, recorded.append)) as server:
+        without = await count_calls(server)
+    assert recorded == []
+    assert without <= MAX_PYTHON_CALLS
+    async with serve_calls(tmp_path, CallTracer(Sampler(1.0), clock, recorded.append)) as server:
+        with_traces = await count_calls(server)
+    spans = list(read_request(encode_export(CallEncoder(clock).encode(recorded[-1:]), {})))
+    assert [span.name.rpartition("/")[2] for span in spans] == ["Predict", *STAGES_OF_AN_ANSWER]
+    assert with_traces - without <= MAX_TRACE_CALLS

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -18,6 +18,9 @@ from inference.server.events import CallEnded, CallStarted, Emit
 from inference.server.request import NO_TAGS, RequestTags
 from inference.server.scheduling.callers import UNNAMED, Caller, Callers
 from inference.server.scheduling.held_bytes import HeldBytes
+
+if TYPE_CHECKING:
+    from inference.server.trace_events import CallTracer
 
 REQUEST_ID = "x-request-id"
 TRACEPARENT = "traceparent"
@@ -75,6 +78,7 @@ class CallInterceptor:
         callers: Callers,
         held: HeldBytes | None = None,
         access: Access | None = None,
+        tracer: "CallTracer | None" = None,
     ) -> None:
         """Make an interceptor.
 
@@ -85,6 +89,7 @@ class CallInterceptor:
             callers: with their rights.
             held: messages are read when there is room for them; None: at once.
             access: authenticates the calls; None: all are let in.
+            tracer: decides which calls are recorded; None: none are.
         """
         self._clock = clock
         self._callers = callers
@@ -92,6 +97,7 @@ class CallInterceptor:
         self._access = access
         self._emit = emit
         self._report = report
+        self._tracer = tracer
 
     def wrap(self, handler: Handler, service: str, method: str) -> Handler:
         """The handler of a method with all that is done for every call; done once, when the server is made."""
@@ -105,10 +111,11 @@ class CallInterceptor:
 
     def _wrap_behaviour(self, behaviour: Behaviour, service: str, method: str, kind: str) -> Behaviour:
         started = CallStarted(service, method, kind)
+        traced_below = "" if self._tracer is None else self._tracer.sampled_below(service)
 
         async def handle(request: Any, context: Context) -> Any:  # noqa: ANN401  gRPC's messages
             metadata = context.invocation_metadata() or ()
-            call = self._begin(context, metadata, started)
+            call = self._begin(context, metadata, started, traced_below)
             code = grpc.StatusCode.OK
             try:
                 self._identify(context, metadata, call)
@@ -143,7 +150,7 @@ class CallInterceptor:
 
         return handle
 
-    def _begin(self, context: Context, metadata: Metadata, event: CallStarted) -> Call:
+    def _begin(self, context: Context, metadata: Metadata, event: CallStarted, traced_below: str) -> Call:
         request_id = traceparent = version = routing_key = ""
         for key, value in metadata:
             if key == REQUEST_ID and isinstance(value, str) and _REQUEST_ID_FORM.fullmatch(value):
@@ -157,7 +164,10 @@ class CallInterceptor:
         is_echoed = bool(request_id or traceparent)
         call_id = request_id or new_request_id()
         started, timeout = self._clock.monotonic(), context.time_remaining()
-        tags = RequestTags(call_id, "", routing_key, version, traceparent)
+        trace = None
+        if (is_echoed or call_id < traced_below) and self._tracer is not None:
+            trace = self._tracer.begin(event.service, call_id, traceparent)
+        tags = RequestTags(call_id, "", routing_key, version, trace)
         kind = event.kind
         call = Call(event.service, event.method, kind, call_id, traceparent, started, is_echoed, timeout, tags)
         if kind == "unary":
@@ -185,21 +195,23 @@ class CallInterceptor:
     def _end(self, call: Call, code: grpc.StatusCode) -> None:
         if call.kind == "unary" and code is grpc.StatusCode.OK:
             call.sent = 1
-        self._emit(
-            CallEnded(
-                service=call.service,
-                method=call.method,
-                kind=call.kind,
-                code=_CODE_NAMES[code],
-                seconds=self._clock.monotonic() - call.started,
-                request_id=call.request_id,
-                traceparent=call.traceparent,
-                reason=call.reason,
-                received=call.received,
-                sent=call.sent,
-                fields=tuple(call.fields.items()),
-            )
+        now = self._clock.monotonic()
+        ended = CallEnded(
+            service=call.service,
+            method=call.method,
+            kind=call.kind,
+            code=_CODE_NAMES[code],
+            seconds=now - call.started,
+            request_id=call.request_id,
+            traceparent=call.traceparent,
+            reason=call.reason,
+            received=call.received,
+            sent=call.sent,
+            fields=tuple(call.fields.items()),
         )
+        self._emit(ended)
+        if call.tags.trace is not None:
+            call.tags.trace.end(ended, now)
 
     def _convert_error(self, error: Exception, call: Call) -> errors.HotslotError:
         if isinstance(error, errors.HotslotError):

@@ -171,7 +171,7 @@ class PredictApi:
         with IncomingItem(self._emit) as item:
             convert.check_item_id(item_id, is_duplicate=is_duplicate)
             tags = current_call.get().tags
-            tags = RequestTags(tags.request_id, item_id, tags.routing_key, tags.version, tags.traceparent)
+            tags = RequestTags(tags.request_id, item_id, tags.routing_key, tags.version, tags.trace)
             return self.accept(item, request, deadline_seconds, source, tags)
 
     def cancel_request(self, pending: PendingRequest, *, has_expired: bool) -> None:

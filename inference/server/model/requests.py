@@ -449,7 +449,11 @@ class Requests:
         if request.device in UNRESOLVED_DEVICES:  # it was accepted before the load
             load = self.pair[request.on_slot].load
             request.device = "" if load is None or load.device in UNRESOLVED_DEVICES else load.device
-        self.options.emit(describe_item(self.options.model, request, self.options.clock.monotonic()))
+        now = self.options.clock.monotonic()
+        ended = describe_item(self.options.model, request, now)
+        if ended.trace is not None:
+            ended.trace.add_item(ended, now)
+        self.options.emit(ended)
 
     def _forget(self, request: PendingRequest) -> None:
         self._open.pop(request.id, None)

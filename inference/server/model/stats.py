@@ -273,9 +273,9 @@ def classify_error(error: BaseException) -> tuple[ItemOutcome, str]:
 def describe_item(model: str, request: PendingRequest, now: float) -> ItemEnded:
     """The event of an accepted item that is done."""
     seconds = now - request.accepted_at
-    tags, attribution = request.tags, request.attribution
+    attribution = request.attribution
     handover = "" if attribution is None else attribution.reason
-    facts = (request.on_slot, tags.request_id, tags.traceparent, handover)
+    facts = (request.on_slot, handover, None if request.is_copy else request.tags.trace)
     if request.outcome.cancelled():
         has_expired = request.has_expired or now >= request.deadline
         outcome = ItemOutcome.EXPIRED if has_expired else ItemOutcome.CANCELLED
