@@ -174,7 +174,7 @@ docs: env ## Build the site of the documentation into .bench/site, strictly
 	@env NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build && echo "hotslot: the site is in .bench/site; open .bench/site/index.html"
 
 .PHONY: test-docs
-test-docs: env tools ## Run the commands of all pages against the demo (three minutes); ARGS="tutorial" chooses pages
+test-docs: env tools ## Run the commands of all pages against the demo (five minutes); ARGS="tutorial" chooses pages
 	@$(bin)/python -m dev.documents $(ARGS)
 
 .PHONY: recording
