@@ -44,8 +44,6 @@ SETTLE_SECONDS, STEADY_SECONDS = 2.0, 0.5
 MAX_SWAP_GAP_MS, MAX_SLOWER = 50, 1.5  # besides one call; of p99 while a candidate loads
 WIDTH = 130  # characters
 MIN_DISAGREEMENT = 0.3
-# So many deaths within a minute are this benchmark's, not a crash loop's: each is measured as the first one in a row.
-NO_PAUSES = "respawn_first_seconds = 0\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +63,9 @@ def main() -> int:
     parser.add_argument("--swaps", type=int, default=20, help="with as many calls as the server answers")
     parser.add_argument("--calm-swaps", type=int, default=50, help="with a share of these calls")
     parser.add_argument("--rounds", type=int, default=3, help="of two updates in a row, and of kills without a standby")
-    parser.add_argument("--spare", action="store_true", help="keep a second idle process at all times: [runner] spare")
+    parser.add_argument(
+        "--programs", action="store_true", help="start each runner as a program: no [runner] fork_server"
+    )
     parser.add_argument("--share", type=float, default=0.4, help="of the calls that the server answers")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="hotslot-") as folder:
@@ -84,8 +84,8 @@ def measure(folder: Path, options: argparse.Namespace) -> int:
     questions, expected = [asked for _, asked in items], expected_of(answers, items)
     digests = [bundles[name].bundle_digest for name in ("v1.0.1", "v1.0.0")]
     control = ControlClient(str(run_folder(state) / CONTROL_SOCKET))
-    extra = "spare = true\n" if options.spare else ""
-    settings = SETTINGS.format(state=state, port=PORT).replace("[runner]\n", f"[runner]\n{NO_PAUSES}{extra}")
+    extra = "fork_server = false\n" if options.programs else ""
+    settings = SETTINGS.format(state=state, port=PORT).replace("[runner]\n", f"[runner]\n{extra}")
     with running_server(folder, settings) as process:
         control.wait_ready()
         with Load(f"127.0.0.1:{PORT}", questions, expected, CLIENTS, pace=0.0, tolerance=TOLERANCE) as load:

@@ -34,7 +34,7 @@ from inference.server.model.policy import DeviceRules, RespawnRules, SlotRules
 from inference.server.model.samples import SampleFiles
 from inference.server.request import Priority
 from inference.server.runner_client.process import RunnerProcess
-from inference.server.runner_client.start import EarlyRunners
+from inference.server.runner_client.start import RunnerStarter
 from inference.server.runner_specs import runner_spec
 from inference.server.scheduling.admission import Capacity, Drain
 from inference.server.scheduling.callers import CallerRules, Callers
@@ -59,7 +59,7 @@ class ModelFactory:
         emit: Emit,
         drain: Drain,
         warn: Callable[[str], None],
-        runners: EarlyRunners,
+        runners: RunnerStarter,
         is_memory_tight: Callable[[], bool],
     ) -> None:
         """Start nothing; `warn` gets a sentence if a file of the state folder is unusable."""
@@ -222,7 +222,7 @@ class _SharedDependencies:
     cpu_fallback_file: CpuFallbackFile
     device_shares: DeviceShares
     device_memories: DeviceMemories
-    runners: EarlyRunners
+    runners: RunnerStarter
     is_memory_tight: Callable[[], bool]
     warn: Callable[[str], None]
 
@@ -239,7 +239,6 @@ def _model_options(settings: ServerSettings, model: ModelSettings, shared: _Shar
             device=DeviceRules(model.device, allow_cpu_fallback=model.cpu_fallback == "allow"),
             respawn=RespawnRules(runner.respawn_first_seconds, runner.respawn_cap_seconds, runner.respawn_give_up),
             standby=runner.standby,
-            spare=runner.standby and runner.spare,
         ),
         precision="" if model.precision == "auto" else model.precision,
         cpu_fallback_file=shared.cpu_fallback_file,

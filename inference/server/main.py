@@ -12,7 +12,7 @@ from common.durable import AlreadyRunning, lock_instance
 from common.exit_codes import ExitCode
 from common.paths import CONTROL_SOCKET, SERVER_LOCK, make_run_folder, socket_path
 from common.settings import SettingsInvalid, format_mistake, load_settings, use_settings_file
-from inference.server.runner_client.start import EarlyRunners
+from inference.server.runner_client.start import RunnerStarter
 from inference.server.runner_specs import runner_spec
 from inference.server.settings import ServerSettings
 
@@ -38,7 +38,7 @@ def main() -> int:
     try:
         with (
             lock_instance(folder / SERVER_LOCK),
-            EarlyRunners([runner_spec(settings, model) for model in settings.models]) as early,
+            RunnerStarter([runner_spec(settings, model) for model in settings.models]) as early,
         ):
             from inference.server.server import serve  # noqa: PLC0415  while the runners import theirs
 

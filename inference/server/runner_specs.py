@@ -27,4 +27,6 @@ def runner_spec(settings: ServerSettings, model: ModelSettings) -> RunnerSpec:
         prepare_memory_bytes=runner.prepare_memory_bytes,
         prepare_timeout_seconds=runner.prepare_timeout_seconds,
         oom_score_adj=CANDIDATE_OOM_SCORE,
+        # Extra engines are any code: it may start threads when it is imported, or not use torch.
+        fork=runner.standby and runner.fork_server and not runner.extra_engines and bool(built_in),
     )

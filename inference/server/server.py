@@ -41,7 +41,7 @@ from inference.server.model.changes import ModelChanges
 from inference.server.model.models import Models
 from inference.server.readiness import PUBLIC_SERVICES, Readiness
 from inference.server.readings import ServerReader
-from inference.server.runner_client.start import EarlyRunners
+from inference.server.runner_client.start import RunnerStarter
 from inference.server.scheduling.admission import Drain
 from inference.server.scheduling.held_bytes import HeldBytes
 from inference.server.settings import ServerSettings
@@ -66,7 +66,7 @@ class InferenceServer:
     """The gRPC server with its models: `run` serves until `request_stop`."""
 
     def __init__(
-        self, settings: ServerSettings, clock: Clock, log: logs.Logger, early: EarlyRunners | None = None
+        self, settings: ServerSettings, clock: Clock, log: logs.Logger, early: RunnerStarter | None = None
     ) -> None:
         """Read certificate and tokens; nothing runs yet.
 
@@ -80,7 +80,7 @@ class InferenceServer:
             SettingsInvalid: certificate or tokens cannot be used.
         """
         self._access = compose.build_access(settings, log, clock)
-        self._early = early or EarlyRunners()
+        self._early = early or RunnerStarter()
         self._clock = clock
         self._log = log
         self._drain = Drain()
@@ -150,7 +150,7 @@ class InferenceServer:
             self.addresses = Addresses(port, control, metrics_port, health_port)
             for manager in self.models.all():
                 self._changes.boot(manager)
-            self._early.close()
+            self._early.discard_waiting()
             with contextlib.suppress(OSError):  # a full disk
                 write_atomic(run_folder(self._settings.state_dir) / SERVER_STARTED, f"{os.getpid()}\n".encode())
             ports = {"port": port, "metrics_port": metrics_port, "health_port": health_port}
@@ -160,7 +160,7 @@ class InferenceServer:
             async with asyncio.TaskGroup() as tasks:
                 watchers = (
                     *(self._tick(), self._watch_memory(), self._lag.run(), self._access.watch()),
-                    self._reload_when_requested(),
+                    *(self._reload_when_requested(), self._early.watch(self._log.info, self._log.warning)),
                 )
                 background = [tasks.create_task(watcher) for watcher in watchers]
                 await self._stop_requested.wait()
@@ -370,7 +370,7 @@ class InferenceServer:
         self._log.warning("cpu_fallback_file_unusable", detail=sentence)
 
 
-def serve(settings: ServerSettings, early: EarlyRunners) -> int:
+def serve(settings: ServerSettings, early: RunnerStarter) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code. No thread may have been started before.
 
     Args:
@@ -390,7 +390,7 @@ def serve(settings: ServerSettings, early: EarlyRunners) -> int:
             return ExitCode.WRONG_USE
 
 
-async def _run(settings: ServerSettings, log: logs.Logger, early: EarlyRunners) -> int:
+async def _run(settings: ServerSettings, log: logs.Logger, early: RunnerStarter) -> int:
     server = InferenceServer(settings, SystemClock(), log, early)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -197,12 +197,19 @@ class RunnerSection(Section):
 
     standby: Annotated[
         bool,
-        Field(description="whether the free slot keeps an idle process, and one more while a candidate loads"),
+        Field(
+            description="whether the free slot keeps an idle process; without `fork_server`, one more while a candidate"
+            " loads"
+        ),
     ] = True
-    spare: Annotated[
+    fork_server: Annotated[
         bool,
-        Field(description="whether a second idle process is always kept, for two updates or two crashes in a row"),
-    ] = False
+        Field(
+            description="whether runners are forked, in milliseconds, from a process that has imported torch and the"
+            " engines and holds no model; needs `standby`, and is not used with `extra_engines`. Otherwise each runner"
+            " imports them itself"
+        ),
+    ] = True
     threads: Annotated[int, Field(ge=0, le=1024, description="compute threads on a CPU; 0 = chosen by the engine")] = 0
     prepare_processes: Annotated[
         int,
@@ -252,7 +259,8 @@ class RunnerSection(Section):
         Field(
             ge=0,
             le=60,
-            description="pause before a restart, after the second death in a row; doubles with each further one",
+            description="pause before a restart, after the second death in a row; doubles with each further one. A"
+            " model that answered for longer than its load and this pause take begins a new row",
         ),
     ] = 0.5
     respawn_cap_seconds: Annotated[float, Field(gt=0, le=3600, description="longest pause before a restart")] = 30.0

@@ -7,21 +7,21 @@ from dataclasses import replace
 
 import pytest
 
-from inference.server.runner_client.start import MAX_WAITING, EarlyRunners, RunnerSpec
+from inference.server.runner_client.start import MAX_WAITING, RunnerSpec, RunnerStarter
 
 SPEC = RunnerSpec("", start_seconds=60.0, load_stall_seconds=60.0)
 OTHER = RunnerSpec("", start_seconds=60.0, load_stall_seconds=60.0, device_policy="cpu")
 
 
 @pytest.fixture
-def early() -> Iterator[EarlyRunners]:
+def early() -> Iterator[RunnerStarter]:
     """Two runners of different specifications."""
-    with EarlyRunners([SPEC, OTHER]) as early:
+    with RunnerStarter([SPEC, OTHER]) as early:
         yield early
 
 
 @pytest.mark.fault("K2")
-def test_an_early_runner_is_taken_once_and_the_rest_are_ended(early: EarlyRunners) -> None:
+def test_an_early_runner_is_taken_once_and_the_rest_are_ended(early: RunnerStarter) -> None:
     """Whoever comes first of its specification gets it; the next one is started anew."""
     left = early._runners[1][1]  # noqa: SLF001  the one that nobody takes
     first, second = early.take(SPEC), early.take(SPEC)
@@ -34,7 +34,7 @@ def test_an_early_runner_is_taken_once_and_the_rest_are_ended(early: EarlyRunner
     assert codes == [None, None, -9]
 
 
-def test_a_prepared_runner_is_taken_unless_it_has_ended(early: EarlyRunners) -> None:
+def test_a_prepared_runner_is_taken_unless_it_has_ended(early: RunnerStarter) -> None:
     """One of each specification waits; one that the system has killed is started anew."""
     early.prepare(SPEC)
     waiting = [runner for spec, runner in early._runners if spec == SPEC]  # noqa: SLF001  none is started twice
@@ -51,7 +51,7 @@ def test_a_prepared_runner_is_taken_unless_it_has_ended(early: EarlyRunners) -> 
     assert taken is not waiting[0]
 
 
-def test_runners_of_settings_that_nobody_has_any_more_are_ended(early: EarlyRunners) -> None:
+def test_runners_of_settings_that_nobody_has_any_more_are_ended(early: RunnerStarter) -> None:
     """A setting that changes again and again leaves no process for each of its values."""
     oldest = early._runners[0][1]  # noqa: SLF001
     for seconds in range(1, MAX_WAITING):

@@ -250,7 +250,6 @@ class World:
             "limits": LimitRules(min_timeout_seconds=2.0, factor=8.0, prepare_timeout_seconds=10.0),
             "respawn": RespawnRules(first_seconds=1.0, cap_seconds=8.0, give_up=5),
             "standby": True,
-            "spare": False,
             "threads": 1,
             "max_call_rows": 0,
             "max_call_seconds": 1.0,
@@ -264,9 +263,7 @@ class World:
         }
         options |= changes
         device = DeviceRules(options.pop("device"), options.pop("allow_cpu_fallback"))
-        rules = SlotRules(
-            options["model"], device, options.pop("respawn"), options.pop("standby"), options.pop("spare")
-        )
+        rules = SlotRules(options["model"], device, options.pop("respawn"), options.pop("standby"))
         self.manager = ModelManager(ModelOptions(**options, rules=rules))
         self.commands = SlotCommands(self.manager)
 

@@ -127,6 +127,23 @@ async def test_restart_pauses_grow_until_the_model_has_given_up(tmp_path: Path) 
     assert world.manager.has_given_up
 
 
+async def test_a_model_that_answered_for_longer_than_its_restart_takes_is_restarted_without_a_pause(
+    tmp_path: Path,
+) -> None:
+    """Its deaths are no crash loop: no pause is longer than the time for which callers had answers."""
+    world = await World(tmp_path, standby=False).serving()
+    for _ in range(6):
+        await world.wait(2)
+        world.runner("a").end()
+        await world.settle()
+    in_row = world.pair["a"].deaths_in_row
+    world.runner("a").end()
+    await world.settle()
+
+    assert in_row == 1
+    assert world.pair["a"].respawn_at is not None, "it answered for no second: the second death in a row"
+
+
 async def test_a_candidate_gets_no_requests_until_it_is_activated(tmp_path: Path) -> None:
     """Only the activation changes the answering revision."""
     world = await World(tmp_path).serving()
@@ -166,11 +183,9 @@ async def test_a_trial_does_not_wait_for_the_pause_of_the_previous_slot(tmp_path
     """A runner that has died several times pauses before its next start; when a trial begins it is started at once."""
     world = await World(tmp_path).serving()
     load = await world.candidate()
-    for _ in range(4):
+    for _ in range(2):  # the second before it has answered anything
         world.runner("a").end()
-        await world.wait(5)
-    world.runner("a").end()
-    await world.settle()
+        await world.settle()
     assert not world.pair["a"].has_process
 
     world.commands.activate(load.load_id, 60.0, "t1", world.pair.generation)

@@ -114,7 +114,7 @@ async def test_poison_makes_the_restart_pauses_neither_grow_nor_start_anew(tmp_p
     world = await World(tmp_path).serving()
     for _ in range(2):
         world.runner(world.manager.pair.active or "").end()
-        await world.wait(5)
+        await world.wait(0.5)  # it answers for less than its restart takes
     before = deaths_in_row(world)
 
     poison = world.ask("!crash")

@@ -33,17 +33,3 @@ async def test_a_standby_imports_its_engine_at_full_priority(tmp_path: Path) -> 
 
     assert standby == [True, False]
     assert world.runner("b").priorities == [True, False]
-
-
-async def test_a_spare_is_kept_at_all_times_where_it_is_wanted(tmp_path: Path) -> None:
-    """One is prepared as soon as the standby is there, and again when the slot has taken it."""
-    world = await World(tmp_path, spare=True).serving()
-    at_start = world.prepared
-
-    world.runner("a").end()
-    await world.settle()
-    world.manager.tick()
-    await world.settle()
-
-    assert at_start == 1
-    assert world.prepared == 2

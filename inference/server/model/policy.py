@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from common.errors import InputRefused
-from inference.server.model.pair import ALL_PERCENT, CPU_DEVICE, Role, ShadowPolicy
+from inference.server.model.pair import ALL_PERCENT, CPU_DEVICE, Role, ShadowPolicy, SlotRecord
 
 MIN_TRIAL_LEASE_SECONDS = 1.0
 MAX_TRIAL_LEASE_SECONDS = 24 * 3600.0
+MIN_SERVED_SECONDS = 1.0  # a model that answered for less begins no new row of deaths
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,19 @@ def pause_seconds(deaths_in_row: int, rules: RespawnRules) -> float:
     if deaths_in_row <= 1:
         return 0.0
     return min(rules.cap_seconds, rules.first_seconds * 2.0 ** min(deaths_in_row - 2, 32))
+
+
+def count_death(slot: SlotRecord, now: float, rules: RespawnRules) -> int:
+    """The deaths in a row of a slot whose process has ended, with this one.
+
+    A model that answered for longer than its restart takes, load and pause, begins a new row. So no pause is longer
+    than the time for which it answered before, unless it answers less than half of the time.
+    """
+    count, load = slot.deaths_in_row + 1, slot.load
+    if load is None or not load.is_loaded:
+        return count
+    restart_seconds = load.load_seconds + pause_seconds(count, rules)
+    return 1 if now - load.loaded_at >= max(MIN_SERVED_SECONDS, restart_seconds) else count
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +67,6 @@ class SlotRules:
     device: DeviceRules
     respawn: RespawnRules
     standby: bool  # whether an idle process is kept in the free slot
-    spare: bool = False  # whether a further one is kept at all times, not only while a candidate is loaded
 
 
 class ShortageAction(StrEnum):

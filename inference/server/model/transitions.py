@@ -31,6 +31,7 @@ from inference.server.model.policy import (
     check_percent,
     check_shadow,
     check_trial_lease,
+    count_death,
     decide_after_item,
 )
 from inference.server.model.step import Now, Step, facts_of
@@ -117,7 +118,7 @@ class _Transition(Step):
         self.change_slot(slot.name, devices=event.devices)
         self.emit_slot(slot.name, "runner_ready")
         if self.pair.role_of(slot.name) not in ANSWERING_ROLES:
-            self.add(m.Deprioritise(slot.name), *([m.PrepareProcess()] if self.rules.spare else []))
+            self.add(m.Deprioritise(slot.name))
         row, names = self.pair.cpu_fallback, [name for name, _ in event.devices]
         if row is not None and names and row.device not in names:
             self.clear_fallback(row, "the device is gone")
@@ -171,9 +172,8 @@ class _Transition(Step):
         if was_requested:
             self.change_slot(name, load=None)
         else:
-            self.change_slot(
-                name, deaths=slot.deaths + 1, deaths_in_row=slot.deaths_in_row + 1, last_failure=event.detail
-            )
+            in_row = count_death(slot, self.now.seconds, self.rules.respawn)
+            self.change_slot(name, deaths=slot.deaths + 1, deaths_in_row=in_row, last_failure=event.detail)
         self.emit_slot(name, "runner_retired" if was_requested else "runner_died", event.detail)
         role, load = self.pair.role_of(name), self.pair[name].load
         if load is not None and role is not Role.CANDIDATE:

@@ -6,41 +6,65 @@ import signal
 import subprocess
 from collections.abc import Callable
 
+from inference.server.runner_client.fork_server import ForkedProcess
+
 
 class Child:
     """A child process, until it is reaped. Loop thread only.
 
     Args:
-        process: was started by this process, with exec.
+        process: was started by this process, with exec, or is being forked by the fork server.
         on_exit: called once, with the exit code, or the negative signal number.
     """
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        process: subprocess.Popen[bytes],
+        process: subprocess.Popen[bytes] | ForkedProcess,
         on_exit: Callable[[int], None],
     ) -> None:
         self._loop = loop
         self._on_exit = on_exit
         self._process = process
-        self._pidfd = os.pidfd_open(self._process.pid)
-        loop.add_reader(self._pidfd, self._reap)
+        self._pidfd = -1
+        self.has_ended = False  # it has been reaped
+        if isinstance(process, ForkedProcess):
+            process.call_when_answered(self._attach)
+        else:
+            self._attach()
 
     @property
     def pid(self) -> int:
-        """Process id; the system may reuse it once this process is reaped."""
+        """Process id, 0 if it is not known yet; the system may reuse it once this process is reaped."""
         return self._process.pid
 
     @property
-    def has_ended(self) -> bool:
-        """Whether the process has been reaped."""
-        return self._pidfd < 0
+    def failure(self) -> str:
+        """Why there was no process; empty if there was one."""
+        return self._process.failure if isinstance(self._process, ForkedProcess) else ""
 
     def kill(self) -> None:
         """Send SIGKILL, by descriptor: never to another process with a reused id."""
-        if not self.has_ended:
+        if self._pidfd >= 0:
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        elif not self.has_ended:
+            self._process.kill()  # as soon as its id is known
+
+    def _attach(self) -> None:
+        """Await the process's end from now on."""
+        if not self._process.pid:
+            self._end(self._process.wait())
+            return
+        try:
+            self._pidfd = os.pidfd_open(self._process.pid)
+        except OSError:
+            if not isinstance(self._process, ForkedProcess):
+                raise
+            self._process.kill()  # no descriptor is left to await it with; it is reaped with the orphans
+            self._process.returncode = -signal.SIGKILL
+            self._end(-signal.SIGKILL)
+            return
+        self._loop.add_reader(self._pidfd, self._reap)
 
     def _reap(self) -> None:
         ended = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
@@ -51,6 +75,10 @@ class Child:
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         self._pidfd = -1
+        self._end(code)
+
+    def _end(self, code: int) -> None:
+        self.has_ended = True
         self._on_exit(code)
 
 

@@ -39,7 +39,11 @@ class RunnerProcess:
         self._exit_code: int | None = None
         self._timers: list[asyncio.TimerHandle] = []
         self._ended = asyncio.Event()
-        self.pid = 0
+
+    @property
+    def pid(self) -> int:
+        """Process id; 0 until a forked process has one. After `spawn`."""
+        return self._child.pid
 
     def spawn(self) -> None:
         """Start the process; it sends Hello when it can load. Call it once, on the loop's thread.
@@ -53,7 +57,6 @@ class RunnerProcess:
         self._child = Child(self._loop, runner.process, self._on_exit)
         self._data = FrameChannel(self._loop, runner.data, self._on_data, self._on_closed)
         self._control = FrameChannel(self._loop, runner.control, self._on_control, self._on_closed)
-        self.pid = self._child.pid
         self._later(self._spec.timeouts.tick_seconds, self._check_liveness)
 
     def load(self, request: runner_pb2.LoadBundle) -> None:
@@ -204,7 +207,7 @@ class RunnerProcess:
             timer.cancel()
         self._data.close()
         self._control.close()
-        exit_text = describe_exit(self._exit_code if self._exit_code is not None else 0)
+        exit_text = self._child.failure or describe_exit(self._exit_code if self._exit_code is not None else 0)
         is_retired = self._is_retiring and self._exit_code == 0
         reason, detail = self._end_cause or (EndReason.RETIRED if is_retired else EndReason.DIED, exit_text)
         computing = self._call_record.read()

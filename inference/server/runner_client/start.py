@@ -1,19 +1,24 @@
 """Starts runner processes. Imports little, so that a runner can be started before the server's own imports."""
 
+import asyncio
 import contextlib
 import os
 import socket
 import subprocess
 import sys
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from common.clock import Clock, SystemClock
 from common.settings import inherit_environment
 from inference.call_record import CallRecord, create_memory
+from inference.server.runner_client.fork_server import TICK_SECONDS, ForkedProcess, ForkServer, Report
 from inference.server.runner_client.liveness import Timeouts
+from inference.server.runner_client.orphans import adopt_orphans, reap_orphans
 
 # How long an OpenMP thread spins before it sleeps: about 0.1 ms here; the default of GNU OpenMP (in torch) is
 # milliseconds. The threads of a large model's call wait for each other about a thousand times, and a spinning thread
@@ -25,7 +30,19 @@ _OPENMP_SPIN = {"GOMP_SPINCOUNT": "10000"}
 # of the next: 3,390 MiB were in use on an NVIDIA H200 where 2,615 were planned, and 2,728 with growing segments.
 _GPU_MEMORY, _OLDER_NAME = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}, "PYTORCH_CUDA_ALLOC_CONF"
 
-MAX_WAITING = 4  # early runners; each has about 300 MB of its own
+# OpenBLAS, in NumPy, starts threads when it is loaded, and a fork server may have one thread only; torch multiplies.
+_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
+
+MAX_WAITING = 4  # runners that are programs of their own; each has about 300 MB
+START_SECONDS = 120.0  # for the fork server's imports, if no specification has a limit
+
+_PROGRAM = (
+    sys.executable,
+    "-P",  # no imports from the working directory
+    "-m",
+    "hotslot_watchdog.launch",  # refuses an environment in which another package hides ours
+    "-m",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +61,7 @@ class RunnerSpec:
     prepare_processes: int = 0  # 0: one for each usable CPU
     prepare_memory_bytes: int = 512 << 20
     prepare_timeout_seconds: float = 30.0
+    fork: bool = False  # from the fork server, if there is one
 
     @property
     def timeouts(self) -> Timeouts:
@@ -55,7 +73,7 @@ class RunnerSpec:
 class StartedRunner:
     """A runner process and this side's ends of what connects it."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | ForkedProcess
     data: socket.socket
     control: socket.socket
     call_record: CallRecord
@@ -69,11 +87,15 @@ class StartedRunner:
         self.call_record.close()
 
 
-def start_runner(spec: RunnerSpec) -> StartedRunner:
+def start_runner(spec: RunnerSpec, forks: ForkServer | None = None) -> StartedRunner:
     """Start a runner process, on the thread that will run the loop: its parent-death signal follows that thread.
 
+    Args:
+        spec: of the runner.
+        forks: is asked to fork it; None to start a program of its own.
+
     Raises:
-        OSError: the system has no process or descriptor left.
+        OSError: the system has no process or descriptor left, or the fork server cannot be asked.
     """
     with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
         (data, their_data), (control, their_control) = (_open_socketpair(ours, theirs) for _ in ("data", "control"))
@@ -82,44 +104,56 @@ def start_runner(spec: RunnerSpec) -> StartedRunner:
         record = CallRecord(memory)
         ours.callback(record.close)
         ends = (their_data.fileno(), their_control.fileno(), memory)
-        process = subprocess.Popen(  # this interpreter, arguments from settings
-            list_arguments(spec, *ends),
-            stdin=subprocess.DEVNULL,
-            close_fds=True,
-            pass_fds=ends,
-            env=runner_environment(),
-        )
+        process = _start_program(spec, ends) if forks is None else forks.fork(list_options(spec), ends)
         ours.pop_all()
     return StartedRunner(process, data, control, record)
 
 
-class EarlyRunners:
-    """Runners that are started before they are needed, for whoever takes the first of their specification.
+def _start_program(spec: RunnerSpec, ends: tuple[int, int, int]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(  # this interpreter, arguments from settings
+        list_arguments(spec, *ends),
+        stdin=subprocess.DEVNULL,
+        close_fds=True,
+        pass_fds=ends,
+        env=runner_environment(),
+    )
 
-    Importing a runner's engine takes seconds: longer than importing the server, and longer than a load.
+
+class RunnerStarter:
+    """Starts runners: forked, where their specification says so and the fork server answers, else as programs.
+
+    Importing a runner's engine takes seconds: longer than importing the server, and longer than a load. So the first
+    runners are started before the server's own imports, and wait for whoever takes the first of their specification.
     """
 
-    def __init__(self, specs: Sequence[RunnerSpec] = ()) -> None:
+    def __init__(self, specs: Sequence[RunnerSpec] = (), clock: Clock | None = None) -> None:
         self._runners: list[tuple[RunnerSpec, StartedRunner]] = []
+        start_seconds = max((spec.start_seconds for spec in specs), default=START_SECONDS)
+        self._forks = ForkServer(list_fork_arguments, start_seconds, clock or SystemClock())
+        self._started: weakref.WeakSet[subprocess.Popen[bytes] | ForkedProcess] = weakref.WeakSet()
+        self._engines = list(dict.fromkeys(spec.engine for spec in specs if spec.fork))
+        self._is_adopting = False
         with contextlib.suppress(OSError):  # reported when it is started again
             for spec in specs:
-                self._runners.append((spec, start_runner(spec)))
+                self._runners.append((spec, self._start(spec)))
 
     def prepare(self, spec: RunnerSpec) -> None:
-        """Start a runner of this specification, unless one waits to be taken; call it on the loop's thread.
+        """Start a runner of this specification, unless one waits or can be forked; call it on the loop's thread.
 
         The oldest that waits is ended for it if there are many: changed settings may have left it without a model.
         """
         self._discard_ended()
+        if spec.fork and self._forks.can_fork:
+            return
         if not any(waiting == spec for waiting, _ in self._runners):
             for row in self._runners[: -(MAX_WAITING - 1)]:
                 self._runners.remove(row)
                 row[1].discard()
             with contextlib.suppress(OSError):  # reported when it is started again
-                self._runners.append((spec, start_runner(spec)))
+                self._runners.append((spec, self._start(spec)))
 
     def take(self, spec: RunnerSpec) -> StartedRunner:
-        """An early runner of this specification, or a new one.
+        """A runner of this specification that waits, or a new one.
 
         Raises:
             OSError: it cannot be started.
@@ -129,19 +163,73 @@ class EarlyRunners:
             if row[0] == spec:
                 self._runners.remove(row)
                 return row[1]
-        return start_runner(spec)
+        return self._start(spec)
+
+    async def watch(self, report: Report, warn: Report) -> None:
+        """Receive the fork server's answers, replace it when it ends or hangs, reap orphans, until cancelled.
+
+        Args:
+            report: gets the events of the fork server, with their fields.
+            warn: gets its failures.
+        """
+        self._forks.attach(report, warn)
+        while True:
+            self._forks.tick()
+            if self._is_adopting and not self._forks.is_asked:
+                reap_orphans(self._list_known())
+            await asyncio.sleep(TICK_SECONDS)
+
+    def discard_waiting(self) -> None:
+        """End the runners that were not taken."""
+        for _, runner in self._runners:
+            runner.discard()
+        self._runners.clear()
+
+    def close(self) -> None:
+        """End the runners that were not taken, and the fork server."""
+        self.discard_waiting()
+        self._forks.close()
+        if self._is_adopting:
+            adopt_orphans(adopts=False)
+            self._is_adopting = False
+
+    def _start(self, spec: RunnerSpec) -> StartedRunner:
+        if spec.fork:
+            with contextlib.suppress(OSError):
+                self._prepare_forks(spec)
+                if self._forks.can_fork:
+                    return self._know(start_runner(spec, self._forks))
+        return self._know(start_runner(spec))
+
+    def _know(self, runner: StartedRunner) -> StartedRunner:
+        self._started.add(runner.process)
+        return runner
+
+    def _prepare_forks(self, spec: RunnerSpec) -> None:
+        """Start the fork server if there is none, or if the environment of runners has changed since.
+
+        Raises:
+            OSError: it cannot be started, or the system has no child subreapers.
+        """
+        environment = {**runner_environment(), **_ONE_THREAD}
+        if self._forks.is_watched and self._forks.environment == environment:
+            return
+        if not self._is_adopting:
+            adopt_orphans()
+            self._is_adopting = True
+        if spec.engine not in self._engines:
+            self._engines.append(spec.engine)
+        self._forks.start(self._engines, environment)
+
+    def _list_known(self) -> set[int]:
+        """Process ids of children that are awaited elsewhere."""
+        return {self._forks.pid} | {process.pid for process in self._started if process.returncode is None}
 
     def _discard_ended(self) -> None:
         """Forget the runners that have ended by themselves, as when the system needed their memory."""
         for row in [row for row in self._runners if row[1].process.poll() is not None]:
             self._runners.remove(row)
             row[1].discard()
-
-    def close(self) -> None:
-        """End the runners that were not taken."""
-        for _, runner in self._runners:
-            runner.discard()
-        self._runners.clear()
 
     def __enter__(self) -> Self:
         """Itself."""
@@ -150,7 +238,7 @@ class EarlyRunners:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the runners that were not taken."""
+        """End what was not taken."""
         self.close()
 
 
@@ -161,17 +249,27 @@ def _open_socketpair(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -
 
 def list_arguments(spec: RunnerSpec, data_fd: int, control_fd: int, call_record_fd: int) -> list[str]:
     """The command line of a runner that inherits these descriptors."""
-    extra = [f"--extra-engine={name}={where}" for name, where in spec.extra_engines.items()]
     return [
-        sys.executable,
-        "-P",  # no imports from the working directory
-        "-m",
-        "hotslot_watchdog.launch",  # refuses an environment in which another package hides ours
-        "-m",
+        *_PROGRAM,
         "inference.runner.main",
         f"--data-fd={data_fd}",
         f"--control-fd={control_fd}",
         f"--call-record-fd={call_record_fd}",
+        *list_options(spec),
+    ]
+
+
+def list_fork_arguments(engines: Sequence[str], connection_fd: int) -> list[str]:
+    """The command line of a fork server that inherits this descriptor."""
+    imports = [f"--engine={engine}" for engine in engines]
+    parent = f"--parent={os.getpid()}"
+    return [*_PROGRAM, "inference.runner.fork_server", f"--connection-fd={connection_fd}", parent, *imports]
+
+
+def list_options(spec: RunnerSpec) -> list[str]:
+    """The arguments of a runner, without descriptors."""
+    extra = [f"--extra-engine={name}={where}" for name, where in spec.extra_engines.items()]
+    return [
         f"--parent={os.getpid()}",
         f"--engine={spec.engine}",
         f"--devices={spec.device_policy}",
