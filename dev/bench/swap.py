@@ -16,11 +16,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 
 from common.paths import CONTROL_SOCKET, run_folder
-from dev.bench.standby_window import MAX_GAP_MS, format_updates, measure_deaths, measure_updates
+from dev.bench.standby_window import MAX_GAP_MS, format_updates, measure_deaths, measure_updates, wait_standby
 from dev.chaos.usage import Look, look
 from dev.harness.answers import Scores
 from dev.harness.control import ControlClient
@@ -89,7 +90,9 @@ def measure(folder: Path, options: argparse.Namespace) -> int:
     with running_server(folder, settings) as process:
         control.wait_ready()
         with Load(f"127.0.0.1:{PORT}", questions, expected, CLIENTS, pace=0.0, tolerance=TOLERANCE) as load:
+            wait_standby(control)
             time.sleep(SETTLE_SECONDS)
+            held = held_mib(process.pid)
             rows = [swap_many(control, load, digests, swaps, f"{swaps} swaps, as many calls as are answered")]
             load.pace = pace_for(load, share)
             looks = [look(process.pid)]
@@ -105,6 +108,7 @@ def measure(folder: Path, options: argparse.Namespace) -> int:
         control.close()
     report = load.report()
     show(rows, report, disagreement, looks)
+    print(f"all processes of the server, one model and a standby: {held:.0f} MiB (PSS)")
     if updates:
         print(format_updates(updates))
     return 1 if report.failed or report.wrong or disagreement < MIN_DISAGREEMENT else 0
@@ -162,6 +166,12 @@ def end_in_windows(control: ControlClient, load: Load, digests: Sequence[str], r
         gaps.setdefault(death.when, []).append(death.gap_ms)
     longest = {f"{len(all_gaps)} × active runner: SIGKILL {when}": max(all_gaps) for when, all_gaps in gaps.items()}
     return [Row(what, gap, MAX_GAP_MS, is_missed=gap > MAX_GAP_MS) for what, gap in longest.items()]
+
+
+def held_mib(pid: int) -> float:
+    """Memory of a process and all its descendants, each shared page counted once, MiB."""
+    server = psutil.Process(pid)
+    return sum(one.memory_full_info().pss for one in (server, *server.children(recursive=True))) / (1 << 20)
 
 
 def differing(one: Mapping[str, Scores], other: Mapping[str, Scores]) -> float:
