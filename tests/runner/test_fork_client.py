@@ -37,9 +37,13 @@ class SimulatedForks:
 
     async def start(self) -> None:
         """Start it, and answer for it that its imports are done."""
+        self.begin()
+        await self.answer(ForkAnswer(0))
+
+    def begin(self) -> None:
+        """Start it."""
         self.server.attach(self._record, self._record)
         self.server.start(["ofa"], {"PATH": "/usr/bin:/bin"})
-        await self.answer(ForkAnswer(0))
 
     def _record(self, event: str, **fields: Any) -> None:  # noqa: ANN401
         self.reports.append((event, fields))
@@ -146,7 +150,7 @@ async def test_one_that_answers_is_left_alone(forks: SimulatedForks) -> None:
 
 async def test_imports_that_hang_are_ended(forks: SimulatedForks) -> None:
     """They have the time that a runner has for them."""
-    forks.server.start(["ofa"], {"PATH": "/usr/bin:/bin"})
+    forks.begin()
 
     await forks.wait(START_SECONDS + 1)
 
