@@ -197,10 +197,7 @@ class RunnerSection(Section):
 
     standby: Annotated[
         bool,
-        Field(
-            description="whether the free slot keeps an idle process; without `fork_server`, one more while a candidate"
-            " loads"
-        ),
+        Field(description="whether the free slot keeps an idle process, and one more while a candidate loads"),
     ] = True
     fork_server: Annotated[
         bool,

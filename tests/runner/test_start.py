@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from inference.server.runner_client.start import MAX_WAITING, RunnerSpec, RunnerStarter
+from inference.server.runner_client.start import MAX_REPLACED, MAX_WAITING, RunnerSpec, RunnerStarter
 
 SPEC = RunnerSpec("", start_seconds=60.0, load_stall_seconds=60.0)
 OTHER = RunnerSpec("", start_seconds=60.0, load_stall_seconds=60.0, device_policy="cpu")
@@ -49,6 +49,20 @@ def test_a_prepared_runner_is_taken_unless_it_has_ended(early: RunnerStarter) ->
     assert len(waiting) == 1
     assert prepared == [taken]
     assert taken is not waiting[0]
+
+
+def test_a_waiting_runner_that_ends_is_replaced_at_once_a_few_times(early: RunnerStarter) -> None:
+    """Not when the next one is taken; but one that always ends must not take the CPUs for ever."""
+    pids = []
+    for _ in range(MAX_REPLACED + 1):
+        [waiting] = [runner for spec, runner in early._runners if spec == SPEC]  # noqa: SLF001
+        pids.append(waiting.process.pid)
+        waiting.process.kill()
+        waiting.process.wait()
+        early.tick()
+
+    assert len(set(pids)) == MAX_REPLACED + 1
+    assert [spec for spec, _ in early._runners] == [OTHER]  # noqa: SLF001
 
 
 def test_runners_of_settings_that_nobody_has_any_more_are_ended(early: RunnerStarter) -> None:

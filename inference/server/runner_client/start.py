@@ -34,6 +34,7 @@ _GPU_MEMORY, _OLDER_NAME = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}, "
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
 
 MAX_WAITING = 4  # runners that are programs of their own; each has about 300 MB
+MAX_REPLACED = 3  # waiting runners that end before one is taken; then the next is started when it is needed
 START_SECONDS = 120.0  # for the fork server's imports, if no specification has a limit
 
 _PROGRAM = (
@@ -133,18 +134,17 @@ class RunnerStarter:
         self._started: weakref.WeakSet[subprocess.Popen[bytes] | ForkedProcess] = weakref.WeakSet()
         self._engines = list(dict.fromkeys(spec.engine for spec in specs if spec.fork))
         self._is_adopting = False
+        self._replaced = 0  # waiting runners that have ended since one was taken
         with contextlib.suppress(OSError):  # reported when it is started again
             for spec in specs:
                 self._runners.append((spec, self._start(spec)))
 
     def prepare(self, spec: RunnerSpec) -> None:
-        """Start a runner of this specification, unless one waits or can be forked; call it on the loop's thread.
+        """Start a runner of this specification, unless one waits to be taken; call it on the loop's thread.
 
         The oldest that waits is ended for it if there are many: changed settings may have left it without a model.
         """
         self._discard_ended()
-        if spec.fork and self._forks.can_fork:
-            return
         if not any(waiting == spec for waiting, _ in self._runners):
             for row in self._runners[: -(MAX_WAITING - 1)]:
                 self._runners.remove(row)
@@ -162,6 +162,7 @@ class RunnerStarter:
         for row in self._runners:
             if row[0] == spec:
                 self._runners.remove(row)
+                self._replaced = 0
                 return row[1]
         return self._start(spec)
 
@@ -174,10 +175,18 @@ class RunnerStarter:
         """
         self._forks.attach(report, warn)
         while True:
-            self._forks.tick()
-            if self._is_adopting and not self._forks.is_asked:
-                reap_orphans(self._list_known())
+            self.tick()
             await asyncio.sleep(TICK_SECONDS)
+
+    def tick(self) -> None:
+        """Replace what has ended or hangs, a few times in a row; reap orphans."""
+        self._forks.tick()
+        for spec in self._discard_ended():
+            self._replaced += 1
+            if self._replaced <= MAX_REPLACED:
+                self.prepare(spec)
+        if self._is_adopting and not self._forks.is_asked:
+            reap_orphans(self._list_known())
 
     def discard_waiting(self) -> None:
         """End the runners that were not taken."""
@@ -225,11 +234,13 @@ class RunnerStarter:
         """Process ids of children that are awaited elsewhere."""
         return {self._forks.pid} | {process.pid for process in self._started if process.returncode is None}
 
-    def _discard_ended(self) -> None:
-        """Forget the runners that have ended by themselves, as when the system needed their memory."""
-        for row in [row for row in self._runners if row[1].process.poll() is not None]:
+    def _discard_ended(self) -> list[RunnerSpec]:
+        """Forget the runners that have ended by themselves, as when the system needed their memory; returns theirs."""
+        ended = [row for row in self._runners if row[1].process.poll() is not None]
+        for row in ended:
             self._runners.remove(row)
             row[1].discard()
+        return [spec for spec, _ in ended]
 
     def __enter__(self) -> Self:
         """Itself."""
