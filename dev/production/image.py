@@ -1,11 +1,13 @@
 """`make test-image`: runs the image as a hardened platform would, and writes its part of docs/deploy-report.json."""
 
 import json
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,7 @@ observe = {{ window_seconds = 1, max_seconds = 60, min_answers = 5, keep_warm_se
 
 def _play(rows: dict[str, Any], port: int, scratch: Path, hub: Path) -> list[str]:
     problems = []
+    rows["baked model, copied into an empty volume as in a pod"] = _copy_baked(scratch / "state")
     mounts = [f"--volume={scratch / 'hotslot.toml'}:/etc/hotslot/hotslot.toml:ro", f"--volume={hub}:/hub:ro"]
     mounts.append(f"--volume={SHAPES / 'golden'}:/golden:ro")
     rows["size"] = f"{int(_podman('image', 'inspect', '--format={{.Size}}', IMAGE)) / 1e9:.2f} GB"
@@ -103,6 +106,21 @@ def _play(rows: dict[str, Any], port: int, scratch: Path, hub: Path) -> list[str
     if code or rows["health check in it"] != "exit code 0" or rows["writes outside the state folder"] != "refused":
         problems.append(_podman("logs", "--tail=20", NAME))
     return problems
+
+
+def _copy_baked(state: Path) -> str:
+    """Run the init container of the Deployment twice on a volume; returns what the stack then finds in it."""
+    manifest = (ROOT / "deploy" / "kubernetes" / "base" / "deployment.yaml").read_text(encoding="utf-8")
+    found = re.search(r"- sh\n +- -ceu\n +- \|\n((?: {14}.*\n)+)", manifest)
+    if found is None:
+        raise AssertionError("deployment.yaml has no init container with a script")
+    state.mkdir()
+    state.chmod(0o777)  # as an emptyDir
+    arguments = (*HARDENED, f"--volume={state}:/state", "--entrypoint=sh", IMAGE, "-ceu", textwrap.dedent(found[1]))
+    for _ in range(2):
+        _podman("run", "--rm", *arguments)
+    verify = (*HARDENED, f"--volume={state}:/var/lib/hotslot", "--entrypoint=hotslot", IMAGE, "state", "verify")
+    return _podman("run", "--rm", *verify).splitlines()[-1]
 
 
 _LIMITS = """

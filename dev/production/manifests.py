@@ -17,7 +17,7 @@ from dev.production.custom_resources import BROKEN_CUSTOM, CUSTOM, CustomKinds, 
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 VALIDATE = ROOT / ".tools" / "kube-validate" / "bin" / "kubernetes-validate"
 APISERVER_VERSION = "1.36.3"
-KUSTOMIZATIONS = ("base", "overlays/single", "overlays/gpu", "overlays/canary")
+KUSTOMIZATIONS = ("base", "overlays/single", "overlays/gpu", "overlays/canary", "overlays/tls")
 _CONTAINER = "/spec/template/spec/containers/0"
 _LIMIT_SECONDS = 120.0
 

@@ -2,6 +2,7 @@
 
 import re
 import socket
+import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from hotslot_watchdog.launch import WRONG_ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[3]
 DEPLOY = ROOT / "deploy"
+KUBERNETES = DEPLOY / "kubernetes"
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -106,6 +108,80 @@ def test_autoscaling_asks_for_metrics_that_exist() -> None:
 
     assert [name for name in series if f"| `{name}` |" not in known] == []
     assert set(re.findall(r"metric: \{name: (\w+)\}", scaler)) - made == set()
+
+
+def test_both_autoscalers_ask_for_metrics_that_exist() -> None:
+    """KEDA asks Prometheus itself; both name the same series, with a stage that there is."""
+    catalog = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    asked = (KUBERNETES / "overlays" / "keda" / "scaledobject.yaml").read_text(encoding="utf-8")
+    names = {name.removesuffix("_bucket") for name in re.findall(r"\b(hotslot_\w+)\{", asked)}
+
+    assert [name for name in names if f"| `{name}` |" not in catalog] == []
+    assert 'stage="total"' in asked
+    assert '"total"' in catalog
+    assert names == {"hotslot_waiting_requests", "hotslot_item_seconds"}
+
+
+def test_what_is_scaled_names_no_number_of_pods() -> None:
+    """Each apply would set back what the autoscaler has chosen."""
+    for name in ("canary/blue", "canary/green", "keda"):
+        text = (KUBERNETES / "overlays" / name / "kustomization.yaml").read_text(encoding="utf-8")
+        assert "{op: remove, path: /spec/replicas}" in text, name
+
+    scaled = re.findall(
+        r"kind: Deployment, name: ([\w-]+)", (KUBERNETES / "overlays" / "canary" / "autoscaling.yaml").read_text()
+    )
+    assert scaled == ["hotslot-blue", "hotslot-green"]
+
+
+def test_manifests_name_the_image_of_this_version() -> None:
+    """Also where kustomize does not write it."""
+    version = str(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"])
+    tags = {
+        (path.name, tag)
+        for path in KUBERNETES.rglob("*.yaml")
+        for tag in re.findall(r"(?:image: hotslot:|newTag: )([\w.]+)", path.read_text(encoding="utf-8"))
+    }
+
+    assert {tag for _, tag in tags} == {version}
+    assert {name for name, _ in tags} == {"kustomization.yaml", "runtime.yaml"}
+
+
+def test_open_ports_are_those_of_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network policy lets callers and Prometheus through; Prometheus finds the ports by their names."""
+    settings = settings_of(
+        (KUBERNETES / "settings" / "hotslot.toml").read_text(encoding="utf-8"), tmp_path, monkeypatch
+    )
+    policy = (KUBERNETES / "base" / "networkpolicy.yaml").read_text(encoding="utf-8")
+    manifest = (KUBERNETES / "base" / "deployment.yaml").read_text(encoding="utf-8")
+    scrape = (KUBERNETES / "prometheus-scrape.yaml").read_text(encoding="utf-8")
+    named = dict(re.findall(r"\{name: (\w+), containerPort: (\d+)\}", manifest))
+    found = {name: int(port) for name, port in named.items()}
+
+    assert [port for port in found.values() if f"{{port: {port}}}" not in policy] == []
+    assert re.findall(r"container_port_name\], regex: (\w+),", scrape) == ["metrics", "updates"]
+    assert found == {
+        "grpc": settings.server.port,
+        "metrics": settings.server.metrics_port,
+        "updates": settings.updater.metrics_port,
+    }
+
+
+def test_pods_with_tls_are_probed_where_no_tls_is_spoken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probes of Kubernetes speak none; the overlay's variables are settings."""
+    overlay = (KUBERNETES / "overlays" / "tls" / "kustomization.yaml").read_text(encoding="utf-8")
+    for name, value in re.findall(r"\{name: (HOTSLOT_\w+), value: \"?([^}\"]+)\"?\}", overlay):
+        monkeypatch.setenv(name, value)
+    settings = settings_of(
+        (KUBERNETES / "settings" / "hotslot.toml").read_text(encoding="utf-8"), tmp_path, monkeypatch
+    )
+    probes = dict(re.findall(r"path: /spec/template/spec/containers/0/(\w+Probe)/grpc/port, value: (\d+)", overlay))
+
+    assert set(probes.values()) == {str(settings.health.port)}
+    assert sorted(probes) == ["livenessProbe", "readinessProbe", "startupProbe"]
+    assert settings.tls.files is not None
+    assert str(settings.tls.files.certificate) == "/etc/hotslot-tls/tls.crt"
+    assert str(settings.server.tokens_file) == "/etc/hotslot-tokens/tokens"
 
 
 def test_the_page_shows_the_report() -> None:
