@@ -109,7 +109,7 @@ def _change_slots(
         case ActivatePrevious():
             control.activate(effect.load_id, 0.0, *change)
         case RetireLoad():
-            control.retire(effect.load_id, *change, leaves_gap=effect.leaves_gap)
+            control.retire(effect.load_id, *change, gap_lease_seconds=effect.gap_lease_seconds)
     return None
 
 

@@ -84,7 +84,12 @@ class ObserveSection(Section):
         True
     )
     trial_lease_seconds: Annotated[
-        float, Field(ge=5, le=3600, description="the server rolls a trial back after this time without the updater")
+        float,
+        Field(
+            ge=5,
+            le=3600,
+            description="the server ends a trial, or the gap of unload_first, after this time without the updater",
+        ),
     ] = 60.0
     keep_warm_seconds: Annotated[
         float, Field(ge=0, le=86400, description="how long the previous model stays loaded after a commit")

@@ -35,6 +35,7 @@ _DEATHS = {
 }
 _REPEATED_SECONDS = 60.0  # the same sentence within this time is told once, with a number
 _PROGRAMS = {"server_started": "server", "updater_started": "updater", "alert_relay_started": "alert relay"}
+_TAKEN_BACK = ("trial_rolled_back", "trial_lease_expired", "gap_lease_expired")
 
 
 @dataclass(slots=True)
@@ -175,7 +176,7 @@ class _Teller:
             self._begin(event, model)
         elif event.name in ("overload_ended", "cpu_fallback_ended"):
             self._end(event, model)
-        elif event.name in ("slot_activated", "trial_committed", "trial_rolled_back", "trial_lease_expired"):
+        elif event.name in ("slot_activated", "trial_committed", *_TAKEN_BACK):
             self._hear_swap(event, model)
         else:
             return event.name in ("load_begun", "load_ended", "role_changed", "retire_begun", "runner_retired")
@@ -223,7 +224,7 @@ class _Teller:
             seconds = (event.at - update.begins).total_seconds()
             update.details.append(f"{seconds:.1f} s: {word}, slot {event.text('slot')} with {event.text('revision')}")
         elif event.name != "trial_committed":
-            bad = event.name in ("trial_rolled_back", "trial_lease_expired")
+            bad = event.name in _TAKEN_BACK
             title = f"{model}: {word}, slot {event.text('slot')} with {event.text('revision')}"
             self._add(Episode(event.at, title, is_bad=bad))
 

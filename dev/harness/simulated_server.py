@@ -45,6 +45,16 @@ class Card:
 
 
 @dataclass(slots=True)
+class SimGap:
+    """The active bundle was unloaded by command."""
+
+    bundle_digest: str
+    device: str
+    seconds: float  # of the lease
+    left: float
+
+
+@dataclass(slots=True)
 class SimServer:
     """Implements the port Control. `boot_from` returns the committed bundle."""
 
@@ -74,6 +84,7 @@ class SimServer:
     labels: dict[str, tuple[LabelCount, ...]] = field(default_factory=dict)  # in the answers of a bundle
     shadow: SimShadow | None = None
     percent: float = 100.0  # of the requests that the trial gets
+    gap: SimGap | None = None
     load_faults: list[EffectFailure] = field(default_factory=list)  # for the next loads
     tried: list[str] = field(default_factory=list)  # devices of all loads that were asked for
     _ids: int = 0
@@ -86,7 +97,7 @@ class SimServer:
         digest = self.boot_from()
         self.is_up, self.is_draining, self.lives = True, False, self.lives + 1
         self.slots, self.active, self.previous, self.is_on_trial = [None, None], -1, -1, False
-        self.shadow, self.percent = None, 100.0
+        self.shadow, self.percent, self.gap = None, 100.0, None
         self.counts, self.last_trial = {}, None
         if digest:
             state = "FAILED" if self.loads(digest) else "LOADED"
@@ -114,6 +125,10 @@ class SimServer:
             self.lease_left -= seconds
             if self.lease_left <= 0 and self.previous >= 0:
                 self._back("LEASE_EXPIRED")
+        if self.is_up and self.gap is not None:
+            self.gap.left -= seconds
+            if self.gap.left <= 0 and not self.serving:
+                self._return_from_gap(self.gap)
 
     def answers(self, requests: int, fails: Callable[[str], str]) -> None:
         """Serve requests; the previous slot answers those that a trial fails."""
@@ -273,6 +288,7 @@ class SimServer:
         self._check(expected_generation)
         if self._known(load_id) != self.active:
             raise EffectFailed(EffectFailure(FailureKind.TRANSIENT, "NOT_ON_TRIAL", "this load is not on trial"))
+        self.gap = None
         if self.is_on_trial:
             self._close("COMMITTED")
         if self.fallback is not None and self._held(self.active).device != self.fallback.fallback_device:
@@ -286,7 +302,7 @@ class SimServer:
         expected_generation: int,
         deadline_seconds: float,
         *,
-        leaves_gap: bool = False,
+        gap_lease_seconds: float | None = None,
     ) -> ServerState:
         self._reach()
         self._check(expected_generation)
@@ -294,7 +310,9 @@ class SimServer:
         if number >= 0 and self.is_on_trial and number == self.active and self.previous < 0:
             self._close("ROLLED_BACK")
             self.active = -1
-        elif leaves_gap and number == self.active and not self.is_on_trial and self.slots[1 - number] is None:
+        elif gap_lease_seconds and number == self.active and not self.is_on_trial and self.slots[1 - number] is None:
+            held = self._held(number)
+            self.gap = SimGap(held.bundle_digest, held.device, gap_lease_seconds, gap_lease_seconds)
             self.active, self.generation = -1, self.generation + 1
         elif number >= 0 and (number == self.active or (self.is_on_trial and number == self.previous)):
             raise EffectFailed(EffectFailure(FailureKind.TRANSIENT, "SLOT_IN_USE", "callers need it"))
@@ -310,7 +328,16 @@ class SimServer:
         if not self.is_up:
             raise EffectFailed(EffectFailure(FailureKind.TRANSIENT, "SERVER_UNREACHABLE", "it does not answer"))
 
+    def _return_from_gap(self, gap: "SimGap") -> None:
+        """The lease of a gap has run out: the unloaded bundle is loaded again."""
+        if self.is_on_trial:
+            self._close("LEASE_EXPIRED")
+        self.slots, self.active, self.gap = [Held(self._new_id(), gap.bundle_digest, device=gap.device), None], 0, None
+        self.generation += 1
+
     def _check(self, expected_generation: int) -> None:
+        if self.gap is not None:  # a command begins the lease anew
+            self.gap.left = self.gap.seconds
         if expected_generation not in (0, self.generation):
             raise EffectFailed(EffectFailure(FailureKind.TRANSIENT, "GENERATION_CONFLICT", "the world has moved"))
 

@@ -135,7 +135,7 @@ SWAPS = counter(
     "Changes of the active slot and ends of trials.",
     "model",
     "change",
-    use='"trial_rolled_back" and "trial_lease_expired" are updates that failed.',
+    use='"trial_rolled_back", "trial_lease_expired" and "gap_lease_expired" are updates that failed.',
 )
 HANDOVERS = counter(
     "hotslot_handovers_total",
@@ -371,7 +371,7 @@ _LABELS = {
     "slot": '"a" or "b".',
     "state": "As SlotState in status.proto.",
     "role": "As SlotRole in status.proto.",
-    "change": "As the log event: slot_activated, trial_committed, trial_rolled_back, trial_lease_expired, …",
+    "change": "As the log event: slot_activated, trial_committed, trial_rolled_back, gap_lease_expired, …",
     "fallback_device": '"cpu".',
     "service": 'Name in the health service: a model, a gRPC service, "liveness"; empty for the whole server.',
     "file": '"certificate" (with its key and client CAs) or "tokens".',

@@ -26,6 +26,7 @@ from inference.server.model.pair import (
     OUT_OF_MEMORY,
     CpuFallbackRow,
     FallbackMove,
+    Gap,
     Load,
     Pair,
     Role,
@@ -442,6 +443,8 @@ class Explorer:
         if caller is None or caller.at != name:
             return world
         if target is None or world.pair[target].load is None:
+            is_returning = world.pair.gap is not None and world.pair.gap.is_over
+            expect("what waits in a gap is answered by the model that returns", holds=not is_returning)
             return self.settle(world)
         return self.move_caller(world, target, lease=caller.lease)
 
@@ -465,6 +468,7 @@ class Explorer:
             generation=1,
             cpu_fallback=row,
             move=move,
+            gap=_normal_gap(pair),
         )
         return _symmetric(replace(world, pair=pair))
 
@@ -516,7 +520,8 @@ def check_state(world: World) -> None:
     if caller is not None and caller.at == HELD:
         expect("what is held waits for a load", holds=pair.move.pending_load is not None)
     elif caller is not None:
-        expect("a caller waits in no slot without a model", holds=pair[caller.at].load is not None)
+        is_returning = pair.gap is not None and pair.gap.is_over
+        expect("a caller waits in no slot without a model", holds=pair[caller.at].load is not None or is_returning)
 
 
 def _is_on_its_way(slot: SlotRecord) -> bool:
@@ -542,12 +547,19 @@ def _normal_load(load: Load, load_id: str) -> Load:
     return replace(load, load_id=load_id, begun_at=0.0, loaded_at=0.0, load_seconds=0.0, precision="", is_proven=False)
 
 
+def _normal_gap(pair: Pair) -> Gap | None:
+    gap = pair.gap
+    return None if gap is None else replace(gap, load=_normal_load(gap.load, "gap"), lease_ends=LATER)
+
+
 def _symmetric(world: World) -> World:
     """The same state with the active slot called a, and its bundle called r1."""
     if world.pair.active == "b":
         world = _with_slots_swapped(world)
     active = world.pair.active_slot
-    if active is None or active.load is None or active.load.bundle.revision == "r1":
+    known = world.pair.gap.load if active is None and world.pair.gap is not None else None
+    known = active.load if active is not None else known
+    if known is None or known.bundle.revision == "r1":
         return world
     return _with_revisions_swapped(world)
 
@@ -584,7 +596,9 @@ def _with_revisions_swapped(world: World) -> World:
     pair = world.pair
     slots = [replace(slot, load=swap(slot.load)) for slot in pair]
     move = replace(pair.move, pending_load=swap(pair.move.pending_load))
-    return replace(world, pair=replace(pair, a=slots[0], b=slots[1], move=move))
+    load = None if pair.gap is None else swap(pair.gap.load)
+    gap = None if pair.gap is None or load is None else replace(pair.gap, load=load)
+    return replace(world, pair=replace(pair, a=slots[0], b=slots[1], move=move, gap=gap))
 
 
 def main() -> int:

@@ -16,7 +16,8 @@ from unittest.mock import patch
 
 from inference.server.model import messages as m
 from inference.server.model import route, transitions
-from inference.server.model.pair import CPU_DEVICE, OUT_OF_MEMORY, Pair, Role, ShadowPolicy, SlotRecord
+from inference.server.model.gap import GapStep
+from inference.server.model.pair import CPU_DEVICE, OUT_OF_MEMORY, Pair, Role, ShadowPolicy, SlotRecord, SlotState
 from inference.server.model.policy import ShortageAction
 from inference.server.model.step import Step
 from inference.server.request import RequestTags
@@ -290,15 +291,58 @@ class BridgeTrafficExplorer(BridgeExplorer, TrafficExplorer):
 
 
 class GapExplorer(Explorer):
-    """Adds commands that unload the active model and leave a gap."""
+    """Adds commands that unload the active model and leave a gap, and the lease of the gap."""
 
     def events(self, world: World) -> Iterator[tuple[str, Callable[[], World]]]:
         """See `Explorer`."""
         yield from super().events(world)
-        active = world.pair.active_slot
-        if active is not None and active.load is not None and not world.pair.is_stopping:
-            load_id = active.load.load_id
-            yield "the active slot is retired", lambda: self.command(world, m.Retire(load_id, leaves_gap=True))
+        pair = world.pair
+        if pair.is_stopping:
+            return
+        active = pair.active_slot
+        if active is not None and active.load is not None:
+            begin = m.Retire(active.load.load_id, m.GapTerms(LATER - NOW, "gap"))
+            yield "the active slot is retired", lambda: self.command(world, begin)
+        if pair.gap is not None and not pair.gap.is_over:
+            over = replace(world, pair=replace(pair, gap=replace(pair.gap, lease_ends=0.0)))
+            yield "the gap's lease runs out", lambda: self.apply(over, m.Tick())
+
+    def _loads(self, pair: Pair) -> Iterator[tuple[str, str]]:
+        if pair.active is None and pair.gap is not None:
+            yield "r2", transitions.default_device(pair, self.rules)
+        yield from super()._loads(pair)
+
+    def apply(self, world: World, event: m.Event) -> World:
+        """See `Explorer`."""
+        after = super().apply(world, event)
+        check_gap(world.pair, after.pair, event)
+        return after
+
+
+def check_gap(before: Pair, after: Pair, event: m.Event) -> None:
+    """The rules of a gap."""
+    gap, was = after.gap, before.gap
+    if after.is_stopping:
+        return
+    if gap is not None and gap.is_over:
+        is_clearing = any(slot.state is SlotState.RETIRING for slot in after)
+        expect("a gap that is over waits only for what leaves the device", holds=is_clearing and after.active is None)
+    if was is None or gap is not None:
+        overdue = isinstance(event, m.Tick) and gap is not None and gap.lease_ends < NOW and not gap.is_over
+        expect("nothing is left unanswered after the lease of a gap", holds=not overdue or is_answering(after))
+        return
+    active = after.active_slot
+    is_back = active is not None and active.digest == was.load.bundle.bundle_digest
+    expect("a gap ends with a commit or the unloaded model", holds=is_back or isinstance(event, m.Commit))
+    if active is not None and not isinstance(event, m.Commit):
+        is_alone = after.other(active.name).load is None
+        holds = is_alone or before[active.name].load is not None  # the updater has loaded it again itself
+        expect("the unloaded model has its device to itself", holds=holds)
+
+
+def is_answering(pair: Pair) -> bool:
+    """Whether a slot can answer."""
+    return pair.answering_slot() is not None
 
 
 # The bridge's own setups: without a CPU fallback, which `SETUPS` have; with it, by `main`.
@@ -335,6 +379,55 @@ def committed_device_is_kept() -> Iterator[None]:
     with patch.dict(transitions.HANDLERS, {m.Commit: commit_and_empty}):
         yield
 
+
+@contextlib.contextmanager
+def gap_without_lease() -> Iterator[None]:
+    """Nothing ends a gap."""
+    with patch.object(GapStep, "end_overdue_gap", lambda _: None):
+        yield
+
+
+@contextlib.contextmanager
+def candidate_stays_in_the_gap() -> Iterator[None]:
+    """The unloaded model is loaded beside a candidate that does not fit beside it."""
+    with patch.object(GapStep, "_clear", lambda *_: None):
+        yield
+
+
+@contextlib.contextmanager
+def return_is_forgotten() -> Iterator[None]:
+    """What is in the way leaves the device, and nothing follows."""
+    shipped = transitions.HANDLERS[m.ProcessEnded]
+
+    def process_ended(step: Any, event: m.ProcessEnded) -> None:  # noqa: ANN401  a transition in the making
+        with patch.object(GapStep, "return_from_gap", lambda self: self.pair.gap is not None and self.pair.gap.is_over):
+            shipped(step, event)
+
+    with patch.dict(transitions.HANDLERS, {m.ProcessEnded: process_ended}):
+        yield
+
+
+@contextlib.contextmanager
+def waiting_requests_end_with_the_gap() -> Iterator[None]:
+    """What waits for a trial is not moved to the model that returns."""
+    shipped = GapStep.return_from_gap
+
+    def return_from_gap(self: GapStep) -> bool:
+        before, is_over = len(self.effects), shipped(self)
+        moved = [effect for effect in self.effects[before:] if not isinstance(effect, m.MoveRequests)]
+        self.effects[before:] = moved
+        return is_over
+
+    with patch.object(GapStep, "return_from_gap", return_from_gap):
+        yield
+
+
+GAP_MUTATIONS: dict[str, Callable[[], AbstractContextManager[None]]] = {
+    "a gap without a lease": gap_without_lease,
+    "the candidate stays in the gap": candidate_stays_in_the_gap,
+    "the return is forgotten": return_is_forgotten,
+    "waiting requests end with the gap": waiting_requests_end_with_the_gap,
+}
 
 BRIDGE_MUTATIONS: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "another device is no previous": other_device_is_no_previous,

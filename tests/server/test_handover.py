@@ -225,7 +225,7 @@ async def test_the_active_model_is_unloaded_by_command_when_a_gap_is_accepted(tm
     await world.settle()
     old = world.active.load
     assert old is not None
-    world.commands.retire(old.load_id, 0, leaves_gap=True)
+    world.commands.retire(old.load_id, 0, gap_lease_seconds=60.0)
     with pytest.raises(HotslotError) as refused:
         await world.ask("in the gap").outcome
     world.holds_items = False
@@ -247,9 +247,9 @@ async def test_no_gap_is_left_beside_a_candidate_or_a_trial(tmp_path: Path) -> N
     active = world.active.load
     assert active is not None
     with pytest.raises(HotslotError) as error:
-        world.commands.retire(active.load_id, 0, leaves_gap=True)
+        world.commands.retire(active.load_id, 0, gap_lease_seconds=60.0)
     assert error.value.reason == "SLOT_IN_USE"
     world.commands.activate(load.load_id, 600.0, "t1", 0)
     with pytest.raises(HotslotError) as error:
-        world.commands.retire(load.load_id, 0, leaves_gap=True)
+        world.commands.retire(load.load_id, 0, gap_lease_seconds=60.0)
     assert error.value.reason == "SLOT_IN_USE"

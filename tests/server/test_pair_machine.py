@@ -74,6 +74,16 @@ def test_every_rule_holds_with_a_gap() -> None:
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.parametrize("name", pair_traffic.GAP_MUTATIONS)
+def test_a_defence_of_the_gap_that_is_taken_out_is_noticed(name: str) -> None:
+    """Each is there for a rule that fails without it."""
+    with pair_traffic.GAP_MUTATIONS[name]():
+        report = explore(pair_traffic.BRIDGE_SETUPS, is_patient=False, make=pair_traffic.GapExplorer)
+
+    assert len(report.violations) == 1
+
+
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("name", pair_traffic.BRIDGE_MUTATIONS)
 def test_a_defence_of_the_bridge_that_is_taken_out_is_noticed(name: str) -> None:
     """Each is there for a rule that fails without it."""

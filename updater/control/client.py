@@ -168,11 +168,13 @@ class ControlClient:
         expected_generation: int,
         deadline_seconds: float,
         *,
-        leaves_gap: bool = False,
+        gap_lease_seconds: float | None = None,
     ) -> ServerState:
         """Call RetireSlot."""
         change = self._change(transaction_id, expected_generation)
-        request = pb.RetireSlotRequest(change=change, load_id=load_id, leaves_gap=leaves_gap)
+        request = pb.RetireSlotRequest(change=change, load_id=load_id)
+        if gap_lease_seconds is not None:
+            request.gap_lease.CopyFrom(_to_duration(gap_lease_seconds))
         with _classified_errors():
             self._stub.RetireSlot(request, timeout=deadline_seconds)
         return self.state(deadline_seconds)

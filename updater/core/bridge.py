@@ -22,4 +22,5 @@ class Bridge:
     is_gap: bool = False  # it does not answer from the CPU: it is unloaded, and nothing answers
     answers: KeptAnswers | None = None  # its own, before it is unloaded: what the candidate's are compared with
     failed: int = 0  # attempts to move it
+    gaps: int = 0  # how often it was unloaded
     retry_in_seconds: float = 0.0  # wait before it is moved again

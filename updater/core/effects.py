@@ -186,7 +186,7 @@ class RetireLoad:
     transaction_id: str
     expected_generation: int
     deadline_seconds: float = 90.0
-    leaves_gap: bool = False  # the load of the active slot: nothing answers until another one is active
+    gap_lease_seconds: float | None = None  # may be the active slot's; after so long without a command it returns
 
 
 @dataclass(frozen=True, slots=True)

@@ -167,7 +167,7 @@ class Control(Protocol):
         expected_generation: int,
         deadline_seconds: float,
         *,
-        leaves_gap: bool = False,
+        gap_lease_seconds: float | None = None,
     ) -> ServerState:
         """Call RetireSlot."""
         ...

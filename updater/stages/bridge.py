@@ -8,7 +8,7 @@ the first step, so that each step follows from it and from what the server holds
 
 With `rollout = "unload_first"` the committed revision is unloaded instead: nothing answers until the candidate is on
 trial, which has no previous slot, as at a first install. If the candidate has failed, the committed one is loaded
-again.
+again. The server does that by itself when the lease of the gap has run out: the updater did not run.
 """
 
 from dataclasses import replace
@@ -100,6 +100,21 @@ def keep_answers(record: ModelRecord, found: GateAnswers) -> ModelRecord:
     return replace(record, bridge=replace(record.bridge, answers=kept))
 
 
+def count_gap(record: ModelRecord) -> ModelRecord:
+    """With one more gap: the committed revision was unloaded."""
+    return (
+        record if record.bridge is None else replace(record, bridge=replace(record.bridge, gaps=record.bridge.gaps + 1))
+    )
+
+
+def is_gap_exhausted(record: ModelRecord, server: ServerState, rules: Rules) -> bool:
+    """Whether the committed revision answers again although it was unloaded so often: no further gap is worth it."""
+    bridge, committed, active = record.bridge, record.committed, server.active
+    if bridge is None or committed is None or active is None:
+        return False
+    return bridge.gaps >= rules.max_attempts and active.bundle_digest == committed.bundle_digest
+
+
 def compare_with_kept(record: ModelRecord, found: GateAnswers) -> GateAnswers | None:
     """A candidate's golden answers beside the kept ones; None if the golden set has changed since.
 
@@ -127,8 +142,8 @@ def find_step(record: ModelRecord, server: ServerState, rules: Rules) -> Effect 
     if bridge is None or committed is None or active is None or server.trial is not None:
         return None
     if bridge.is_gap:
-        is_wanted = is_away(record) and bridge.answers is not None
-        return _unload(committed.bundle_digest, record, server) if is_wanted else None
+        is_wanted = is_away(record) and bridge.answers is not None and not is_gap_exhausted(record, server, rules)
+        return _unload(committed.bundle_digest, record, server, rules) if is_wanted else None
     is_serving = active.bundle_digest == committed.bundle_digest and active.state == "LOADED"
     target = CPU_DEVICE if is_away(record) else bridge.device
     if not is_serving or active.device == target:
@@ -139,7 +154,7 @@ def find_step(record: ModelRecord, server: ServerState, rules: Rules) -> Effect 
     return _move(committed.bundle_digest, target, record, server, rules)
 
 
-def _unload(digest: str, record: ModelRecord, server: ServerState) -> Effect | None:
+def _unload(digest: str, record: ModelRecord, server: ServerState, rules: Rules) -> Effect | None:
     """Unload the committed revision, which is active, and before it what else is loaded."""
     name, active = record.under_way.update_id, server.active
     if active is None or active.bundle_digest != digest:
@@ -147,7 +162,8 @@ def _unload(digest: str, record: ModelRecord, server: ServerState) -> Effect | N
     spare = transitions.list_spare_slots(server)
     if spare:
         return RetireLoad(spare[0].load_id, name, server.generation)
-    return RetireLoad(active.load_id, name, server.generation, leaves_gap=True)
+    lease = rules.observe.trial_lease_seconds
+    return RetireLoad(active.load_id, name, server.generation, gap_lease_seconds=lease)
 
 
 def _move(digest: str, target: str, record: ModelRecord, server: ServerState, rules: Rules) -> Effect | Wait:

@@ -88,7 +88,7 @@ class ControlApi:
         """Load a bundle into the free slot and write its progress."""
         request = parse(control_pb2.LoadSlotRequest, raw)
         commands = self._begin(request.change)
-        with _StateOnConflict(commands, self._clock):
+        with _Command(commands, self._clock):
             load = commands.load(
                 request.bundle_digest,
                 request.device,
@@ -116,7 +116,9 @@ class ControlApi:
                 probes.append(manager.requests.probe(slot.name, payload, deadline))
             except InputRefused as error:
                 probes.append(error)
-        response = control_pb2.ProbeSlotResponse(outcomes=[await _outcome(api, pending) for pending in probes])
+        with self._models.get_commands(request.model).under_way():
+            outcomes = [await _outcome(api, pending) for pending in probes]
+        response = control_pb2.ProbeSlotResponse(outcomes=outcomes)
         if stats is not None:
             response.computed.FromNanoseconds(int(max(0.0, stats.computed_seconds - before) * 1e9))
         return response
@@ -125,7 +127,7 @@ class ControlApi:
         """Begin a trial, extend its lease, or roll back."""
         request = parse(control_pb2.ActivateSlotRequest, raw)
         commands = self._begin(request.change)
-        with _StateOnConflict(commands, self._clock):
+        with _Command(commands, self._clock):
             seconds = request.trial_lease.ToTimedelta().total_seconds()
             change = request.change
             commands.activate(
@@ -142,7 +144,7 @@ class ControlApi:
         """End a trial and keep its revision."""
         request = parse(control_pb2.CommitSlotRequest, raw)
         commands = self._begin(request.change)
-        with _StateOnConflict(commands, self._clock):
+        with _Command(commands, self._clock):
             commands.commit(request.load_id, request.change.transaction_id, request.change.expected_generation)
         return control_pb2.CommitSlotResponse(state=build_model_state(commands.manager, self._clock))
 
@@ -150,12 +152,13 @@ class ControlApi:
         """Empty a slot and wait until its process has ended."""
         request = parse(control_pb2.RetireSlotRequest, raw)
         commands = self._begin(request.change)
-        with _StateOnConflict(commands, self._clock):
+        with _Command(commands, self._clock):
             machine = commands.manager.machine
             slot = machine.pair.slot_holding(request.load_id)
             process = None if slot is None else machine.slots[slot.name].process
             generation = request.change.expected_generation
-            commands.retire(request.load_id, generation, leaves_gap=request.leaves_gap)
+            lease = request.gap_lease.ToTimedelta().total_seconds() if request.HasField("gap_lease") else None
+            commands.retire(request.load_id, generation, gap_lease_seconds=lease)
             if process is not None:
                 await asyncio.wait_for(process.wait_ended(), _RETIRE_LIMIT_SECONDS)
         return control_pb2.RetireSlotResponse(state=build_model_state(commands.manager, self._clock))
@@ -164,7 +167,7 @@ class ControlApi:
         """Change the requests that a load gets: to answer callers, or copies for comparison."""
         request = parse(control_pb2.SetTrafficRequest, raw)
         commands, change = self._begin(request.change), request.change
-        with _StateOnConflict(commands, self._clock):
+        with _Command(commands, self._clock):
             by = (change.transaction_id, change.expected_generation)
             if request.mode == control_pb2.TRAFFIC_MODE_CANARY:
                 commands.set_percent(request.load_id, request.percent, *by)
@@ -220,8 +223,8 @@ async def _wait_until_emptied(machine: PairMachine, load: LoadProgress) -> None:
             await asyncio.wait_for(process.wait_ended(), _RETIRE_LIMIT_SECONDS)
 
 
-class _StateOnConflict:
-    """Adds the current ModelState, without counters, to the details of a conflict error.
+class _Command:
+    """A command while it is under way: keeps the lease of a gap; adds the ModelState, without counters, to a conflict.
 
     The details are in the trailers. gRPC replaces a status whose trailers exceed 8 KiB with RESOURCE_EXHAUSTED, at
     random up to 16 KiB; the counters of 32 revisions need more than that.
@@ -230,13 +233,16 @@ class _StateOnConflict:
     def __init__(self, commands: SlotCommands, clock: Clock) -> None:
         self._commands = commands
         self._clock = clock
+        self._under_way = commands.under_way()
 
     def __enter__(self) -> None:
-        """Do nothing."""
+        """Keep the lease."""
+        self._under_way.__enter__()
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         """Add the state if the error is a conflict."""
         del kind, trace
+        self._under_way.__exit__(None, None, None)
         if isinstance(error, Conflict):
             state = build_model_state(self._commands.manager, self._clock, with_stats=False)
             current_call.get().details.append(state)

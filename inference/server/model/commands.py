@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import uuid
+from collections.abc import Iterator
 
 from common import errors
 from common.bundle import Bundle, BundleBroken, Committed, bundle_folder, is_digest, read_bundle, read_committed
@@ -124,14 +125,32 @@ class SlotCommands:
         with contextlib.suppress(BundleBroken):
             self.manager.committed = self._read_committed() or self.manager.committed
 
-    def retire(self, load_id: str, expected_generation: int, *, leaves_gap: bool = False) -> None:
-        """Empty the slot that holds a load, `leaves_gap` also the active one; does nothing if no slot holds it.
+    def retire(self, load_id: str, expected_generation: int, *, gap_lease_seconds: float | None = None) -> None:
+        """Empty the slot that holds a load; does nothing if no slot holds it.
+
+        Args:
+            load_id: of the slot.
+            expected_generation: that the caller has read; 0: any.
+            gap_lease_seconds: the active slot may be emptied, too; if nothing answers when this time has passed
+                without a command, its model is loaded again. None: not the active slot.
 
         Raises:
             HotslotError: an error of RetireSlot; nothing has changed.
         """
         self._check_generation(expected_generation)
-        self._machine.apply(m.Retire(load_id, leaves_gap))
+        gap = None if gap_lease_seconds is None else m.GapTerms(gap_lease_seconds, _new_load_id())
+        self._machine.apply(m.Retire(load_id, gap))
+
+    @contextlib.contextmanager
+    def under_way(self) -> Iterator[None]:
+        """While a command of the updater is under way: the lease of a gap does not run."""
+        self.manager.commands_under_way += 1
+        self._machine.apply(m.RenewGap())
+        try:
+            yield
+        finally:
+            self.manager.commands_under_way -= 1
+            self._machine.apply(m.RenewGap())
 
     async def stop(self, seconds: float) -> None:
         """Retire all processes; kill those that have not ended after `seconds`."""
@@ -199,7 +218,7 @@ class SlotCommands:
 
     def _new_load(self, bundle: Bundle, device: str, transaction_id: str) -> Load:
         return Load(
-            load_id=uuid.uuid4().hex[:12],
+            load_id=_new_load_id(),
             bundle=bundle,
             folder=bundle_folder(self._options.state_dir, bundle.bundle_digest).absolute(),
             device=device,
@@ -216,3 +235,7 @@ class SlotCommands:
             raise errors.Conflict(
                 f"the generation is {self._pair.generation}, not {expected_generation}", reason="GENERATION_CONFLICT"
             )
+
+
+def _new_load_id() -> str:
+    return uuid.uuid4().hex[:12]

@@ -20,6 +20,7 @@ class ModelManager:
         self.machine: PairMachine = self.requests.machine
         self.stats = self.requests.stats
         self.committed: Committed | None = None
+        self.commands_under_way = 0  # of the updater
 
     @property
     def pair(self) -> Pair:
@@ -45,10 +46,12 @@ class ModelManager:
         }
 
     def tick(self) -> None:
-        """Check deadlines, stuck runners, the trial lease, restarts and the self-test; called about every 50 ms."""
+        """Check deadlines, stuck runners, leases, restarts and the self-test; called about every 50 ms."""
         now = self.options.clock.monotonic()
         self.requests.expire(now)
         self.requests.update_load(now)
+        if self.commands_under_way:
+            self.machine.apply(m.RenewGap())
         self.machine.apply(m.Tick())
         self.requests.shadows.update(now)
         if not self.pair.is_stopping:

@@ -154,11 +154,24 @@ class SetShadow:
 
 
 @dataclass(frozen=True, slots=True)
+class GapTerms:
+    """A command accepts that nothing answers for a while."""
+
+    lease_seconds: float  # after which the unloaded model is loaded again if nothing answers
+    new_load_id: str  # of that load
+
+
+@dataclass(frozen=True, slots=True)
 class Retire:
     """Empty the slot that holds a load."""
 
     load_id: str
-    leaves_gap: bool = False  # also the active slot's, although nothing answers then
+    gap: GapTerms | None = None  # also the active slot's, although nothing answers then
+
+
+@dataclass(frozen=True, slots=True)
+class RenewGap:
+    """A command of the updater is under way: the lease of a gap begins anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +204,7 @@ Event = (
     | SetPercent
     | SetShadow
     | Retire
+    | RenewGap
     | Tick
     | Stop
 )

@@ -196,6 +196,16 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
+class Gap:
+    """The active model is unloaded by command; a commit ends the gap."""
+
+    load: Load  # is loaded again if nothing answers when the lease has run out
+    lease_seconds: float
+    lease_ends: float  # clock.monotonic()
+    is_over: bool = False  # the lease has run out: the model is loaded as soon as nothing else is on its device
+
+
+@dataclass(frozen=True, slots=True)
 class ShadowPolicy:
     """Which requests are copied for a second slot, and for how long."""
 
@@ -256,6 +266,7 @@ class Pair:
     generation: int = 1
     cpu_fallback: CpuFallbackRow | None = None  # in effect, as saved in the fallback file
     move: FallbackMove = FallbackMove()
+    gap: Gap | None = None  # nothing answers, or a trial that has no previous slot
     is_stopping: bool = False
 
     def __getitem__(self, name: str) -> SlotRecord:
@@ -323,6 +334,8 @@ class Pair:
 
     def free_slot(self) -> SlotRecord | None:
         """A slot that can take a load; None if there is none. The active slot is never free."""
+        if self.gap is not None and self.gap.is_over:
+            return None  # the next load is the unloaded model's
         return next((slot for slot in self if self.role_of(slot.name) is Role.FREE), None)
 
     def slot_holding(self, load_id: str) -> SlotRecord | None:

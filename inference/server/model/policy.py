@@ -6,8 +6,8 @@ from enum import StrEnum
 from common.errors import InputRefused
 from inference.server.model.pair import ALL_PERCENT, CPU_DEVICE, Role, ShadowPolicy, SlotRecord
 
-MIN_TRIAL_LEASE_SECONDS = 1.0
-MAX_TRIAL_LEASE_SECONDS = 24 * 3600.0
+MIN_LEASE_SECONDS = 1.0
+MAX_LEASE_SECONDS = 24 * 3600.0
 MIN_SERVED_SECONDS = 1.0  # a model that answered for less begins no new row of deaths
 
 
@@ -127,17 +127,17 @@ def decide_after_load(slot: SlotFacts, other: SlotFacts, rules: DeviceRules) -> 
     return ShortageAction.FALL_BACK_TO_CPU if rules.may_move_to_cpu(slot.device) else ShortageAction.REFUSE
 
 
-def check_trial_lease(seconds: float) -> None:
-    """Check the length of a trial lease.
+def check_lease(seconds: float, field: str) -> None:
+    """Check the lease of a trial or of a gap.
 
     Raises:
         InputRefused: it is out of range.
     """
-    if not MIN_TRIAL_LEASE_SECONDS <= seconds <= MAX_TRIAL_LEASE_SECONDS:
+    if not MIN_LEASE_SECONDS <= seconds <= MAX_LEASE_SECONDS:
         raise InputRefused(
-            f"a trial lease is {MIN_TRIAL_LEASE_SECONDS:.0f} s to {MAX_TRIAL_LEASE_SECONDS:.0f} s, not {seconds:.3f} s",
+            f"{field} is {MIN_LEASE_SECONDS:.0f} s to {MAX_LEASE_SECONDS:.0f} s, not {seconds:.3f} s",
             reason="LEASE_OUT_OF_RANGE",
-            field="trial_lease",
+            field=field,
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from common.errors import Conflict
 from inference.server.model import messages as m
+from inference.server.model.gap import GapStep
 from inference.server.model.pair import (
     ANSWERING_ROLES,
     OUT_OF_MEMORY,
@@ -28,13 +29,13 @@ from inference.server.model.pair import (
 from inference.server.model.policy import (
     ShortageAction,
     SlotRules,
+    check_lease,
     check_percent,
     check_shadow,
-    check_trial_lease,
     count_death,
     decide_after_item,
 )
-from inference.server.model.step import Now, Step, facts_of
+from inference.server.model.step import Now, facts_of
 
 STANDBY_DELAY_SECONDS = 5.0  # after a start, if the load takes longer
 
@@ -87,7 +88,7 @@ def after_item(
     return ShortageAction.REFUSE if begins and (now < pair.move.not_before or pair.is_stopping) else action
 
 
-class _Transition(Step):
+class _Transition(GapStep):
     """A method for each event."""
 
     # A slot's process.
@@ -184,7 +185,8 @@ class _Transition(Step):
         self.reload_or_drop(event, role, successor)
         self.use_emptied_slot(name)
         self.schedule_restart(name)
-        self.add(m.MoveRequests(name, successor))
+        if not self.return_from_gap():
+            self.add(m.MoveRequests(name, successor))
 
     def stuck(self, event: m.Stuck) -> None:
         """End a process that makes no progress."""
@@ -253,7 +255,7 @@ class _Transition(Step):
         if trial is not None and slot.name == trial.previous:
             self.roll_back(event.transaction_id, TrialOutcome.ROLLED_BACK)
             return
-        check_trial_lease(event.trial_lease_seconds)
+        check_lease(event.trial_lease_seconds, "trial_lease")
         check_percent(event.percent)
         check_shadow(event.shadow)
         lease_ends = self.now.seconds + event.trial_lease_seconds
@@ -284,6 +286,7 @@ class _Transition(Step):
         slot, row = self.get_slot_holding(event.load_id), self.pair.cpu_fallback
         if slot.name != self.pair.active:
             raise Conflict("this load is not active", reason="NOT_ON_TRIAL")
+        self.change(gap=None)
         if self.pair.trial is not None:
             self.close_trial(TrialOutcome.COMMITTED)
             self.emit_swap("trial_committed", slot.name, "", event.transaction_id, with_roles=True)
@@ -326,31 +329,8 @@ class _Transition(Step):
         self.change(shadow=shadow)
         self.emit_traffic("shadow_set", slot, 100 * policy.share, transaction_id)
 
-    def retire(self, event: m.Retire) -> None:
-        """Empty the slot that holds a load; does nothing if no slot does.
-
-        A first install on trial has no previous slot: retiring it is its rollback. The active slot is retired if the
-        command accepts that nothing answers then.
-        """
-        slot, trial = self.pair.slot_holding(event.load_id), self.pair.trial
-        if slot is None:
-            return
-        if slot.name == self.pair.fallback:
-            raise Conflict("the slot is loading the CPU fallback", reason="SLOT_IN_USE")
-        if trial is not None and slot.name == trial.slot and trial.previous is None:
-            self.close_trial(TrialOutcome.ROLLED_BACK)
-            self.set_active(None)
-        elif event.leaves_gap and slot.name == self.pair.active and self.pair.may_leave_gap:
-            self.set_active(None)
-        elif slot.name == self.pair.active or (trial is not None and slot.name == trial.previous):
-            role = self.pair.role_of(slot.name).lower()
-            raise Conflict(f"the slot is {role}, it cannot be retired now", reason="SLOT_IN_USE")
-        if slot.name == self.pair.previous:
-            self.change(previous=None)
-        self.empty_slot(slot.name, "RetireSlot")
-
     def tick(self, _event: m.Tick) -> None:
-        """Forget old deaths, end an expired trial, start the processes whose pause has passed."""
+        """Forget old deaths, end an expired trial or gap, start the processes whose pause has passed."""
         now, trial = self.now.seconds, self.pair.trial
         for slot in self.pair:
             loaded_at = slot.load.loaded_at if slot.load is not None and slot.load.is_loaded else None
@@ -358,6 +338,7 @@ class _Transition(Step):
                 self.change_slot(slot.name, deaths_in_row=0)
         if trial is not None and now >= trial.lease_ends and trial.previous is not None:
             self.roll_back("", TrialOutcome.LEASE_EXPIRED)
+        self.end_overdue_gap()
         for slot in self.pair:
             if slot.respawn_at is None or now < slot.respawn_at or self.pair.is_stopping:
                 continue
@@ -394,6 +375,7 @@ HANDLERS: dict[type[m.Event], Callable[[_Transition, Any], None]] = {
     m.SetPercent: _Transition.set_percent,
     m.SetShadow: _Transition.set_shadow,
     m.Retire: _Transition.retire,
+    m.RenewGap: _Transition.renew_gap,
     m.Tick: _Transition.tick,
     m.Stop: _Transition.stop,
 }

@@ -290,3 +290,31 @@ def test_a_server_that_starts_again_in_the_gap_serves_the_committed_model() -> N
     assert (world.serving, world.server.serving_on) == ("1.0.0", CARD)
     world.settle()
     assert serves(world) == ("1.1.0", "1.1.0", CARD)
+
+
+@pytest.mark.fault("K14")
+def test_the_server_ends_a_gap_in_which_the_updater_does_not_run() -> None:
+    """When the lease has run out the committed model answers; the updater opens the gap once more when it runs."""
+    world = full_card(rules=UNLOADED)
+    world.publish("1.1.0")
+    while world.server.serving:
+        world.tick()
+    world.server.passes(RULES.observe.trial_lease_seconds)
+    assert (world.serving, world.server.serving_on) == ("1.0.0", CARD)
+    world.settle()
+    assert serves(world) == ("1.1.0", "1.1.0", CARD)
+    assert world.record.bridge is None
+
+
+def test_an_update_whose_gap_ends_again_and_again_is_held() -> None:
+    """Each gap costs callers a load: after max_attempts a person looks."""
+    world = full_card(rules=UNLOADED)
+    world.publish("1.1.0")
+    for _ in range(RULES.max_attempts):
+        while world.server.serving:
+            world.tick()
+        world.server.passes(RULES.observe.trial_lease_seconds)
+    world.settle()
+    assert serves(world) == ("1.0.0", "1.0.0", CARD)
+    assert (world.record.under_way.reason, world.record.bridge) == ("INCONCLUSIVE", None)
+    assert "loaded the committed revision again" in world.record.under_way.message

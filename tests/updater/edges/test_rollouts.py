@@ -1,5 +1,6 @@
 """Rollouts on real processes: a shadow, a canary, and the bridge over the CPU where a card has room for one model."""
 
+import time
 from collections.abc import Iterator
 
 import grpc
@@ -13,6 +14,7 @@ from tests.updater.edges.world import World
 
 CARD, CPU = "cuda:0", "cpu"
 FIRST = "v1.0.0"
+LEASE = 5.0  # seconds
 SHADOW = {"share": 1.0, "min_answers": 10, "max_seconds": 30}
 
 pytestmark = [pytest.mark.timeout(180)]
@@ -133,3 +135,30 @@ def test_a_revision_that_does_not_fit_beside_the_active_one_crosses_the_bridge(w
     world.wait_alone()
     assert {before: CPU, "v1.5.0": CARD} in seen
     assert places(world) == {"v1.5.0": CARD}
+
+
+@pytest.mark.fault("K14")
+def test_a_gap_in_which_the_updater_dies_ends_with_its_lease(world: World) -> None:
+    """Calls are refused within their deadline until the model before answers again; a new updater tries once more."""
+    before = world.serving()
+    world.configure({"window_seconds": 0.6, "trial_lease_seconds": LEASE}, {"rollout": "unload_first"})
+    updater = world.start_updater()
+    world.publish("v1.6.0", salt=FIRST, fills_card=True, load_seconds=3.0)
+    world.wait(lambda: not world.control.status().active_load_id, "the model is unloaded")
+    updater.kill()
+    killed, answers, refused = time.monotonic(), [], set()
+    while not answers:
+        try:
+            asked = question("there is a cat").request()
+            answers.append(world.stack.entailment.Predict(asked, timeout=2.0).served_by.revision)
+        except grpc.RpcError as error:
+            refused.add(refusal_of(error).reason)
+        assert time.monotonic() - killed < LEASE + 10
+    assert (answers, refused, updater.exit_code is None) == ([before], {"NOT_READY"}, False)
+    assert time.monotonic() - killed > LEASE - 1
+    world.stack.process.wait_event("gap_lease_expired", revision=before)
+
+    world.restart_updater()
+    world.wait(lambda: world.serving() == "v1.6.0", "the gap is opened once more")
+    world.wait_alone()
+    assert places(world) == {"v1.6.0": CARD}

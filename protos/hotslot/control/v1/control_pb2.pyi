@@ -1618,28 +1618,32 @@ class RetireSlotRequest(_message.Message):
 
     CHANGE_FIELD_NUMBER: _builtins.int
     LOAD_ID_FIELD_NUMBER: _builtins.int
-    LEAVES_GAP_FIELD_NUMBER: _builtins.int
+    GAP_LEASE_FIELD_NUMBER: _builtins.int
     load_id: _builtins.str
     """Load to retire; an id that no slot holds is no error. Required."""
-    leaves_gap: _builtins.bool
-    """The active slot may be retired too, if the other one is free and nothing is
-    on trial: its accepted requests are answered, further ones are refused until
-    another load is active.
-    """
     @_builtins.property
     def change(self) -> Global___Change:
         """Model, transaction, expected generation."""
+
+    @_builtins.property
+    def gap_lease(self) -> _duration_pb2.Duration:
+        """If set, the active slot may be retired too, while the other one is free and
+        nothing is on trial: its accepted requests are answered, further ones are
+        refused until another load is active. If nothing answers when this time has
+        passed without a command on the model, the server loads the retired bundle
+        again. 1 s to 24 h, else LEASE_OUT_OF_RANGE.
+        """
 
     def __init__(
         self,
         *,
         change: Global___Change | None = ...,
         load_id: _builtins.str = ...,
-        leaves_gap: _builtins.bool = ...,
+        gap_lease: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "gap_lease", b"gap_lease"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "leaves_gap", b"leaves_gap", "load_id", b"load_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "gap_lease", b"gap_lease", "load_id", b"load_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
