@@ -33,6 +33,7 @@ from updater.stages.transitions import Transition
 CPU_DEVICE = "cpu"
 _MAX_PAUSE_SECONDS = 600.0  # between two attempts to return to the card
 _MAKES_ROOM = frozenset({Rollout.CPU_BRIDGE, Rollout.UNLOAD_FIRST})
+_RESTING = frozenset({Stage.IDLE, Stage.HELD})
 _AWAY = frozenset({Stage.GATING, Stage.SHADOWING, Stage.ACTIVATING, Stage.OBSERVING, Stage.COMMITTING})
 
 
@@ -71,6 +72,23 @@ def return_later(record: ModelRecord, facts: Facts) -> ModelRecord:
     if warm is None or warm.device != CPU_DEVICE or server.active.device == CPU_DEVICE:
         return record
     return replace(record, bridge=Bridge(server.active.device))
+
+
+def find_lost(record: ModelRecord, facts: Facts) -> ModelRecord:
+    """With a bridge if the committed revision rests on the CPU although the server has a card for it.
+
+    The journal that knew the bridge was lost, or no runner named the card for a while. A CPU fallback is known to the
+    server, and ends as a failback.
+    """
+    committed, server = record.committed, facts.server
+    if record.bridge is not None or record.stage not in _RESTING or committed is None or server is None:
+        return record
+    active = server.active
+    if active is None or server.trial is not None or server.cpu_fallback is not None:
+        return record
+    is_there = (active.bundle_digest, active.device, active.state) == (committed.bundle_digest, CPU_DEVICE, "LOADED")
+    card = next((row.device for row in server.devices if row.device != CPU_DEVICE), "")
+    return replace(record, bridge=Bridge(card)) if is_there and card else record
 
 
 def is_away(record: ModelRecord) -> bool:

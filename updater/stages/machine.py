@@ -66,6 +66,7 @@ def refresh(record: ModelRecord, facts: Facts, rules: Rules) -> Transition:
     record = transitions.let_time_pass(record, facts, rules)
     record = observe.note_draining(reconcile.note_trouble(record, facts), facts)
     record, events = failback.note_fallback(record, facts, rules)
+    record = bridge.find_lost(record, facts)
     if record.bridge is not None:
         record, bridged = bridge.note(record, facts)
         events = (*events, *bridged)

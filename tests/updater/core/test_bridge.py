@@ -218,6 +218,20 @@ def test_an_operator_who_approves_a_held_revision_crosses_again(full: World) -> 
     assert full.event_names().count("bridge_began") == 2
 
 
+@pytest.mark.fault("K14")
+def test_a_journal_that_is_lost_during_the_bridge_does_not_leave_the_model_on_the_cpu(full: World) -> None:
+    """The new journal knows what is committed, and the server says where it answers and that there is a card."""
+    full.publish("1.1.0", Quality(right=5))
+    while not WHEN["the active model is on the CPU"](full):
+        full.tick()
+    full.disk.record = None
+    full.start_updater()
+    full.settle()
+
+    assert serves(full) == ("1.0.0", "1.0.0", CARD)
+    assert (full.record.bridge, full.server.lost) == (None, 0)
+
+
 # The gap.
 
 
