@@ -14,6 +14,7 @@ from inference.server.access import Access
 from inference.server.api.predict import PredictApi
 from inference.server.api.status import SettingsFacts, StatusApi
 from inference.server.control.servicer import ControlApi
+from inference.server.memory import MemoryGauge
 from inference.server.model.changes import ModelChanges
 from inference.server.readiness import Readiness
 from inference.server.scheduling.admission import Drain
@@ -31,6 +32,7 @@ class LiveParts:
     access: Access
     callers: Callers
     held: HeldBytes
+    memory: MemoryGauge
     readiness: Readiness
     predict_apis: list[PredictApi] = field(default_factory=list)
     status_api: StatusApi | None = None
@@ -111,6 +113,7 @@ class LiveSettings:
         metadata_key = settings.scheduling.caller_metadata_key
         parts.callers.configure(compose.caller_rules(settings), metadata_key, self._clock.monotonic())
         parts.held.rules = compose.held_rules(settings)
+        parts.memory.limit(settings.server.max_waiting_bytes)
         parts.readiness.overall = settings.health.overall
         parts.readiness.update()
         self._replace_limits(settings)

@@ -73,6 +73,10 @@ class MemoryGauge:
         self._freed = 0  # bytes of large messages since it was last looked whether too much is kept
         self._calm_trims = 0
 
+    def limit(self, max_held_bytes: int) -> None:
+        """Follow another limit of what is held for callers; the C library's own thresholds stay as at the start."""
+        self._max_kept = choose_kept_bytes(max_held_bytes)
+
     @property
     def _free_bytes(self) -> int:
         """Resident bytes that are not in use."""

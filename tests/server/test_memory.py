@@ -104,6 +104,19 @@ def test_more_than_may_be_kept_is_given_back_at_once() -> None:
     assert gauge.read_growth() == 0
 
 
+def test_a_lower_limit_counts_at_once() -> None:
+    """A reload of the settings changes what may lie free."""
+    heap = SimHeap()
+    gauge = MemoryGauge(1 << 40, heap)
+    gauge.limit(64 * MIB)
+    play(gauge, heap, 20, at_once=20)
+
+    low = SimHeap()
+    play(MemoryGauge(64 * MIB, low), low, 20, at_once=20)
+    assert heap.resident == low.resident
+    assert heap.resident < 50 * MIB + 2 * PICTURE
+
+
 def test_under_a_low_limit_each_large_message_is_given_back() -> None:
     """As much as one picture may lie free."""
     heap = SimHeap()
