@@ -181,6 +181,7 @@ def test_latency_is_compared_with_the_previous_slot_during_the_trial_alone() -> 
     assert percentile(Counts(), 0.95) == 0.0
 
 
+@pytest.mark.fault("T10")
 def test_a_few_milliseconds_more_are_noise_whatever_the_factor() -> None:
     """Eight times later, but by less than the margin; beyond the margin both limits count."""
     before = Counts(answered=1000)
@@ -245,6 +246,7 @@ def test_the_tail_of_students_t_agrees_with_tables() -> None:
     assert compare_costs((), (), 2.0) is None
 
 
+@pytest.mark.fault("T10")
 def test_noise_is_held_no_more_often_than_the_significance() -> None:
     """Equal revisions at the limit of the factor itself, with heavy tails: about one in a hundred; below it none."""
     random = Random(11)

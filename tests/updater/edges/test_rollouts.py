@@ -76,7 +76,6 @@ def test_a_shadow_answers_copies_before_any_caller_meets_it(world: World) -> Non
     assert names.index("shadow_ended") < names.index("trial_began") < names.index("trial_kept")
 
 
-@pytest.mark.fault("T4")
 def test_a_shadow_that_fails_copies_is_refused_and_no_caller_met_it(world: World) -> None:
     """Callers ask what it cannot answer, and all of them are answered by the active model."""
     before = world.serving()
