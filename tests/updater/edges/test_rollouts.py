@@ -145,7 +145,9 @@ def test_a_gap_in_which_the_updater_dies_ends_with_its_lease(world: World) -> No
     world.publish("v1.6.0", salt=FIRST, fills_card=True, load_seconds=3.0)
     world.wait(lambda: not world.control.status().active_load_id, "the model is unloaded")
     updater.kill()
-    killed, answers, refused = time.monotonic(), [], set()
+    answers: list[str] = []
+    refused: set[str] = set()
+    killed = time.monotonic()
     while not answers:
         try:
             asked = question("there is a cat").request()
