@@ -42,7 +42,7 @@ K = TypeVar("K")
 T = TypeVar("T")
 _ID = 8  # bytes of a span id
 _ID_MASK = (1 << 64) - 1
-_HANDOVER = STAGES.index("hand_over")
+_HANDOVER = 1 << STAGES.index("hand_over")  # bit
 
 
 class RecordedCall:
@@ -161,13 +161,13 @@ class CallEncoder:
         prepared = queued + int(queued_seconds * _NANOS)
         computed = prepared + int(prepared_seconds * _NANOS)
         handed = computed + int(computed_seconds * _NANOS)
-        nanos = []
-        stages = 0
-        times = ((starts, queued), (queued, prepared), (prepared, computed), (computed, handed), (handed, done))
-        for number, both in enumerate((*times, (done, ends))):
-            if both[1] > both[0] and (number != _HANDOVER or handover):
-                nanos.append(both)
-                stages |= 1 << number
+        nanos: list[tuple[int, int]] = []
+        stages, bit, begins = 0, 1, starts
+        for until in (queued, prepared, computed, handed, done, ends):
+            if until > begins and (bit != _HANDOVER or handover):
+                nanos.append((begins, until))
+                stages |= bit
+            begins, bit = until, bit << 1
         if not nanos:
             return b""
         chain = self._chain_of(stages, model, revision, device, slot, handover)
