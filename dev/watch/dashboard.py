@@ -2,7 +2,8 @@
 
     python -m dev.watch.dashboard [--picture FILE.svg]
 
-The stack gets an update, a bad one that is rolled back, and a killed runner. Queries of NVIDIA's exporter are left out.
+The stack gets an update, a bad one that is rolled back, a killed runner, and a revision that decodes pictures. Every
+query must return data; those of NVIDIA's exporter are left out.
 """
 
 import argparse
@@ -13,12 +14,15 @@ from pathlib import Path
 
 from cli.monitoring.dashboard import WHERE, expand, list_panels, list_queries
 from cli.monitoring.panel import RATE, PanelKind
+from dev.harness.demo_model import golden_items
 from dev.watch.drill_callers import asking
 from dev.watch.drill_stack import DrillStack, drill_stack, pause
 from dev.watch.picture import DrawnPanel, draw_dashboard
 
 ENVIRONMENT = {"SCRIPTED_DEVICES": "cuda:0,cpu", "SCRIPTED_CARD_USED": str(50 << 30)}
 FOREIGN = "DCGM_"
+PICTURE_SIDE = 16
+WINDOW_SECONDS = 90  # of a query: all that the stack got
 _VALUES = {"$instance": ".*", "$model": ".*", RATE: "15s", "[1m]": "[15s]"}
 
 
@@ -31,7 +35,20 @@ def fill(drill: DrillStack) -> None:
         drill.stack.publish_bad("v1.2.0")
         drill.stack.wait(lambda: drill.stack.outcome("v1.2.0"), "the bad revision is rolled back")
         os.kill(drill.stack.control.active().pid, signal.SIGKILL)
-        pause(25)
+        pause(20)
+    show_pictures(drill)
+
+
+def show_pictures(drill: DrillStack) -> None:
+    """Replace the model by one that decodes its pictures; callers send real ones, and some that cannot be read."""
+    pictures = [asked.image for _, asked in golden_items(4)]
+    for number, picture in enumerate(pictures):  # those of the stack's golden set are any bytes
+        (drill.stack.golden / f"{number}.png").write_bytes(picture)
+    readable, broken = pictures[0], pictures[0][:40]
+    with asking(drill.stack, "one", "two", image=readable), asking(drill.stack, "three", callers=1, image=broken):
+        drill.stack.publish("v1.3.0", picture_side=PICTURE_SIDE)
+        drill.stack.wait_committed("v1.3.0")
+        drill.wait_data(concrete(f"rate(hotslot_pictures_total[{RATE}]) > 0"))
 
 
 def ask_all(drill: DrillStack) -> list[tuple[str, str, int]]:
@@ -40,7 +57,7 @@ def ask_all(drill: DrillStack) -> list[tuple[str, str, int]]:
     for title, query in list_queries():
         if FOREIGN in query:
             continue
-        series = drill.prometheus.query_range(concrete(query), 60)
+        series = drill.prometheus.query_range(concrete(query), WINDOW_SECONDS)
         found.append((title, query, len(series)))
     return found
 
@@ -60,7 +77,7 @@ def draw(drill: DrillStack, path: Path) -> None:
             continue
         lines = []
         for query in panel.queries:
-            for series in drill.prometheus.query_range(concrete(expand(query.expression)), 75):
+            for series in drill.prometheus.query_range(concrete(expand(query.expression)), WINDOW_SECONDS):
                 name = query.legend
                 for label, value in series["metric"].items():
                     name = name.replace(f"{{{{{label}}}}}", value)

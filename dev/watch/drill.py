@@ -21,7 +21,7 @@ from dev.watch import drill_serving, drill_updates
 from dev.watch.drill_faults import DrillFault
 from dev.watch.drill_stack import DrillStack, drill_stack, run_command
 
-CALM_SECONDS = 60.0  # for the stack to recover from the fault before
+CALM_SECONDS = 180.0  # for the stack to recover from the fault before
 LOGS = ROOT / ".bench" / "drill"
 CARD = {"SCRIPTED_DEVICES": "cuda:0,cpu", "SCRIPTED_CARD_USED": str(int(0.97 * (80 << 30)))}
 

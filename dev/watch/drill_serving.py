@@ -18,7 +18,7 @@ from dev.harness.memory_group import NO_LIMIT, NoMemoryGroup
 from dev.harness.settings import Sections
 from dev.watch.drill_callers import ask_once, asking
 from dev.watch.drill_faults import DrillFault
-from dev.watch.drill_stack import DrillStack, pause
+from dev.watch.drill_stack import OFFSETS, DrillStack, pause
 
 MIB = 1 << 20
 CONNECTIONS = 80
@@ -80,7 +80,7 @@ def killed_runner(drill: DrillStack) -> Iterator[None]:
     drill.stack.publish("v1.1.0", load_seconds=6.0)
     drill.stack.wait_committed("v1.1.0")
     with asking(drill.stack, "one", callers=1):
-        pause(5)
+        drill.wait_data('sum(rate(hotslot_items_total{revision="v1.1.0"}[5s])) > 0')  # alerts compare with before
         os.kill(drill.stack.control.active().pid, signal.SIGKILL)
         yield
 
@@ -96,10 +96,10 @@ def poison(drill: DrillStack) -> Iterator[None]:
 
 @contextlib.contextmanager
 def other_answers(drill: DrillStack) -> Iterator[None]:
-    """A minute of one answer, then another one."""
+    """One answer until the rule can compare with a time before, then another one."""
     yes, no = _find_statements(drill)
     with asking(drill.stack, yes, callers=6, image=b"p"):
-        pause(75)
+        drill.wait_data(f"max(model_label:hotslot_answers:share1h {OFFSETS['offset 1d']}) > 0.9")
     with asking(drill.stack, no, callers=6, image=b"p"):
         yield
 
@@ -183,7 +183,7 @@ def refusing_chat(drill: DrillStack) -> Iterator[None]:
 def long_drain(drill: DrillStack) -> Iterator[None]:
     """The server is told to stop while calls take long."""
     with asking(drill.stack, "!slow 8 one", callers=2):
-        pause(1)
+        drill.wait_data("sum(hotslot_waiting_requests) > 0")  # a server without calls ends at once
         drill.stack.send_signal("server", signal.SIGTERM)
         yield
 

@@ -29,7 +29,9 @@ FAST = {"30m": "1s", "1h": "1s", "1d": "1s", "15m": "1s", "10m": "1s", "5m": "1s
 WINDOWS = {"[1h]": "[30s]", "[15m]": "[30s]", "[5m]": "[15s]", "[1m]": "[15s]", "offset 15m": "offset 30s"}
 OFFSETS = {"offset 1h": "offset 30s", "offset 1d": "offset 60s"}
 AGES = {"timestamp_seconds > 900": "timestamp_seconds > 10", "timestamp_seconds > 2592000": "timestamp_seconds > 40"}
-FIRE_SECONDS = 90.0
+FIRE_SECONDS = 300.0  # longest wait for a state: most are there in seconds, on a busy machine in a minute
+QUIET_SECONDS = 90.0  # longest wait for the end of an alert of a fault before
+COMMAND_SECONDS = 300.0  # longest run of a runbook's command
 
 
 def fast_rules() -> str:
@@ -80,7 +82,11 @@ class DrillStack:
 
         return wait_for(is_told, f"the chat is told of {name}", limit)
 
-    def wait_quiet(self, name: str, limit: float = FIRE_SECONDS) -> float:
+    def wait_data(self, query: str, limit: float = FIRE_SECONDS) -> float:
+        """Wait until Prometheus has an answer to a query."""
+        return wait_for(lambda: self.prometheus.query(query), f"there is data: {query}", limit)
+
+    def wait_quiet(self, name: str, limit: float = QUIET_SECONDS) -> float:
         """Wait until an alert fires no longer."""
         return wait_for(lambda: name not in self.prometheus.firing(), f"{name} ends", limit)
 
@@ -159,7 +165,9 @@ def run_command(drill: DrillStack, command: str) -> str:
     variables = {**os.environ, "HOTSLOT_CONFIG": str(drill.stack.config), "COLUMNS": "200"}
     if drill.stack.group is not None:  # as in the container
         line = drill.stack.group.wrap(line)
-    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=120, env=variables, cwd=ROOT)
+    done = subprocess.run(
+        line, capture_output=True, text=True, check=False, timeout=COMMAND_SECONDS, env=variables, cwd=ROOT
+    )
     return " ".join((done.stdout + done.stderr).split())
 
 
