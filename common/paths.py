@@ -14,6 +14,7 @@ SERVER_LOCK, UPDATER_LOCK, STACK_LOCK = "server.lock", "updater.lock", "stack.lo
 SERVER_STARTED = "server.started"  # file with the process id of the server that has begun to listen
 HEARTBEAT = "updater.alive"  # file that the updater touches while its threads make progress
 SAMPLES_FOLDER = "samples"  # in the state folder: requests of callers that two revisions answered differently
+KERNELS_FOLDER = "kernels"  # in the state folder: libraries that runners compiled for their processor
 LIVENESS = "liveness"  # service name in the server's health service
 
 # supervisord binds NAME.PID and links it to NAME; a process id has at most seven digits.

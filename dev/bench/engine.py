@@ -16,8 +16,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from common.paths import KERNELS_FOLDER
 from dev.bench.engine_child import Measured, percentile
-from dev.bench.large_model import large_bundle, large_source, say
+from dev.bench.large_model import FOLDER, large_bundle, large_source, say
 from dev.bench.parts import PARTS
 from inference.server.runner_client.start import runner_environment
 
@@ -39,6 +40,7 @@ def main() -> int:
         default="wall",
         help="cpu: CPU seconds of a thread, where other programs use this machine; the stock pipeline is left out",
     )
+    parser.add_argument("--kernels", choices=("compiled", "none"), default="compiled", help="none: torch's operations")
     parser.add_argument("--oracle", type=Path, default=ORACLE, help="Python that has the stock pipeline")
     options = parser.parse_args()
     rows = []
@@ -46,7 +48,7 @@ def main() -> int:
         folder, _ = large_bundle(precision)
         for threads in options.threads:
             say(f"measuring {precision} on {threads} threads")
-            rows.append(_child(folder, precision, threads, options.items, options.clock))
+            rows.append(_child(folder, precision, threads, options))
     stock = {}
     if options.oracle.exists() and options.clock == "wall":
         for threads in options.threads:
@@ -60,9 +62,11 @@ def main() -> int:
     return 0
 
 
-def _child(folder: Path, precision: str, threads: int, items: int, clock: str) -> Measured:
+def _child(folder: Path, precision: str, threads: int, options: argparse.Namespace) -> Measured:
     command = [sys.executable, "-m", "dev.bench.engine_child", f"--folder={folder}", f"--precision={precision}"]
-    command += [f"--threads={threads}", f"--items={items}", f"--clock={clock}"]
+    command += [f"--threads={threads}", f"--items={options.items}", f"--clock={options.clock}"]
+    if options.kernels == "compiled":
+        command.append(f"--kernels={FOLDER / KERNELS_FOLDER}")
     done = subprocess.run(command, env=runner_environment(), stdout=subprocess.PIPE, check=True, timeout=CHILD_SECONDS)
     row = json.loads(done.stdout.splitlines()[-1])
     return Measured(**{**row, "first": tuple(row["first"]), "second": tuple(row["second"])})

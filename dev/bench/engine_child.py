@@ -51,10 +51,11 @@ def main() -> int:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--items", type=int, required=True)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--kernels", type=Path, help="folder of compiled kernels; without: torch's operations")
     options = parser.parse_args()
     keep_freed_memory()
     clock = time.perf_counter if options.clock == "wall" else cpu_clock
-    measured = measure(options.folder, options.precision, options.threads, options.items, clock)
+    measured = measure(options.folder, options.precision, options.threads, options.items, clock, options.kernels)
     sys.stdout.write(json.dumps(asdict(measured)))
     return 0
 
@@ -64,10 +65,12 @@ def cpu_clock() -> float:
     return time.process_time() / torch.get_num_threads()
 
 
-def measure(folder: Path, precision: str, threads: int, items: int, clock: Clock) -> Measured:
+def measure(
+    folder: Path, precision: str, threads: int, items: int, clock: Clock, kernels: Path | None = None
+) -> Measured:
     """Measure everything."""
     torch.set_num_threads(threads)
-    engine = load_ofa(folder, read_bundle(folder), LoadOptions("cpu", precision, threads), nobody)
+    engine = load_ofa(folder, read_bundle(folder), LoadOptions("cpu", precision, threads, kernels=kernels), nobody)
     engine.warm_up(nobody)
     item = engine.prepare(EntailmentItem(PICTURE.read_bytes(), STATEMENTS, ""))
     first, second, peaks = [], [], []

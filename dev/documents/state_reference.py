@@ -79,6 +79,12 @@ ENTRIES = (
         "models that moved to the CPU because the GPU was out of memory",
         "a restarted server tries the GPU again",
     ),
+    Entry(
+        "kernels",
+        "server",
+        "libraries that a runner compiled for its processor",
+        "nothing: the next load compiles one",
+    ),
     Entry("samples", "server", "calls that a candidate answered otherwise, for people", "nothing"),
     Entry(
         "hub",

@@ -70,6 +70,7 @@ class LoadContext:
     log: Callable[..., None]
     threads: int  # CPU threads during the load
     on_planned: Callable[[int], None]  # called with the bytes that the load needs; 0 if there is no estimate
+    kernels: Path | None = None  # see LoadOptions
 
 
 def load_bundle(request: runner_pb2.LoadBundle, context: LoadContext, progress: Progress) -> LoadedModel:
@@ -116,7 +117,7 @@ def _read_bundle(request: runner_pb2.LoadBundle, context: LoadContext) -> tuple[
     if bundle.engine not in {*BUILT_IN, *context.extra}:
         raise LoadRefused("BUNDLE_FOREIGN", f"this build has no engine {bundle.engine[:80]!r}")
     pictures = read_picture_rules(request.pictures) if request.HasField("pictures") else PictureOptions()
-    return bundle, LoadOptions(request.device, request.precision, context.threads, pictures)
+    return bundle, LoadOptions(request.device, request.precision, context.threads, pictures, context.kernels)
 
 
 def read_picture_rules(rules: runner_pb2.PictureRules) -> PictureOptions:

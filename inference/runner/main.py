@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
@@ -47,7 +48,8 @@ class Runner:
         send_data = FrameWriter(self._data, self._on_disconnect).send
         callbacks = WorkerCallbacks(send_data, self._send, log.event, self._exit, self._send_hello)
         extra = dict(arguments.extra_engine)
-        self._worker = Worker(arguments.engine, extra, self._progress, clock, callbacks, self._received)
+        kernels = Path(arguments.kernels) if arguments.kernels else None
+        self._worker = Worker(arguments.engine, extra, self._progress, clock, callbacks, self._received, kernels)
         self._pool = PreparePool(
             arguments.prepare_processes or min(MAX_PREPARE_PROCESSES, count_usable_cpus()),
             arguments.prepare_memory_bytes,
@@ -182,6 +184,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--oom-score-adj", type=int, default=0, help="added to the inherited value while not serving")
     parser.add_argument("--prepare-processes", type=int, default=0, help="decoders of pictures that take long")
     parser.add_argument("--prepare-memory-bytes", type=int, default=512 << 20, help="memory of all decoders together")
+    parser.add_argument("--kernels", default="", help="folder of compiled kernels, which may be missing; empty: none")
     parser.add_argument("--prepare-timeout-seconds", type=float, default=30.0, help="after which this process is ended")
     return parser
 

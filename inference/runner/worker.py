@@ -5,6 +5,7 @@ import gc
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from common.clock import Clock
 from common.exit_codes import ExitCode
@@ -103,6 +104,7 @@ class Worker:
         engine: imported before `on_ready` is called; "" for none.
         extra: additional engines, name to "module:function".
         received: the items without an outcome.
+        kernels: folder of compiled kernels; None: none are used.
     """
 
     def __init__(
@@ -113,6 +115,7 @@ class Worker:
         clock: Clock,
         callbacks: WorkerCallbacks,
         received: ReceivedItems,
+        kernels: Path | None = None,
     ) -> None:
         self._engine_name = engine
         self._extra = extra
@@ -120,6 +123,7 @@ class Worker:
         self._clock = clock
         self._callbacks = callbacks
         self._received = received
+        self._kernels = kernels
         self._queue = WorkQueue()
         self._is_finishing = False
         self._hardware: Hardware = CpuOnly()
@@ -234,6 +238,7 @@ class Worker:
                 self._callbacks.log,
                 self._used_threads,
                 self._report_plan,
+                self._kernels,
             )
             loaded = load_bundle(request, context, self._report_progress)
         except LoadRefused as refusal:

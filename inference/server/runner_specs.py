@@ -1,6 +1,7 @@
 """How the runners of a model are started, from the settings. Imports little; see `runner_client/start`."""
 
 from common.engine_files import ENGINES
+from common.paths import KERNELS_FOLDER
 from common.settings import ModelSettings
 from inference.server.runner_client.start import RunnerSpec
 from inference.server.settings import ServerSettings
@@ -26,6 +27,7 @@ def runner_spec(settings: ServerSettings, model: ModelSettings) -> RunnerSpec:
         prepare_processes=runner.prepare_processes,
         prepare_memory_bytes=runner.prepare_memory_bytes,
         prepare_timeout_seconds=runner.prepare_timeout_seconds,
+        kernels=str(settings.state_dir.absolute() / KERNELS_FOLDER) if runner.compiled_kernels else "",
         oom_score_adj=CANDIDATE_OOM_SCORE,
         # Extra engines are any code: it may start threads when it is imported, or not use torch.
         fork=runner.standby and runner.fork_server and not runner.extra_engines and bool(built_in),

@@ -224,6 +224,14 @@ class RunnerSection(Section):
     prepare_timeout_seconds: Annotated[
         float, Field(gt=0, le=600, description="time limit for decoding and tokenising one item")
     ] = 30.0
+    compiled_kernels: Annotated[
+        bool,
+        Field(
+            description="whether runners on a CPU with AVX2 or AVX-512 use attention written in C++, which is compiled"
+            " in a second at the first load of a large model and kept in the state folder's kernels/; without a C++"
+            " compiler torch's operations are used"
+        ),
+    ] = True
     max_call_rows: Annotated[
         int,
         Field(ge=0, le=4096, description="most statements in a device call; 0, or more than that: the engine's limit"),

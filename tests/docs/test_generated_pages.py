@@ -27,5 +27,5 @@ def test_the_page_of_the_state_folder_has_every_entry() -> None:
         )
     }
     kept = {name for name in STATE_ENTRIES if not name.endswith(".replaced")}
-    servers = {fallback_file.FILE_NAME, paths.SAMPLES_FOLDER}
+    servers = {fallback_file.FILE_NAME, paths.SAMPLES_FOLDER, paths.KERNELS_FOLDER}
     assert {entry.name for entry in ENTRIES} == kept | servers | run | {paths.RUN_FOLDER, "*.replaced", "hub"}

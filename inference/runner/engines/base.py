@@ -88,6 +88,7 @@ class LoadOptions:
     precision: str  # "float32", "bfloat16"; "" takes the device's default
     threads: int  # compute threads on a CPU; 0 takes the engine's default
     pictures: PictureOptions = field(default_factory=PictureOptions)
+    kernels: Path | None = None  # folder of compiled kernels; None: none are used
 
 
 class Engine(Protocol):

@@ -63,6 +63,7 @@ class RunnerSpec:
     prepare_memory_bytes: int = 512 << 20
     prepare_timeout_seconds: float = 30.0
     fork: bool = False  # from the fork server, if there is one
+    kernels: str = ""  # folder of compiled kernels; "": none
 
     @property
     def timeouts(self) -> Timeouts:
@@ -289,6 +290,7 @@ def list_options(spec: RunnerSpec) -> list[str]:
         f"--prepare-processes={spec.prepare_processes}",
         f"--prepare-memory-bytes={spec.prepare_memory_bytes}",
         f"--prepare-timeout-seconds={spec.prepare_timeout_seconds}",
+        f"--kernels={spec.kernels}",
         *extra,
     ]
 

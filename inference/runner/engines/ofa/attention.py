@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's conventional alias
 
+from inference.runner.engines.kernels import Kernels, get_kernels
 from inference.runner.engines.linear import Linear, multiply, multiply_add, supports_products
 
 _MASKED = -30_000.0  # added to a score: its weight is 0, and no intermediate result is infinite
@@ -56,6 +57,9 @@ class SelfAttention(nn.Module):
         """
         rows, tokens, width = x.shape
         split = self.qkv(x).view(rows, tokens, 3, self.heads, width // self.heads)
+        if key_mask is None and (kernels := _find_kernels(split)) is not None:
+            mixed: Tensor = self.out(_attend_by_kernels(kernels, split, biases).view(rows, tokens, width))
+            return mixed
         query, key, value = split.permute(2, 0, 3, 1, 4).unbind(0)
         if key_mask is not None:
             ones = query.new_ones(1, 1, 1, _MASK_COORDINATES).expand(rows, self.heads, tokens, -1)
@@ -101,6 +105,18 @@ def _attend_by_head(query: Tensor, key: Tensor, value: Tensor, biases: Iterable[
     return mixed
 
 
+def _attend_by_kernels(kernels: Kernels, split: Tensor, biases: Iterable[Tensor]) -> Tensor:
+    """As `_attend`, from projections of (rows, tokens, 3, heads, size)."""
+    rows, tokens, _, heads, size = split.shape
+    mixed = split.new_empty(rows, tokens, heads, size)
+    start = 0
+    for bias in biases:
+        for row in range(rows):
+            kernels.attend(split[row], bias[row % len(bias)].contiguous(), start, mixed[row])
+        start += bias.shape[1]
+    return mixed
+
+
 def _weigh(query: Tensor, key: Tensor, bias: Tensor) -> Tensor:
     """(tokens, source) float32, the weights of attention.
 
@@ -121,6 +137,14 @@ _PRODUCT_TOKENS = 384  # fewer are attended to faster by torch's fused attention
 def _prefers_products(memory: Tensor) -> bool:
     """Whether attention to (rows, tokens, width) is faster by oneDNN's products than by torch's fused attention."""
     return memory.shape[1] >= _PRODUCT_TOKENS and _has_fast_products(memory.device.type, memory.dtype)
+
+
+def _find_kernels(split: Tensor) -> Kernels | None:
+    """The kernels, if they are faster for (rows, tokens, 3, heads, size) than what torch has."""
+    if split.shape[1] < _PRODUCT_TOKENS or not _has_fast_products(split.device.type, split.dtype):
+        return None
+    kernels = get_kernels()
+    return kernels if kernels is not None and kernels.supports_attention(split.dtype, split.shape[-1]) else None
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from common.bundle import Bundle
 from common.durable import read_bounded
 from inference.runner.device import default_precision, set_threads, torch_device, torch_dtype
 from inference.runner.engines.base import BundleRefused, LoadOptions, MemoryEstimate, Progress
+from inference.runner.engines.kernels import use_folder
 from inference.runner.engines.ofa.config import (
     ADDED_WORDS_NAME,
     MERGES_NAME,
@@ -137,6 +138,7 @@ def load_ofa(folder: Path, bundle: Bundle, options: LoadOptions, progress: Progr
     dtype = torch_dtype(precision)
     if device.type == "cpu":
         set_threads(options.threads)
+        use_folder(options.kernels)
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32, in convolutions as in all else
     progress("reading", 0.0)
     try:
