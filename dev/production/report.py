@@ -117,11 +117,10 @@ def _circumstances() -> dict[str, Any]:
     commit = subprocess.run(
         [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
+    # Of a run of several parts the report itself has changed. Relative: ":!/" would have another meaning.
+    others = ("--", ".", *(f":(exclude){path.relative_to(ROOT)}" for path in (REPORT, PAGE)))
     changed = subprocess.run(
-        [*git, "status", "--porcelain", "-uno", "--", ".", f":!{REPORT}", f":!{PAGE}"],
-        capture_output=True,
-        text=True,
-        check=False,
+        [*git, "status", "--porcelain", "-uno", *others], capture_output=True, text=True, check=False
     ).stdout.strip()
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
