@@ -59,6 +59,7 @@ def test_a_defence_of_traffic_that_is_taken_out_is_noticed(name: str) -> None:
 def test_every_rule_holds_over_the_cpu_bridge() -> None:
     """The active model moves between card and CPU, and the other revision is loaded on either, in every order."""
     report = explore(pair_traffic.BRIDGE_SETUPS, make=pair_traffic.BridgeExplorer)
+    print(f"{report.states} states of the pair, {report.steps} steps")  # noqa: T201
 
     assert report.states > MIN_BRIDGE_STATES
     assert report.violations == {}
@@ -68,6 +69,7 @@ def test_every_rule_holds_over_the_cpu_bridge() -> None:
 def test_every_rule_holds_with_a_gap() -> None:
     """The active model is unloaded by command, whatever else is under way: what was accepted is answered."""
     report = explore(pair_traffic.BRIDGE_SETUPS, make=pair_traffic.GapExplorer)
+    print(f"{report.states} states of the pair, {report.steps} steps")  # noqa: T201
 
     assert report.states > MIN_GAP_STATES
     assert report.violations == {}
