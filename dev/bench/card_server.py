@@ -26,7 +26,7 @@ from dev.harness.process import free_port, running_server
 from hotslot.entailment.v1.entailment_pb2_grpc import EntailmentServiceStub
 from hotslot.status.v1 import status_pb2
 from hotslot.status.v1.status_pb2_grpc import StatusServiceStub
-from inference.runner.hardware import SAMPLE_SECONDS
+from inference.runner.worker import SAMPLE_SECONDS
 
 SETTINGS = """
 state_dir = "{state}"

@@ -8,7 +8,6 @@ from common.clock import Clock, read_cpu_seconds
 from hotslot.runner.v1 import runner_pb2
 from inference.call_cost import CallCost
 from inference.runner.engines.base import Engine, PreparedItem, RowRange, RowResult
-from inference.runner.gather import Gathering
 from inference.runner.items import (
     ENGINE_FAILED,
     EXPIRED,
@@ -23,6 +22,7 @@ from inference.runner.items import (
 from inference.runner.plan import (
     Call,
     CallLimits,
+    Gathering,
     MemoryLimit,
     WaitingRows,
     choose_call,

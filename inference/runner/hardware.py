@@ -8,13 +8,10 @@ from pathlib import Path
 from typing import Protocol
 
 from common.cgroup import read_available_bytes
-from common.clock import Clock
 from inference.runner.engines.base import EngineLoader
-from inference.runner.plan import should_clear
 
 _MEMORY_FILE = Path("/proc/self/statm")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-SAMPLE_SECONDS = 1.0  # between two samples of a card's memory; each calls the driver
 
 
 class Hardware(Protocol):
@@ -121,24 +118,3 @@ def filter_devices(devices: list[tuple[str, str]], policy: str) -> list[tuple[st
     if policy == "cuda":
         return [row for row in devices if row[0].startswith("cuda:")]
     return [row for row in devices if row[0] == policy]
-
-
-class CardMemoryMonitor:
-    """Samples a card's memory and frees cached memory before the card is full. Device thread only."""
-
-    def __init__(self, hardware: Hardware, clock: Clock) -> None:
-        self._hardware = hardware
-        self._clock = clock
-        self._sampled_at = float("-inf")
-
-    def sample(self, device: str) -> tuple[int, int] | None:
-        """Return used and total bytes; None on a CPU or within `SAMPLE_SECONDS` of the last sample."""
-        now = self._clock.monotonic()
-        if not device.startswith("cuda") or now - self._sampled_at < SAMPLE_SECONDS:
-            return None
-        self._sampled_at = now
-        used, total = self._hardware.memory_bytes(device)
-        if should_clear(used, total):
-            self._hardware.clear_cache()
-            used, total = self._hardware.memory_bytes(device)
-        return used, total

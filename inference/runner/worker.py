@@ -13,15 +13,16 @@ from hotslot.runner.v1 import runner_pb2
 from inference.call_cost import CallCost
 from inference.runner.calls import DeviceCalls, DeviceLost, ExecutionContext
 from inference.runner.engines.base import Engine, loader_for
-from inference.runner.hardware import CardMemoryMonitor, CpuOnly, Hardware, hardware_for, measure_own_bytes
+from inference.runner.hardware import CpuOnly, Hardware, hardware_for, measure_own_bytes
 from inference.runner.items import PendingItem, ReceivedItems
 from inference.runner.loading import LoadContext, LoadedModel, LoadRefused, load_bundle
-from inference.runner.plan import CallLimits, choose_max_rows
+from inference.runner.plan import CallLimits, choose_max_rows, should_clear
 from inference.runner.reporting import DeviceProgress, ThreadMeter, describe_error
 
 # While not serving, a runner computes on one thread: the threads of one call synchronise several hundred times, and
 # beside a busy process each synchronisation waits for the scheduler. A load of 2 s took minutes that way.
 STANDBY_THREADS = 1
+SAMPLE_SECONDS = 1.0  # between two samples of a card's memory; each calls the driver
 PROGRESS_SECONDS = 0.05  # least interval between two progress reports of one phase
 
 
@@ -95,6 +96,27 @@ class MemoryTaken:
     def measure(self) -> int:
         """Bytes that this process has taken since."""
         return max(0, measure_own_bytes(self._device) - self._before)
+
+
+class CardMemoryMonitor:
+    """Samples a card's memory and frees cached memory before the card is full. Device thread only."""
+
+    def __init__(self, hardware: Hardware, clock: Clock) -> None:
+        self._hardware = hardware
+        self._clock = clock
+        self._sampled_at = float("-inf")
+
+    def sample(self, device: str) -> tuple[int, int] | None:
+        """Return used and total bytes; None on a CPU or within `SAMPLE_SECONDS` of the last sample."""
+        now = self._clock.monotonic()
+        if not device.startswith("cuda") or now - self._sampled_at < SAMPLE_SECONDS:
+            return None
+        self._sampled_at = now
+        used, total = self._hardware.memory_bytes(device)
+        if should_clear(used, total):
+            self._hardware.clear_cache()
+            used, total = self._hardware.memory_bytes(device)
+        return used, total
 
 
 class Worker:

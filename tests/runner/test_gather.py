@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from inference.call_cost import CallCost
-from inference.runner.gather import Gathering
+from inference.runner.plan import Gathering
 
 CALL_ROWS = 8
 OVERHEAD, ROW = 0.0065, 0.0011  # seconds of a call, and of each of its rows

@@ -12,10 +12,11 @@ from hotslot.runner.v1 import runner_pb2
 from inference.call_record import MAX_ITEMS, CallRecord, create_memory
 from inference.runner import items, prepare
 from inference.runner.engines.base import AddressItem, EntailmentItem
-from inference.runner.hardware import SAMPLE_SECONDS, CardMemoryMonitor, CpuOnly, filter_devices
+from inference.runner.hardware import CpuOnly, filter_devices
 from inference.runner.loading import make_sample_item
 from inference.runner.process import can_lower_niceness
 from inference.runner.reporting import DeviceProgress, SleepWatch
+from inference.runner.worker import SAMPLE_SECONDS, CardMemoryMonitor
 from inference.wire import AddressSpan, EntailmentScores
 from tests.runner.test_device_calls import StandingClock
 

@@ -9,7 +9,7 @@ import pytest
 
 from dev.harness.waiting import eventually
 from hotslot.runner.v1 import runner_pb2
-from inference.runner.prepare_queue import SLOW_SECONDS
+from inference.runner.prepare import SLOW_SECONDS
 from tests.pictures.files import draw, encode
 from tests.runner.harness import RunnerHarness
 

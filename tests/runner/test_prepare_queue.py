@@ -4,7 +4,7 @@ import pytest
 
 from inference.runner.items import PendingItem
 from inference.runner.pictures.cost import MIB, Cost
-from inference.runner.prepare_queue import PLACES_KEPT, SLOW_SECONDS, Pace, PrepareJob, PrepareQueue, pace_of
+from inference.runner.prepare import PLACES_KEPT, SLOW_SECONDS, Pace, PrepareJob, PrepareQueue, pace_of
 
 NORMAL = Cost(SLOW_SECONDS / 2, 64 * MIB)
 SLOW = Cost(SLOW_SECONDS * 4, 128 * MIB)
