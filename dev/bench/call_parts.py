@@ -34,7 +34,7 @@ PARTS = (  # the first row with a file of the stack, from the innermost function
     ("admission, route, leases", ("admission.py", "intake.py", "route.py", "pair.py", "slot.py", "requests.py")),
     ("records of a request", ("server/request.py", "common/records.py")),
     ("read of the message, what is held", ("reading.py", "held_bytes.py")),
-    ("parse, check, answer", ("convert.py", "entailment.py", "texts.py", "predict.py", "models.py", "task.py")),
+    ("parse, check, answer", ("convert.py", "entailment.py", "predict.py", "models.py", "task.py")),
     ("id, caller, end of the call", ("interceptors.py", "callers.py", "access.py")),
     ("accept calls", ("grpc_server.py",)),
     (OTHERS, ("selectors.py",)),

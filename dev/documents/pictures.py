@@ -14,7 +14,7 @@ from updater.stages.machine import TRANSITIONS
 # The way of one Predict: what is done, and the file that does it.
 STEPS = (
     ("request id, deadline", "inference/server/api/interceptors.py"),
-    ("fields are checked", "inference/server/api/convert.py"),
+    ("fields are checked", "inference/server/api/entailment.py"),
     ("admission: in time?", "inference/server/scheduling/admission.py"),
     ("route: which slot", "inference/server/model/route.py"),
     ("lease of the slot", "inference/server/model/slot.py"),

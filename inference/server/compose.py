@@ -20,7 +20,7 @@ from hotslot.runner.v1 import runner_pb2
 from hotslot.status.v1 import status_pb2
 from inference.server import channel_arguments, descriptors
 from inference.server.access import Access, AccessRules
-from inference.server.api import convert
+from inference.server.api import convert, entailment
 from inference.server.api.address import MAX_ADDRESSES
 from inference.server.api.predict import PredictRules
 from inference.server.api.stream import StreamRules
@@ -189,7 +189,7 @@ def advertised_limits(settings: ServerSettings) -> status_pb2.Limits:
         max_image_bytes=server.max_image_bytes,
         max_image_pixels=server.max_image_pixels,
         max_image_side_pixels=server.max_image_side_pixels,
-        max_statements=convert.MAX_STATEMENTS,
+        max_statements=entailment.MAX_STATEMENTS,
         max_statement_chars=server.max_statement_chars,
         max_addresses=MAX_ADDRESSES,
         max_address_chars=server.max_address_chars,

@@ -42,7 +42,7 @@ class Readiness:
         managers = self._models.all()
         ready = {manager.options.model: manager.is_ready and not is_leaving for manager in managers}
         of_tasks = {
-            api.service: overall.combine(ready[one.options.model] for one in self._models.list_of_task(task))
+            api.service: overall.combine(ready[one.options.model] for one in self._models.of_task[task])
             for task, api in TASK_APIS.items()
         }
         is_ready = overall.combine(ready.values())

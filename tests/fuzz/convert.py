@@ -4,7 +4,7 @@ from google.protobuf.message import DecodeError
 
 from common.errors import InputRefused
 from hotslot.entailment.v1 import entailment_pb2
-from inference.server.api import convert
+from inference.server.api import convert, entailment
 from inference.server.api.task import InputLimits
 from tests.fuzz.refusals import check_refusal
 from tests.fuzz.requests import MAX_CHARS, MAX_IMAGE_BYTES, message_bytes, request_bytes
@@ -28,7 +28,7 @@ def _check_call(raw: bytes) -> None:
     except DecodeError:
         expected = None
     try:
-        parsed = convert.parse_request(raw)
+        parsed = entailment.parse_request(raw)
     except InputRefused as error:
         check_refusal(error)
         assert expected is None
@@ -43,7 +43,7 @@ def _check_message(raw: bytes) -> None:
     except DecodeError:
         expected = None
     try:
-        items = convert.parse_items(raw)
+        items = entailment.parse_items(raw)
     except InputRefused as error:
         check_refusal(error)
         assert (error.reason == "MESSAGE_MALFORMED") == (expected is None)  # noqa: PT017  the oracle
@@ -59,19 +59,19 @@ def _check_message(raw: bytes) -> None:
         _check_request(parsed, item.request)
 
 
-def _check_request(parsed: convert.ParsedRequest, expected: entailment_pb2.PredictRequest) -> None:
+def _check_request(parsed: entailment.ParsedRequest, expected: entailment_pb2.PredictRequest) -> None:
     image = expected.image.content if expected.image.WhichOneof("source") else None
     assert (None if parsed.image is None else bytes(parsed.image)) == image
     expected.ClearField("image")
     assert parsed.fields == expected
     try:
-        found = convert.check_request(parsed, _LIMITS)
+        found = entailment.check_request(parsed, _LIMITS)
     except InputRefused as error:
         check_refusal(error)
         return
     assert bytes(found.image) == image
     assert 1 <= len(found.image) <= MAX_IMAGE_BYTES
-    assert 1 <= len(found.statements) == len(expected.statements) <= convert.MAX_STATEMENTS
+    assert 1 <= len(found.statements) == len(expected.statements) <= entailment.MAX_STATEMENTS
     assert bool(found.premise) == bool(expected.premise)
     for text in (*found.statements, *([found.premise] if found.premise else [])):
         assert text.strip()

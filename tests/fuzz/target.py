@@ -49,7 +49,7 @@ _SCHEDULING = (
     "turns",
 )
 _ADDRESSES = (
-    *("inference.server.api.address", "inference.server.api.texts"),
+    *("inference.server.api.address", "inference.server.api.convert"),
     *(f"inference.runner.engines.mgeo.{name}" for name in ("spans", "tokenizer")),
 )
 _PICTURES = ("colour", "content", "cost", "decode", "exif", "jpeg", "png", "render", "webp")
@@ -63,10 +63,10 @@ TARGETS = {
     target.name: target
     for target in (
         Target("addresses", 100_000, 512, 5, _ADDRESSES),
-        Target("convert", 350_000, 1024, 5, ("inference.server.api.convert", "inference.server.api.texts")),
+        Target("convert", 350_000, 1024, 5, ("inference.server.api.entailment", "inference.server.api.convert")),
         Target("frames", 250_000, 1024, 5, ("inference.wire", "inference.server.runner_client.replies")),
         Target("pictures", 150_000, 1024, 20, tuple(f"inference.runner.pictures.{name}" for name in _PICTURES)),
         Target("service", 50_000, 1024, 30, _SERVICE),
-        Target("texts", 200_000, 256, 5, ("inference.server.api.texts", "inference.runner.engines.ofa.tokenizer")),
+        Target("texts", 200_000, 256, 5, ("inference.server.api.convert", "inference.runner.engines.ofa.tokenizer")),
     )
 }

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from common.errors import InputRefused
 from hotslot.entailment.v1 import entailment_pb2 as pb
-from inference.server.api import convert
+from inference.server.api import convert, entailment
 from tests.stack.wire import field_bytes
 
 Parsed = Any  # a comparable form of a request
@@ -90,7 +90,7 @@ def by_protobuf(request: pb.PredictRequest) -> Parsed:
     return request.model, tuple(request.statements), request.premise, request.image.content if has_image else None
 
 
-def ours(parsed: convert.ParsedRequest) -> Parsed:
+def ours(parsed: entailment.ParsedRequest) -> Parsed:
     """The same of ours."""
     fields, picture = parsed.fields, parsed.image
     assert not fields.HasField("image")
@@ -122,9 +122,9 @@ def check_request(raw: bytes) -> None:
         expected = by_protobuf(convert.parse(pb.PredictRequest, raw))
     except InputRefused as error:
         with pytest.raises(InputRefused, match=str(error)[:30]):
-            convert.parse_request(raw)
+            entailment.parse_request(raw)
     else:
-        assert ours(convert.parse_request(raw)) == expected
+        assert ours(entailment.parse_request(raw)) == expected
 
 
 def check_items(raw: bytes) -> None:
@@ -135,9 +135,9 @@ def check_items(raw: bytes) -> None:
         message = pb.StreamPredictRequest()
     if not message.items:
         with pytest.raises(InputRefused):
-            convert.parse_items(raw)
+            entailment.parse_items(raw)
         return
-    found = [(item_id, ours(request)) for item_id, request in convert.parse_items(raw)]
+    found = [(item_id, ours(request)) for item_id, request in entailment.parse_items(raw)]
     assert found == [(item.item_id, by_protobuf(item.request)) for item in message.items]
 
 
@@ -167,7 +167,7 @@ def test_a_stream_message_is_parsed_as_by_protobuf(raw: bytes) -> None:
     check_items(raw)
 
 
-def held_by(parsed: convert.ParsedRequest) -> int:
+def held_by(parsed: entailment.ParsedRequest) -> int:
     """The bytes that a picture keeps in memory."""
     assert parsed.image is not None
     return len(cast("bytes", parsed.image.obj))
@@ -175,21 +175,21 @@ def held_by(parsed: convert.ParsedRequest) -> int:
 
 def test_the_picture_of_an_ordinary_request_is_a_view_of_its_message() -> None:
     """It is held once; in a message with several items each has its own, so that the message can be dropped."""
-    size = 2 * convert.MAX_REST_BYTES
+    size = 2 * entailment.MAX_REST_BYTES
     request = pb.PredictRequest(model="m", image=pb.Image(content=bytes(size)), statements=["a"] * 32, premise="p")
     raw = request.SerializeToString()
     item = pb.StreamItem(item_id="1", request=request)
     one = pb.StreamPredictRequest(items=[item]).SerializeToString()
     two = pb.StreamPredictRequest(items=[item, item]).SerializeToString()
 
-    assert held_by(convert.parse_request(raw)) == len(raw)
-    assert [held_by(parsed) for _, parsed in convert.parse_items(one)] == [len(one)]
-    assert [held_by(parsed) for _, parsed in convert.parse_items(two)] == [size, size]
+    assert held_by(entailment.parse_request(raw)) == len(raw)
+    assert [held_by(parsed) for _, parsed in entailment.parse_items(one)] == [len(one)]
+    assert [held_by(parsed) for _, parsed in entailment.parse_items(two)] == [size, size]
 
 
 def test_many_empty_fields_are_left_to_protobuf() -> None:
     """A message of a million empty statements does not stop the event loop."""
     picture = field_bytes(2, image(b"1"))
 
-    assert convert.find_picture(b"\x1a\x00" * 63 + picture, 0, 126 + len(picture)) is not None
-    assert convert.find_picture(b"\x1a\x00" * 64 + picture, 0, 128 + len(picture)) is None
+    assert entailment.find_picture(b"\x1a\x00" * 63 + picture, 0, 126 + len(picture)) is not None
+    assert entailment.find_picture(b"\x1a\x00" * 64 + picture, 0, 128 + len(picture)) is None

@@ -1,107 +1,28 @@
-"""Conversion between protobuf messages and records. Pure; an invalid field is refused here, by name.
+"""What the tasks share of the conversion between protobuf messages and records. Pure; a wrong field is refused by name.
 
-A picture is held once: it stays in the bytes of its message, and only the other fields are parsed by protobuf, which
-would copy it twice. This holds for messages as clients encode them, where each field is present once. Any other message
-is parsed by protobuf as a whole, so that what is accepted does not depend on the encoding.
+Callers' texts are read as a person sees them, and a text in which a person sees nothing is refused. Blanks, characters
+that are not drawn, and composed or decomposed letters look alike, but the model's tokeniser has other tokens for each.
+docs/explanation/decisions/texts.md has the table.
 """
 
+import re
+import unicodedata
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import groupby
 from typing import Any, TypeVar
 
 from google.protobuf import duration_pb2
 from google.protobuf.message import DecodeError, Message
 
 from common.errors import InputRefused
-from common.records import record
-from hotslot.entailment.v1 import entailment_pb2
-from inference.server.api.task import InputLimits
-from inference.server.api.texts import read_text
-from inference.server.request import EntailmentInput, Prediction, ServedBy
-from inference.wire import EntailmentScores
+from inference.server.request import Prediction, ServedBy
+from inference.server.settings import TextRule
 
 M = TypeVar("M", bound=Message)
 
-MAX_STATEMENTS = 32
 MAX_STREAM_ITEMS = 64
 MAX_ITEM_ID_CHARS = 128
-
-_ONE, _TWO, _THREE, _FOUR = 0x0A, 0x12, 0x1A, 0x22  # tags of the length-delimited fields 1 to 4
-_REQUEST_TAGS = (_ONE, _TWO, _THREE, _FOUR)  # model, image, statements, premise
-MAX_REST_BYTES = 64 << 10  # of a message, beside a picture that is a view of it
-_MAX_SCANNED_FIELDS = 64  # of a request; protobuf is faster with more
-_MAX_LENGTH_BYTES = 5  # of the varint of a length
-_VARINT_MORE = 0x80
-
-_LABELS = {
-    "yes": entailment_pb2.LABEL_YES,
-    "no": entailment_pb2.LABEL_NO,
-    "maybe": entailment_pb2.LABEL_MAYBE,
-}
-
-
-@record
-class ParsedRequest:
-    """A request and its picture."""
-
-    fields: entailment_pb2.PredictRequest  # without `image`
-    image: memoryview | None  # None: not given
-
-
-def parse_request(raw: bytes) -> ParsedRequest:
-    """Parse a request; the picture is a view of `raw` where that is possible.
-
-    Raises:
-        InputRefused: the bytes do not parse.
-    """
-    span = find_picture(raw, 0, len(raw))
-    found = None if span is None else _parse_around(raw, 0, len(raw), span)
-    return split_request(parse(entailment_pb2.PredictRequest, raw)) if found is None else found
-
-
-def parse_items(raw: bytes) -> list[tuple[str, ParsedRequest]]:
-    """Parse a stream message into item ids and requests.
-
-    Raises:
-        InputRefused: the bytes do not parse, or the number of items is wrong.
-    """
-    spans = _find_items(raw)
-    found = []
-    for start, end, item_id, picture in spans:
-        request = _parse_around(raw, start, end, picture)
-        if request is None:
-            spans = []
-            break
-        found.append((item_id, request))
-    if spans:
-        return found
-    message = parse(entailment_pb2.StreamPredictRequest, raw)
-    check_item_count(len(message.items))
-    return [(item.item_id, split_request(item.request)) for item in message.items]
-
-
-@record
-class PictureSpan:
-    """Where the picture of a request is in its message."""
-
-    field: int  # index of the first byte of the field `image`
-    content: int  # index of the first byte of the picture
-    end: int  # index after both
-
-
-def find_picture(raw: bytes, at: int, end: int) -> PictureSpan | None:
-    """Find the first picture of an encoded request; None if only protobuf can say where it is. Pure."""
-    for _ in range(_MAX_SCANNED_FIELDS):
-        if at == end:
-            return None
-        tag, (body, stop) = raw[at], _find_body(raw, at + 1, end)
-        if stop < 0 or tag not in _REQUEST_TAGS:
-            return None
-        if tag == _TWO:
-            content, content_end = _find_body(raw, body + 1, stop) if raw[body : body + 1] == b"\x0a" else (-1, -1)
-            return PictureSpan(at, content, stop) if content < content_end == stop else None
-        at = stop
-    return None
 
 
 def parse(kind: type[M], raw: bytes) -> M:
@@ -120,39 +41,6 @@ def malformed_error(message: str) -> InputRefused:
     """The error for bytes that do not parse."""
     return InputRefused(
         f"the message is not a valid {message}, or a string in it is not UTF-8", reason="MESSAGE_MALFORMED"
-    )
-
-
-def check_request(parsed: ParsedRequest, limits: InputLimits) -> EntailmentInput:
-    """Check all fields of a request except `model`, and convert it.
-
-    Raises:
-        InputRefused: names the first invalid field and the limit.
-    """
-    request, image = parsed.fields, parsed.image
-    if image is None:
-        raise InputRefused("image is required", reason="IMAGE_MISSING", field="image.content")
-    if not image:
-        raise InputRefused("image.content is empty", reason="IMAGE_MISSING", field="image.content")
-    if len(image) > limits.max_image_bytes:
-        raise InputRefused(
-            f"image.content has {len(image)} bytes, limit {limits.max_image_bytes}",
-            reason="IMAGE_TOO_LARGE",
-            field="image.content",
-        )
-    statements = tuple(request.statements)
-    if not statements:
-        raise InputRefused("statements is empty, 1 to 32 are needed", reason="STATEMENTS_MISSING", field="statements")
-    if len(statements) > MAX_STATEMENTS:
-        raise InputRefused(
-            f"statements has {len(statements)} entries, limit {MAX_STATEMENTS}",
-            reason="STATEMENTS_TOO_MANY",
-            field="statements",
-        )
-    return EntailmentInput(
-        image,
-        tuple(_read_text(text, limits, f"statements[{place}]", "STATEMENT") for place, text in enumerate(statements)),
-        _read_text(request.premise, limits, "premise", "PREMISE") if request.premise else "",
     )
 
 
@@ -198,30 +86,6 @@ def fill_origin(response: Any, prediction: Prediction) -> None:  # noqa: ANN401 
     _set(timing.computed, prediction.computed_seconds)
 
 
-def build_entailment_response(prediction: Prediction) -> entailment_pb2.PredictResponse:
-    """Convert a prediction."""
-    response = entailment_pb2.PredictResponse()
-    fill_origin(response, prediction)
-    for scores, label in zip(prediction.outcome, prediction.labels, strict=True):
-        if not isinstance(scores, EntailmentScores):
-            raise RuntimeError("the prediction is of another task")
-        result = response.results.add(label=_LABELS[label])
-        result.scores.yes, result.scores.no, result.scores.maybe = scores.yes, scores.no, scores.maybe
-    return response
-
-
-def _read_text(text: str, limits: InputLimits, field: str, kind: str) -> str:
-    if not text:
-        raise InputRefused(f"{field} is empty", reason=f"{kind}_EMPTY", field=field)
-    if len(text) > limits.max_statement_chars:
-        raise InputRefused(
-            f"{field} has {len(text)} characters, limit {limits.max_statement_chars}",
-            reason=f"{kind}_TOO_LONG",
-            field=field,
-        )
-    return read_text(text, limits.texts, field, f"{kind}_EMPTY")
-
-
 @lru_cache(maxsize=64)  # the same few for all answers
 def _served_by(kind: Callable[..., Message], served_by: ServedBy) -> Message:
     return kind(
@@ -239,68 +103,88 @@ def _set(duration: duration_pb2.Duration, seconds: float) -> None:
     duration.nanos = int((seconds - int(seconds)) * 1e9)
 
 
-def split_request(request: entailment_pb2.PredictRequest) -> ParsedRequest:
-    """Take the picture out of a parsed request."""
-    image = None if request.image.WhichOneof("source") is None else memoryview(request.image.content)
-    request.ClearField("image")
-    return ParsedRequest(request, image)
+# Texts.
+
+MAX_MARKS = 30  # on one letter; `unicodedata.normalize` takes quadratic time to order more
+_MAX_NAMED = 8  # code points in an error message
 
 
-def _parse_around(raw: bytes, start: int, end: int, picture: PictureSpan) -> ParsedRequest | None:
-    """Parse the fields beside the picture; None if there is a second picture: protobuf merges them.
+# Ranges of code points in the syntax of a regular expression's class.
+_BLANKS = (
+    r"\s\u2800\u3164\uFFA0"  # `\s` has all of Unicode's spaces and line ends; then a Braille and two Hangul blanks
+)
+_HIDDEN = (
+    r"\0-\x08\x0E-\x1B\x7F-\x84\x86-\x9F"  # controls that are no blanks
+    r"\xAD\u034F\u061C\u17B4\u17B5\u180E\u200B\u200E\u200F\u202A-\u202E\u2060-\u206F\uFEFF\uFFF0-\uFFFB"
+    r"\U0001BCA0-\U0001BCA3\U0001D173-\U0001D17A\U000E0000-\U000E001F\U000E0080-\U000E00FF\U000E01F0-\U000E0FFF"
+)
+_JOINERS = r"\u180B-\u180D\u180F\u200C\u200D\uFE00-\uFE0F\U000E0100-\U000E01EF"  # with variation selectors
+_TAGS = r"\U000E0020-\U000E007F"
+_FILLERS = r"\u115F\u1160"  # parts of a Hangul syllable that stand for no letter
+_UNREAD = r"!#*,./:;?~\-"  # ModelScope's pipeline strips it at the front of a text, or takes it for a blank
 
-    The picture is a view of the message, or of a copy if the message has much else: it would be kept in memory too.
+_BLANK = re.compile(f"[{_BLANKS}]")
+_NOT_DRAWN = re.compile(f"[{_HIDDEN}]+")
+# Joiners change how emoji, ideographs, and letters of Persian and of India's scripts look; tags make a flag.
+_JOINED = re.compile(
+    rf"(\U0001F3F4[{_TAGS}]+|[0-9#*]\uFE0F|[^\0-\x7F{_BLANKS}{_JOINERS}{_TAGS}][{_JOINERS}]+)|[{_JOINERS}{_TAGS}]"
+)
+_VISIBLE = re.compile(f"[^{_BLANKS}{_HIDDEN}{_JOINERS}{_TAGS}{_FILLERS}]")
+_READ = re.compile(f"[^{_BLANKS}{_HIDDEN}{_JOINERS}{_TAGS}{_FILLERS}{_UNREAD}]")
+
+
+def read_text(text: str, rule: TextRule, field: str, reason: str) -> str:
+    """Return the text that the model reads.
+
+    Args:
+        text: not empty.
+        rule: what the model reads.
+        field: path of the text in its message.
+        reason: of the error.
+
+    Raises:
+        InputRefused: the text has no visible character, or none but punctuation that the pipeline strips.
     """
-    fields = parse(entailment_pb2.PredictRequest, raw[start : picture.field] + raw[picture.end : end])
-    if fields.HasField("image"):
-        return None
-    view = memoryview(raw)[picture.content : picture.end]
-    is_alone = len(raw) - len(view) <= MAX_REST_BYTES
-    return ParsedRequest(fields, view if is_alone else memoryview(bytes(view)))
+    if not _READ.search(text):
+        content = "only punctuation" if _VISIBLE.search(text) else "nothing visible"
+        raise InputRefused(f"{field} has {content}: {_describe(text)}", reason=reason, field=field)
+    return as_seen(text) if rule is TextRule.AS_SEEN else text
 
 
-def _find_items(raw: bytes) -> list[tuple[int, int, str, PictureSpan]]:
-    """Start, end, id and picture of each item's request; none if only protobuf can say what the message contains."""
-    found: list[tuple[int, int, str, PictureSpan]] = []
-    at, end = 0, len(raw)
-    while at < end:
-        body, stop = _find_body(raw, at + 1, end)
-        item = _find_item(raw, body, stop) if raw[at] == _ONE and stop >= 0 else None
-        if item is None or len(found) == MAX_STREAM_ITEMS:
-            return []
-        found.append(item)
-        at = stop
-    return found
+def check_visible(text: str, field: str, reason: str) -> None:
+    """Refuse a text in which a person sees nothing; another stays as it is.
+
+    Raises:
+        InputRefused: the text has no visible character.
+    """
+    if not _VISIBLE.search(text):
+        raise InputRefused(f"{field} has nothing visible: {_describe(text)}", reason=reason, field=field)
 
 
-def _find_item(raw: bytes, at: int, end: int) -> tuple[int, int, str, PictureSpan] | None:
-    """The same of one item: its id, if it has one, and its request, once and in this order."""
-    item_id = b""
-    if at < end and raw[at] == _ONE:
-        body, at = _find_body(raw, at + 1, end)
-        item_id = raw[body:at]
-    if at < 0 or at >= end or raw[at] != _TWO:
-        return None
-    body, stop = _find_body(raw, at + 1, end)
-    picture = find_picture(raw, body, stop) if stop == end else None
-    if picture is None:
-        return None
-    try:
-        return body, stop, item_id.decode(), picture
-    except UnicodeDecodeError:
-        return None
+def as_seen(text: str) -> str:
+    """Normalise characters that look alike or are not drawn.
+
+    Each blank of any kind becomes a space, one for one. Characters that are not drawn are removed; joiners, variation
+    selectors and tags stay where they change the look of the character before them. Letters and their marks are
+    composed (NFC), except where a letter has more than MAX_MARKS.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    text = _NOT_DRAWN.sub("", _BLANK.sub(" ", text))
+    text = _JOINED.sub(lambda found: found[1] or "", text)
+    if text.isascii() or _longest_marks(text) > MAX_MARKS:
+        return text
+    return unicodedata.normalize("NFC", text)
 
 
-def _find_body(raw: bytes, at: int, end: int) -> tuple[int, int]:
-    """Start and end of what follows a length at this index; both are -1 if it does not fit before `end`."""
-    if at < end and raw[at] < _VARINT_MORE:
-        stop = at + 1 + raw[at]
-        return (at + 1, stop) if stop <= end else (-1, -1)
-    length = 0
-    for place in range(at, min(at + _MAX_LENGTH_BYTES, end)):
-        byte = raw[place]
-        length |= (byte & ~_VARINT_MORE) << 7 * (place - at)
-        if byte < _VARINT_MORE:
-            start = place + 1
-            return (start, start + length) if start + length <= end else (-1, -1)
-    return -1, -1
+def _longest_marks(text: str) -> int:
+    runs = groupby(text, key=lambda character: unicodedata.combining(character) > 0)
+    return max((sum(1 for _ in run) for is_mark, run in runs if is_mark), default=0)
+
+
+def _describe(text: str) -> str:
+    """Number of characters, and the first different ones, for example "3 characters, U+200B U+0020"."""
+    different = list(dict.fromkeys(text))
+    named = " ".join(f"U+{ord(character):04X}" for character in different[:_MAX_NAMED])
+    more = " …" if len(different) > _MAX_NAMED else ""
+    return f"{len(text)} character{'s' if len(text) != 1 else ''}, {named}{more}"

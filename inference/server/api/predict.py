@@ -9,13 +9,14 @@ import grpc
 from google.protobuf.message import Message
 
 from common.clock import Clock
-from common.errors import HotslotError
+from common.errors import HotslotError, InputRefused, NotFound
 from inference.server.api import convert
 from inference.server.api.interceptors import current_call, has_reached_deadline
 from inference.server.api.reading import Context, MessageReader
 from inference.server.api.stream import ItemStream, StreamRules
 from inference.server.api.task import InputLimits, TaskApi, build_result
 from inference.server.events import Emit
+from inference.server.model.manager import ModelManager
 from inference.server.model.models import Models
 from inference.server.model.stats import IncomingItem
 from inference.server.request import PendingRequest, Prediction, RequestTags
@@ -136,7 +137,7 @@ class PredictApi:
         Raises:
             HotslotError: it is refused.
         """
-        manager = self._models.find_for_call(self.api.model_of(request), self.api.task)
+        manager = self.find_model(self.api.model_of(request))
         item.model = manager.options.model
         payload = self.api.check(request, self.rules.inputs)
         limit = self.rules.max_deadline_seconds
@@ -144,12 +145,34 @@ class PredictApi:
         tags = current_call.get().tags if tags is None else tags
         return manager.requests.predict(payload, self._clock.monotonic() + seconds, source, tags)
 
+    def find_model(self, name: str) -> ModelManager:
+        """The model that a call addresses, by name or, if the name is empty, by task.
+
+        Raises:
+            NotFound: there is no such model of this task.
+            InputRefused: none was named, and there are several.
+        """
+        task = self.api.task
+        if name:
+            manager = self._models.get(name)
+            if manager.options.task is task:
+                return manager
+            text = f"model {name[:64]!r} has another task: {manager.options.task}"
+            raise NotFound(text, field="model", resource=("model", name[:128]))
+        of_task = self._models.of_task[task]
+        if len(of_task) == 1:
+            return of_task[0]
+        if not of_task:
+            raise NotFound(f"no model of task {task.value!r} is served here", field="model", resource=("model", ""))
+        names = ", ".join(manager.options.model for manager in of_task)
+        raise InputRefused(f"several models are served; name one of {names}", reason="MODEL_REQUIRED", field="model")
+
     # For streams.
 
     def find_turns(self, model: str) -> TurnGate | None:
         """Where the streams of a model wait for their turns; None if there is no such model."""
         try:
-            return self._models.find_for_call(model, self.api.task).requests.intake.turns
+            return self.find_model(model).requests.intake.turns
         except HotslotError:
             return None
 

@@ -13,7 +13,7 @@ from hotslot.address.v1 import address_pb2
 from hotslot.entailment.v1 import entailment_pb2
 from hotslot.oip.v2 import open_inference_pb2 as pb
 from inference.server.api.address import ADDRESS
-from inference.server.api.convert import ParsedRequest
+from inference.server.api.entailment import ParsedRequest
 from inference.server.request import Prediction
 from inference.wire import EntailmentScores
 

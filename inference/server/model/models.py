@@ -1,9 +1,9 @@
-"""All configured models, found by name or task."""
+"""All configured models, by name and by task."""
 
 from collections.abc import Mapping
 
 from common.engine_files import Task
-from common.errors import InputRefused, NotFound
+from common.errors import NotFound
 from inference.server.model.commands import SlotCommands
 from inference.server.model.manager import ModelManager
 
@@ -14,7 +14,7 @@ class Models:
     def __init__(self, managers: list[ModelManager]) -> None:
         self.leaving: tuple[ModelManager, ...] = ()  # are not found any more, and answer what they have accepted
         self._managers: Mapping[str, ModelManager]
-        self._of_task: Mapping[Task, list[ModelManager]]
+        self.of_task: Mapping[Task, list[ModelManager]]  # the models of each task
         self._commands: Mapping[str, SlotCommands] = {}
         self.serve(managers)
 
@@ -22,20 +22,16 @@ class Models:
         """Serve exactly these models from now on."""
         known = {id(one.manager): one for one in self._commands.values()}
         self._commands = {one.options.model: known.get(id(one)) or SlotCommands(one) for one in managers}
-        self._of_task = {task: [one for one in managers if one.options.task is task] for task in Task}
+        self.of_task = {task: [one for one in managers if one.options.task is task] for task in Task}
         self._managers = {manager.options.model: manager for manager in managers}
 
     def all(self) -> list[ModelManager]:
         """All models."""
         return list(self._managers.values())
 
-    def list_of_task(self, task: Task) -> list[ModelManager]:
-        """The models of one task."""
-        return self._of_task[task]
-
     def list_holding(self, task: Task) -> list[ModelManager]:
         """The models of one task that may hold a request: also those that are leaving."""
-        return [*self._of_task[task], *(one for one in self.leaving if one.options.task is task)]
+        return [*self.of_task[task], *(one for one in self.leaving if one.options.task is task)]
 
     def commands(self) -> list[SlotCommands]:
         """The commands of every model."""
@@ -64,27 +60,3 @@ class Models:
                 resource=("model", name[:128]),
             )
         return manager
-
-    def find_for_call(self, name: str, task: Task) -> ModelManager:
-        """The model that a call addresses, by name or, if the name is empty, by task.
-
-        Raises:
-            NotFound: there is no such model of this task.
-            InputRefused: none was named, and there are several.
-        """
-        if name:
-            manager = self.get(name)
-            if manager.options.task is task:
-                return manager
-            raise NotFound(
-                f"model {name[:64]!r} has another task: {manager.options.task}",
-                field="model",
-                resource=("model", name[:128]),
-            )
-        of_task = self.list_of_task(task)
-        if len(of_task) == 1:
-            return of_task[0]
-        if not of_task:
-            raise NotFound(f"no model of task {task.value!r} is served here", field="model", resource=("model", ""))
-        names = ", ".join(manager.options.model for manager in of_task)
-        raise InputRefused(f"several models are served; name one of {names}", reason="MODEL_REQUIRED", field="model")
