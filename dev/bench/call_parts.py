@@ -35,7 +35,7 @@ PARTS = (  # the first row with a file of the stack, from the innermost function
     ("records of a request", ("server/request.py", "common/records.py")),
     ("read of the message, what is held", ("reading.py", "held_bytes.py")),
     ("parse, check, answer", ("convert.py", "entailment.py", "predict.py", "models.py", "task.py")),
-    ("id, caller, end of the call", ("interceptors.py", "callers.py", "access.py")),
+    ("id, caller, end of the call", ("interceptors.py", "access.py")),
     ("accept calls", ("grpc_server.py",)),
     (OTHERS, ("selectors.py",)),
 )

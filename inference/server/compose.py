@@ -22,6 +22,7 @@ from inference.server import channel_arguments, descriptors
 from inference.server.access import Access, AccessRules
 from inference.server.api import convert, entailment
 from inference.server.api.address import MAX_ADDRESSES
+from inference.server.api.interceptors import Callers
 from inference.server.api.predict import PredictRules
 from inference.server.api.stream import StreamRules
 from inference.server.api.task import InputLimits
@@ -37,9 +38,9 @@ from inference.server.runner_client.process import RunnerProcess
 from inference.server.runner_client.start import RunnerStarter
 from inference.server.runner_specs import runner_spec
 from inference.server.scheduling.admission import Capacity, Drain
-from inference.server.scheduling.callers import CallerRules, Callers
 from inference.server.scheduling.device_memory import DeviceMemories
 from inference.server.scheduling.device_share import DeviceShares
+from inference.server.scheduling.fair_queue import CallerRules
 from inference.server.scheduling.held_bytes import HeldRules
 from inference.server.scheduling.limits import LimitRules
 from inference.server.settings import ServerSection, ServerSettings

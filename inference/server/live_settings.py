@@ -11,6 +11,7 @@ from common.settings_reload import ReadSettings, SettingsReloader
 from hotslot.control.v1 import control_pb2
 from inference.server import compose
 from inference.server.access import Access
+from inference.server.api.interceptors import Callers
 from inference.server.api.predict import PredictApi
 from inference.server.api.status import SettingsFacts, StatusApi
 from inference.server.control.servicer import ControlApi
@@ -18,7 +19,6 @@ from inference.server.memory import MemoryGauge
 from inference.server.model.changes import ModelChanges
 from inference.server.readiness import Readiness
 from inference.server.scheduling.admission import Drain
-from inference.server.scheduling.callers import Callers
 from inference.server.scheduling.held_bytes import HeldBytes
 from inference.server.settings import ServerSettings
 

@@ -19,7 +19,7 @@ from common.errors import HotslotError
 from hotslot.entailment.v1 import entailment_pb2
 from hotslot.runner.v1 import runner_pb2
 from inference.server.api.entailment import ENTAILMENT
-from inference.server.api.interceptors import DETAILS_KEY, CallInterceptor
+from inference.server.api.interceptors import DETAILS_KEY, Callers, CallInterceptor
 from inference.server.api.predict import PredictApi, PredictRules
 from inference.server.api.stream import StreamRules
 from inference.server.api.task import InputLimits
@@ -28,7 +28,7 @@ from inference.server.model.models import Models
 from inference.server.request import Priority
 from inference.server.runner_client.protocol import EndReason
 from inference.server.runner_client.replies import find_impossible_number
-from inference.server.scheduling.callers import CallerRules, Callers
+from inference.server.scheduling.fair_queue import CallerRules
 from inference.server.scheduling.held_bytes import HeldBytes, HeldRules
 from tests.fuzz.requests import MAX_CHARS, MAX_IMAGE_BYTES, message_bytes, request_bytes
 from tests.fuzz.source import Source

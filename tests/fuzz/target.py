@@ -41,7 +41,6 @@ class Target:
 _API = ("entailment", "interceptors", "reading", "stream")
 _SCHEDULING = (
     "admission",
-    "callers",
     "dispatcher",
     "fair_queue",
     "held_bytes",

@@ -20,7 +20,7 @@ from hotslot.entailment.v1 import entailment_pb2
 from hotslot.runner.v1 import runner_pb2
 from inference.call_record import CallRecord, create_memory
 from inference.server.api.entailment import ENTAILMENT
-from inference.server.api.interceptors import CallInterceptor
+from inference.server.api.interceptors import Callers, CallInterceptor
 from inference.server.api.predict import PredictApi, PredictRules
 from inference.server.api.stream import StreamRules
 from inference.server.api.task import InputLimits
@@ -32,7 +32,6 @@ from inference.server.runner_client.process import RunnerProcess
 from inference.server.runner_client.protocol import RunnerListener
 from inference.server.runner_client.start import RunnerSpec, StartedRunner
 from inference.server.scheduling.admission import Capacity
-from inference.server.scheduling.callers import Callers
 from inference.server.scheduling.held_bytes import HeldBytes, HeldRules
 from inference.server.trace_events import CallTracer
 from inference.wire import FrameDecoder, frame

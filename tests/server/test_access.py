@@ -21,11 +21,11 @@ from dev.harness.control import CHANNEL_OPTIONS
 from dev.harness.waiting import eventually
 from inference.server.access import DEGRADED, FAILED, OK, Access, AccessRules
 from inference.server.api.grpc_server import make_server
-from inference.server.api.interceptors import CallInterceptor
+from inference.server.api.interceptors import Callers, CallInterceptor
 from inference.server.api.standard_services import HealthApi, ReflectionApi
 from inference.server.events import CallEnded, Event
 from inference.server.health import HealthRegistry
-from inference.server.scheduling.callers import CallerRules, Callers
+from inference.server.scheduling.fair_queue import CallerRules
 from tests.common.clock import KeptLog
 from tests.stack.refusal import refusal_of
 

@@ -8,7 +8,7 @@ import pytest
 from common.errors import Conflict, InputRefused, NotFound
 from inference.server.model.route import locate
 from inference.server.request import NO_TAGS, PendingRequest, RequestTags
-from inference.server.scheduling.callers import UNNAMED
+from inference.server.scheduling.fair_queue import UNNAMED
 from tests.server.simulator import World, ask
 
 

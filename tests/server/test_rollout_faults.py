@@ -12,7 +12,7 @@ from common.errors import HotslotError
 from inference.server.model.pair import CPU_DEVICE, Role, ShadowPolicy
 from inference.server.request import PendingRequest, RequestTags
 from inference.server.scheduling.admission import Capacity
-from inference.server.scheduling.callers import UNNAMED
+from inference.server.scheduling.fair_queue import UNNAMED
 from tests.server.simulator import World, ask
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "explanation" / "rollout-faults.md"

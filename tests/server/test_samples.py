@@ -10,7 +10,7 @@ from inference.server.model.pair import ShadowPolicy
 from inference.server.model.samples import MAX_FOLDERS, SampleFiles
 from inference.server.request import RequestTags
 from inference.server.scheduling.admission import Capacity
-from inference.server.scheduling.callers import UNNAMED
+from inference.server.scheduling.fair_queue import UNNAMED
 from tests.server.simulator import World, ask
 
 

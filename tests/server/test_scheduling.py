@@ -19,7 +19,7 @@ from inference.server.events import OverloadChanged
 from inference.server.model.models import Models
 from inference.server.request import Flow, PendingRequest, Priority
 from inference.server.scheduling.admission import Capacity
-from inference.server.scheduling.callers import Caller, CallerRules, Quota, Source, unary_source
+from inference.server.scheduling.fair_queue import Caller, CallerRules, Quota, Source, unary_source
 from inference.server.scheduling.held_bytes import HeldBytes, HeldRules
 from inference.server.scheduling.turns import TURN_ROWS
 from inference.server.settings import ServerSettings

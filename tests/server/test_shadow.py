@@ -16,7 +16,7 @@ from inference.server.model.shadow import (
 )
 from inference.server.request import EntailmentInput, RequestTags
 from inference.server.scheduling.admission import Capacity
-from inference.server.scheduling.callers import UNNAMED
+from inference.server.scheduling.fair_queue import UNNAMED
 from inference.server.scheduling.held_bytes import HeldBytes, HeldRules
 from tests.server.simulated_connections import SimConnections, SimMemory
 from tests.server.simulator import World, ask

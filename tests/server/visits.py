@@ -10,12 +10,11 @@ from typing import Any
 
 from hotslot.entailment.v1 import entailment_pb2
 from inference.server.api.entailment import ENTAILMENT
-from inference.server.api.interceptors import CallInterceptor
+from inference.server.api.interceptors import Callers, CallInterceptor
 from inference.server.api.predict import PredictApi, PredictRules
 from inference.server.api.stream import StreamRules
 from inference.server.api.task import InputLimits
 from inference.server.model.models import Models
-from inference.server.scheduling.callers import Callers
 from inference.server.scheduling.held_bytes import HeldBytes, HeldRules
 from tests.call_trace import Visits
 from tests.server.simulated_connections import SimConnections, SimMemory

@@ -4,7 +4,7 @@ import asyncio
 import contextvars
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from inference.server.access import Access, Metadata, certificate_name
 from inference.server.api.reading import Context, Handler, read_in_turn
 from inference.server.events import CallEnded, CallStarted, Emit
 from inference.server.request import NO_TAGS, RequestTags
-from inference.server.scheduling.callers import UNNAMED, Caller, Callers
+from inference.server.scheduling.fair_queue import UNNAMED, Caller, CallerRules, Quota
 from inference.server.scheduling.held_bytes import HeldBytes
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ REQUEST_ID = "x-request-id"
 TRACEPARENT = "traceparent"
 MODEL_VERSION = "x-model-version"  # the version that is to answer
 ROUTING_KEY = "x-routing-key"  # of whom a request is about: its requests go to one revision
+MAX_NAME_CHARS = 128  # of a caller; the rest is ignored
 MAX_TAG_CHARS = 256  # of the two above; the rest is ignored
 DETAILS_KEY = "grpc-status-details-bin"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
@@ -75,7 +76,7 @@ class CallInterceptor:
         clock: Clock,
         emit: Emit,
         report: Callable[[str, BaseException], None],
-        callers: Callers,
+        callers: "Callers",
         held: HeldBytes | None = None,
         access: Access | None = None,
         tracer: "CallTracer | None" = None,
@@ -218,6 +219,39 @@ class CallInterceptor:
             return error
         self._report(f"{call.service}/{call.method}", error)
         return errors.Failed("internal error; see the server log for this request id", reason="INTERNAL")
+
+
+class Callers:
+    """Finds the caller of a call: by its token, else the configured metadata key, its certificate, its connection."""
+
+    def __init__(self, rules: Iterable[CallerRules], metadata_key: str, now: float) -> None:
+        self.configure(rules, metadata_key, now)
+
+    def configure(self, rules: Iterable[CallerRules], metadata_key: str, now: float) -> None:
+        """Replace the rights of all callers, for calls that begin from now on."""
+        self._key = metadata_key.lower()
+        self._configured: Mapping[str, Caller] = {
+            row.name: Caller(row, Quota(row.rows_per_second, now) if row.rows_per_second > 0 else None) for row in rules
+        }
+
+    def find(
+        self, metadata: Iterable[tuple[str, str | bytes]], peer: str, token_name: str = "", certificate_name: str = ""
+    ) -> Caller:
+        """The caller of a call.
+
+        Args:
+            metadata: of the call.
+            peer: address of its connection, as gRPC writes it.
+            token_name: to whom its token was given; empty without one.
+            certificate_name: of the client's certificate; empty without one.
+        """
+        name: str | bytes = token_name
+        if not name and self._key:
+            name = next((value for key, value in metadata if key == self._key), "")
+        if isinstance(name, bytes):
+            name = name.decode("utf-8", "replace")
+        name = (name or certificate_name)[:MAX_NAME_CHARS] or peer
+        return self._configured.get(name) or Caller(CallerRules(name))
 
 
 def _read_tag(value: str | bytes) -> str:

@@ -24,7 +24,7 @@ from inference.server.model.route import find_version
 from inference.server.model.stats import IncomingItem
 from inference.server.request import PendingRequest, Prediction
 from inference.server.scheduling.admission import Drain, draining_error
-from inference.server.scheduling.callers import Source, unary_source
+from inference.server.scheduling.fair_queue import Source, unary_source
 from inference.server.scheduling.held_bytes import HeldBytes
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name

@@ -21,7 +21,7 @@ from inference.server.model.models import Models
 from inference.server.model.stats import IncomingItem
 from inference.server.request import PendingRequest, Prediction, RequestTags
 from inference.server.scheduling.admission import Drain, draining_error
-from inference.server.scheduling.callers import Source, unary_source
+from inference.server.scheduling.fair_queue import Source, unary_source
 from inference.server.scheduling.held_bytes import HeldBytes
 from inference.server.scheduling.turns import Reader, TurnGate
 

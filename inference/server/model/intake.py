@@ -7,8 +7,8 @@ from inference.server.events import OverloadChanged
 from inference.server.model.options import ModelOptions
 from inference.server.request import Payload, PendingRequest
 from inference.server.scheduling.admission import AdmissionController, AdmissionRequest
-from inference.server.scheduling.callers import Source
 from inference.server.scheduling.dispatcher import Dispatcher
+from inference.server.scheduling.fair_queue import Source
 from inference.server.scheduling.in_flight import Estimate
 from inference.server.scheduling.turns import TurnGate
 

@@ -34,8 +34,8 @@ from inference.server.request import (
     list_labels,
 )
 from inference.server.scheduling.admission import draining_error
-from inference.server.scheduling.callers import UNNAMED, Source
 from inference.server.scheduling.dispatcher import Computed, Dispatcher
+from inference.server.scheduling.fair_queue import UNNAMED, Source
 
 RETRY_SECONDS = 1.0  # retry delay for callers if no better estimate is known
 SELF_TEST_PAUSE_SECONDS = 1.0  # between two self-tests, at least

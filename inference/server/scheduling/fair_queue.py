@@ -1,4 +1,4 @@
-"""A queue that shares device time by rows: between priorities, their callers, and a caller's flows. Pure.
+"""Callers with their rights, and a queue that shares device time by rows: by priority, caller and flow. Pure.
 
 Hierarchical start-time fair queueing. At each level, each node has a tag, rows served ÷ weight, and the waiting node
 with the smallest tag is next; its tag is then the time of the parent's clock. A node that begins to wait with a lower
@@ -13,12 +13,100 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from common.records import record
 from inference.server.request import Flow, Priority
 
 T = TypeVar("T", bound=Hashable)
 
+BURST_SECONDS = 1.0  # a quota may be used ahead by this much
 MAX_EXACT_CHILDREN = 128  # of a node, that an estimate looks at one by one
 _MAX_IDLE_NODES = 64  # beside those that wait, before those that owe nothing are removed
+
+
+@record
+class CallerRules:
+    """One configured caller."""
+
+    name: str
+    priority: Priority | None = None  # None: unary calls are interactive, stream items are bulk
+    weight: float = 1.0  # share of device time, relative to other callers of the same priority
+    rows_per_second: float = 0.0  # quota; 0 for none
+
+
+class Quota:
+    """Rows a second that a caller may use. A request may exceed what is left; the next then waits longer."""
+
+    def __init__(self, rows_per_second: float, now: float) -> None:
+        self._rate = rows_per_second
+        self._rows = rows_per_second * BURST_SECONDS
+        self._at = now
+
+    def wait_seconds(self, now: float) -> float:
+        """Seconds until the next request is within the quota; 0 if it is now."""
+        self._refill(now)
+        return 0.0 if self._rows > 0 else -self._rows / self._rate + 1e-3
+
+    def use(self, rows: int, now: float) -> None:
+        """Count an admitted request."""
+        self._refill(now)
+        self._rows -= rows
+
+    def _refill(self, now: float) -> None:
+        self._rows = min(self._rate * BURST_SECONDS, self._rows + self._rate * max(0.0, now - self._at))
+        self._at = now
+
+
+class Caller:
+    """One caller of this server, for the time of a call."""
+
+    __slots__ = ("_rules", "name", "quota")
+
+    def __init__(self, rules: CallerRules, quota: Quota | None = None) -> None:
+        self._rules = rules
+        self.name = rules.name
+        self.quota = quota
+
+    def unary_flow(self) -> Flow:
+        """The flow of its unary calls."""
+        return self._flow(Priority.INTERACTIVE, 0)
+
+    def stream_flow(self, number: int) -> Flow:
+        """The flow of one of its streams; `number` is at least 1 and not used by another open stream."""
+        return self._flow(Priority.BULK, number)
+
+    def quota_wait(self, now: float) -> float:
+        """Seconds until its next request is within its quota; 0 without one."""
+        return 0.0 if self.quota is None else self.quota.wait_seconds(now)
+
+    def use_quota(self, rows: int, now: float) -> None:
+        """Count an admitted request against its quota."""
+        if self.quota is not None:
+            self.quota.use(rows, now)
+
+    def _flow(self, default: Priority, stream: int) -> Flow:
+        rules = self._rules
+        return Flow(default if rules.priority is None else rules.priority, rules.name, rules.weight, stream)
+
+
+@record
+class Source:
+    """Where a request comes from."""
+
+    caller: Caller
+    flow: Flow
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether it is an item of a stream, which is held back instead of refused."""
+        return self.flow.stream > 0
+
+
+def unary_source(caller: Caller) -> Source:
+    """The source of a caller's unary calls."""
+    return Source(caller, caller.unary_flow())
+
+
+UNNAMED = unary_source(Caller(CallerRules("")))
 
 
 @dataclass(frozen=True, slots=True)

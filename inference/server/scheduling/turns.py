@@ -7,8 +7,7 @@ from collections.abc import Callable
 
 from common.clock import Clock
 from inference.server.request import Flow
-from inference.server.scheduling.callers import Caller
-from inference.server.scheduling.fair_queue import FairQueue
+from inference.server.scheduling.fair_queue import Caller, FairQueue
 
 TURN_ROWS = 32  # that a stream of weight 1 may read in its turn; the last message may have more
 MAX_TURN_ROWS = 512

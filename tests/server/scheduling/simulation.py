@@ -11,8 +11,7 @@ from inference.call_cost import CallCost
 from inference.runner.plan import WaitingRows, choose_call
 from inference.server.request import INTERNAL, Flow, Priority
 from inference.server.scheduling.admission import AdmissionController, AdmissionRequest, Capacity
-from inference.server.scheduling.callers import Caller, CallerRules
-from inference.server.scheduling.fair_queue import FairQueue
+from inference.server.scheduling.fair_queue import Caller, CallerRules, FairQueue
 from inference.server.scheduling.in_flight import (
     WINDOW_CALLS,
     WorkInFlight,

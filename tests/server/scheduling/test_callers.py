@@ -2,8 +2,9 @@
 
 import pytest
 
+from inference.server.api.interceptors import MAX_NAME_CHARS, Callers
 from inference.server.request import Flow, Priority
-from inference.server.scheduling.callers import MAX_NAME_CHARS, Caller, CallerRules, Callers, Quota
+from inference.server.scheduling.fair_queue import Caller, CallerRules, Quota
 
 
 def test_a_caller_is_its_connection_without_a_metadata_key() -> None:

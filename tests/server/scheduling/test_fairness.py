@@ -3,7 +3,7 @@
 import pytest
 
 from inference.server.request import Flow, Priority
-from inference.server.scheduling.callers import Caller, CallerRules, Quota
+from inference.server.scheduling.fair_queue import Caller, CallerRules, Quota
 from tests.server.scheduling.simulation import Request, Simulation, Stream
 
 UNARY = Flow(Priority.INTERACTIVE, "unary")

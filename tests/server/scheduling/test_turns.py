@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from inference.server.scheduling.callers import Caller, CallerRules, Quota
+from inference.server.scheduling.fair_queue import Caller, CallerRules, Quota
 from inference.server.scheduling.turns import GRANT_SECONDS, TURN_ROWS, Reader, ReadTurns, TurnGate
 
 
