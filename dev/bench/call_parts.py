@@ -31,7 +31,7 @@ PARTS = (  # the first row with a file of the stack, from the innermost function
     ("check of the runner's numbers", ("runner_client/replies.py",)),
     ("cost of device calls", ("inference/call_cost.py", "device_share.py")),
     ("queue and dispatch", ("dispatcher.py", "in_flight.py", "fair_queue.py")),
-    ("admission, route, leases", ("admission.py", "intake.py", "route.py", "pair.py", "slot.py", "requests.py")),
+    ("admission, route, leases", ("admission.py", "route.py", "pair.py", "slot.py", "requests.py")),
     ("records of a request", ("server/request.py", "common/records.py")),
     ("read of the message, what is held", ("reading.py", "held_bytes.py")),
     ("parse, check, answer", ("convert.py", "entailment.py", "predict.py", "models.py", "task.py")),

@@ -12,11 +12,10 @@ from hotslot.runner.v1 import runner_pb2
 from inference.server.events import DeviceCallEnded, RequestHandedOver
 from inference.server.model import messages as m
 from inference.server.model.effects import PairMachine
-from inference.server.model.intake import Intake
 from inference.server.model.options import ModelOptions
 from inference.server.model.pair import OUT_OF_MEMORY, UNRESOLVED_DEVICES, Load, Pair, Role
 from inference.server.model.policy import ShortageAction
-from inference.server.model.route import Demand, choose_handover_slot, choose_route
+from inference.server.model.route import Demand, Intake, choose_handover_slot, choose_route
 from inference.server.model.shadow import KeptCopy, Shadows
 from inference.server.model.slot import Slot
 from inference.server.model.stats import DeathTracker, PoisonMemory, RunnerDeath, StatsKey, StatsTable, describe_item

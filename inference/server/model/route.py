@@ -1,13 +1,24 @@
-"""Which slot a request goes to: the version that its caller names, the canary's part, the trial's time. Pure."""
+"""What is decided before a request is queued: the slot that it goes to, and whether it is let in.
+
+The slot follows from the version that the caller names, the canary's part and the trial's time; these functions are
+pure. `Intake` admits by expected completion and quotas, and lets streams read in turn.
+"""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
-from common.errors import NotFound
+from common import errors
 from common.records import record
+from inference.server.events import OverloadChanged
+from inference.server.model.options import ModelOptions
 from inference.server.model.pair import ALL_PERCENT, Pair, SlotRecord
 from inference.server.model.slot import Slot
-from inference.server.request import NO_TAGS, Flow, RequestTags
+from inference.server.request import NO_TAGS, Flow, Payload, PendingRequest, RequestTags
+from inference.server.scheduling.admission import AdmissionController, AdmissionRequest
+from inference.server.scheduling.dispatcher import Dispatcher
+from inference.server.scheduling.fair_queue import Source
+from inference.server.scheduling.in_flight import Estimate
+from inference.server.scheduling.turns import TurnGate
 
 STABLE, CANARY = "stable", "canary"  # values of the metadata key, beside revisions and digests
 MIN_DIGEST_CHARS = len("sha256:") + 8  # of a digest that is cut short
@@ -109,7 +120,7 @@ def find_version(pair: Pair, version: str) -> SlotRecord | None:
             if _has_name(slot.load.bundle.revision, slot.digest, version):
                 return slot
             names.append(slot.load.bundle.revision)
-    raise NotFound(
+    raise errors.NotFound(
         f"no version {version[:64]!r} here; there are {', '.join(names) or 'none'}",
         reason="VERSION_UNKNOWN",
         resource=("version", version[:128]),
@@ -173,3 +184,84 @@ def choose_handover_slot(pair: Pair, name: str) -> SlotRecord | None:
     """The slot for requests that a slot fails: the previous one in a trial, after a rollback the active one."""
     target = pair.active if pair.active != name else pair.previous
     return None if target is None or pair[target].load is None else pair[target]
+
+
+class Intake:
+    """Admits the requests of one model, and gives its streams their turns to read. Loop thread only."""
+
+    def __init__(self, options: ModelOptions, find_dispatcher: Callable[[], Dispatcher | None]) -> None:
+        """Create it.
+
+        Args:
+            options: of the model.
+            find_dispatcher: the queue of the slot that answers, if any.
+        """
+        self._options = options
+        self._find_dispatcher = find_dispatcher
+        self.admission = AdmissionController(options.capacity, options.clock.monotonic())
+        self.turns = TurnGate(options.interactive_share, options.clock, self._look_ahead_rows)
+        self.is_cost_doubted = False  # a request was refused for the cost of its rows, and nothing was computed since
+
+    def admit(self, payload: Payload, deadline: float, source: Source, dispatcher: Dispatcher) -> float:
+        """Count a request; `release` must follow.
+
+        Args:
+            payload: of the request.
+            deadline: clock.monotonic() at which it fails.
+            source: its caller and flow.
+            dispatcher: of the slot that it would go to.
+
+        Returns:
+            Expected seconds until its answer; 0 if unknown, and for an item of a stream.
+
+        Raises:
+            HotslotError: refused.
+        """
+        now, rows, caller = self._options.clock.monotonic(), payload.rows, source.caller
+        is_stream, cost = source.flow.stream > 0, dispatcher.cost
+        quota = 0.0 if is_stream or caller.quota is None else caller.quota_wait(now)
+        # An item of a stream is not refused for the work before it: only its own decides.
+        estimate = Estimate(own=cost.at_best(rows)) if is_stream else dispatcher.estimate(source.flow, rows)
+        facts = AdmissionRequest(rows, payload.size_bytes, deadline - now, estimate, quota, is_stream)
+        try:
+            self.admission.admit(facts, cost, now)
+        except errors.DeadlineMissed as error:
+            self.is_cost_doubted = self.is_cost_doubted or error.reason == "DEADLINE_TOO_SHORT"
+            raise
+        if is_stream:
+            self.turns.add_unsent(rows)
+            return 0.0
+        if caller.quota is not None:
+            caller.use_quota(rows, now)
+        return estimate.total
+
+    def count_sent(self, request: PendingRequest) -> None:
+        """Count a stream item that was sent to the device, or is done without: its stream may read on."""
+        if request.is_unsent_item:
+            request.is_unsent_item = False
+            self.turns.remove_unsent(request.rows)
+
+    def release(self, request: PendingRequest) -> None:
+        """Subtract an admitted request that is done."""
+        if request.is_unsent_item:
+            self.count_sent(request)
+        if request.expected_seconds > 0 and not request.outcome.cancelled() and request.outcome.exception() is None:
+            seconds = self._options.clock.monotonic() - request.accepted_at
+            self.admission.learn_lateness(seconds - request.expected_seconds)
+        self.admission.release(request.size_bytes, 0 if request.is_abandoned else request.rows)
+
+    def update(self, dispatchers: Sequence[Dispatcher], now: float) -> None:
+        """Judge the load, and send and read what is due; called about every 50 ms."""
+        for dispatcher in dispatchers:
+            dispatcher.dispatch()  # the rows of the next device call are sent shortly before it
+        self.turns.grant()
+        answering = self._find_dispatcher()
+        if answering is None:
+            return
+        is_idle = all(dispatcher.is_idle for dispatcher in dispatchers)
+        if self.admission.update(answering.cost, is_idle=is_idle, now=now):
+            self._options.emit(OverloadChanged(self._options.model, self.admission.overload.is_overloaded))
+
+    def _look_ahead_rows(self) -> int:
+        dispatcher = self._find_dispatcher()
+        return 1 if dispatcher is None else dispatcher.look_ahead_rows
