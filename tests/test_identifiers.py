@@ -110,7 +110,7 @@ REPLACED = {
 }
 # Where an old name is read, or is the name of something else.
 ALLOWED = {
-    "updater/core/record_json.py": "reads records of the build before",
+    "updater/store/record_json.py": "reads records of the build before",
     "tests/updater/core/test_upgrade.py": "checks that it does",
     "tests/test_identifiers.py": "the list itself",
 }

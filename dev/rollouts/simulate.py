@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from common.engine_files import Task
 from dev.rollouts.truth import Outcome
 from updater.core.changes import evaluate_changes, find_beyond
-from updater.core.comparison import AnswerComparison, AnswerPair, ChangedDirection, ExpectedChanges, expect_changes
+from updater.core.comparison import AnswerComparison, AnswerPair, ChangedDirection, ExpectedChanges
 from updater.core.rules import CompareRules
+from updater.stages.gate_verdict import expect_changes
 
 FINE, COARSE = 10, 50  # answers between two looks, at first and later
 FINE_UNTIL = 2000

@@ -16,7 +16,7 @@ from updater.core.facts import GoldenFacts, HubFile, Release
 from updater.core.golden import GateAnswers, GoldenQuestion
 from updater.core.ports import EffectFailed, Hub, JournalUnusable
 from updater.core.record import Event, Installed, ModelRecord
-from updater.core.record_json import from_json, to_json
+from updater.store.record_json import from_json, to_json
 
 _SIMULATED = HubLocation(HubKind.FOLDER, "simulated")
 

@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from updater.core.comparison import AnswerComparison, ChangeRow, ExpectedChanges
-from updater.core.golden import at_least
 from updater.core.rules import CompareRules
-from updater.core.sequential import find_upper_bound, weigh_evidence
+from updater.core.sequential import at_least, find_upper_bound, weigh_evidence
 
 ALL_CHANGES, SURE_CHANGES, NEW_DIRECTIONS = "all changes", "changes of sure answers", "directions new to the golden set"
 _GOLDEN_PART = 0.9  # of the probability of a false alarm, spent on the golden set's uncertainty; the rest on the looks

@@ -3,14 +3,7 @@
 A direction is a text of `TaskAnswers.find_directions`, for example "yes → no".
 """
 
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
-
-from common.answers import TASK_ANSWERS
-from common.engine_files import Task
-
-MAX_DIRECTIONS = 40  # kept of an expectation; answers of addresses have hundreds
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,25 +100,3 @@ class LabelPair:
     active: str
     candidate: str
     count: int
-
-
-def expect_changes(pairs: Sequence[AnswerPair], task: Task) -> ExpectedChanges:
-    """Count the changes between both models' golden answers, by direction."""
-    counts, better, worse = Counter[str](), Counter[str](), Counter[str]()
-    changed = [pair for pair in pairs if pair.active != pair.candidate]
-    for pair in changed:
-        found = TASK_ANSWERS[task].find_directions(pair.active, pair.candidate)
-        counts.update(found)
-        better.update(set(found) if pair.candidate == pair.expected else ())
-        worse.update(set(found) if pair.active == pair.expected else ())
-    rows = tuple(ExpectedDirection(name, count, better[name], worse[name]) for name, count in counts.most_common())
-    return ExpectedChanges(
-        questions=len(pairs),
-        changed=len(changed),
-        better=sum(pair.candidate == pair.expected for pair in changed),
-        worse=sum(pair.active == pair.expected for pair in changed),
-        directions=rows[:MAX_DIRECTIONS],
-        singles=sum(row.count == 1 for row in rows),
-        sure_questions=sum(pair.is_sure for pair in pairs),
-        sure_changed=sum(pair.is_sure for pair in changed),
-    )

@@ -1,4 +1,4 @@
-"""Statistics of shares: an upper bound from a fixed sample, and evidence that may be looked at at any time. Pure."""
+"""Statistics of shares: an exact probability, a bound from a fixed sample, and evidence for any time. Pure."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -9,6 +9,26 @@ _TINY = 1e-300
 _BISECTIONS = 50
 # Alternatives that the evidence is averaged over: odds from 1.15 to 90 times those of the bound, evenly by logarithm.
 _ODDS_RATIOS = tuple(exp(0.15 * step) for step in range(1, 31))
+
+
+def at_least(successes: int, trials: int, chance: float) -> float:
+    """Probability of at least `successes` successes in `trials` trials."""
+    if successes <= 0:
+        return 1.0
+    if successes > trials or chance <= 0.0:
+        return 0.0
+    if chance >= 1.0:
+        return 1.0
+    # By logarithms: ten thousand questions have more ways than a float can count.
+    logs = (
+        lgamma(trials + 1)
+        - lgamma(count + 1)
+        - lgamma(trials - count + 1)
+        + count * log(chance)
+        + (trials - count) * log(1.0 - chance)
+        for count in range(successes, trials + 1)
+    )
+    return min(1.0, sum(map(exp, logs)))
 
 
 @lru_cache(maxsize=4096)

@@ -1,26 +1,17 @@
-"""The verdict of the gate on a candidate's golden answers. Pure."""
+"""The verdict of the gate on a candidate's golden answers, and what is measured for it. Pure."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from common.answers import TASK_ANSWERS, TaskAnswers, count_directions
-from updater.core.comparison import AnswerPair, ExpectedChanges, expect_changes
-from updater.core.golden import (
-    GateAnswers,
-    GoldenQuestion,
-    accuracy,
-    agreement,
-    list_differing,
-    list_label_pairs,
-    micro_f1,
-    negative_flips,
-    positive_flips,
-    under_by_chance,
-    worse_by_chance,
-)
-from updater.core.record import Evidence, HeldFor, Measured
+from common.answers import TASK_ANSWERS, TaskAnswers, count_directions, count_label_pairs, sum_parts
+from common.engine_files import Task
+from updater.core.comparison import AnswerPair, ExpectedChanges, ExpectedDirection, LabelPair
+from updater.core.golden import GateAnswers, GoldenQuestion
+from updater.core.record import Differing, Evidence, HeldFor, Measured
 from updater.core.rules import GateRules
+from updater.core.sequential import at_least
 
 
 class GateVerdict(StrEnum):
@@ -43,6 +34,8 @@ class GateJudgement:
 
 
 _OUT_OF_MEMORY = "OUT_OF_MEMORY"
+MAX_LABEL_PAIRS = 400  # kept as evidence; addresses have some twenty kinds of parts
+MAX_DIRECTIONS = 40  # kept of an expectation; answers of addresses have hundreds
 _LEAST_SHARE = 0.001  # smaller ones are said to be below it
 _Check = tuple[list[Measured], list[GateJudgement]]
 
@@ -238,3 +231,92 @@ def expect_trial(answers: GateAnswers) -> ExpectedChanges:
         if row.active is not None and not row.active.failure and not row.candidate.failure
     ]
     return expect_changes(pairs, answers.task)
+
+
+def expect_changes(pairs: Sequence[AnswerPair], task: Task) -> ExpectedChanges:
+    """Count the changes between both models' golden answers, by direction."""
+    counts, better, worse = Counter[str](), Counter[str](), Counter[str]()
+    changed = [pair for pair in pairs if pair.active != pair.candidate]
+    for pair in changed:
+        found = TASK_ANSWERS[task].find_directions(pair.active, pair.candidate)
+        counts.update(found)
+        better.update(set(found) if pair.candidate == pair.expected else ())
+        worse.update(set(found) if pair.active == pair.expected else ())
+    rows = tuple(ExpectedDirection(name, count, better[name], worse[name]) for name, count in counts.most_common())
+    return ExpectedChanges(
+        questions=len(pairs),
+        changed=len(changed),
+        better=sum(pair.candidate == pair.expected for pair in changed),
+        worse=sum(pair.active == pair.expected for pair in changed),
+        directions=rows[:MAX_DIRECTIONS],
+        singles=sum(row.count == 1 for row in rows),
+        sure_questions=sum(pair.is_sure for pair in pairs),
+        sure_changed=sum(pair.is_sure for pair in changed),
+    )
+
+
+# What the checks measure.
+
+
+def accuracy(right: Sequence[bool]) -> float:
+    """Share of right answers, 0 to 1; 0 for none."""
+    return sum(right) / len(right) if right else 0.0
+
+
+def negative_flips(active_right: Sequence[bool], candidate_right: Sequence[bool]) -> int:
+    """How many questions the active model has right and the candidate wrong."""
+    return sum(a and not c for a, c in zip(active_right, candidate_right, strict=True))
+
+
+def positive_flips(active_right: Sequence[bool], candidate_right: Sequence[bool]) -> int:
+    """How many questions the active model has wrong and the candidate right."""
+    return sum(c and not a for a, c in zip(active_right, candidate_right, strict=True))
+
+
+def agreement(pairs: Sequence[tuple[str, str]]) -> float:
+    """Share of questions that both answered alike, 0 to 1; 1 for none."""
+    return sum(a == b for a, b in pairs) / len(pairs) if pairs else 1.0
+
+
+def micro_f1(asked: Sequence[GoldenQuestion], task: TaskAnswers) -> tuple[float, float | None]:
+    """F1 over the parts of all answers, of the candidate and of the active model; None if nothing serves."""
+    candidate = sum_parts(task, [(row.expected, row.candidate.text) for row in asked])
+    active = [(row.expected, row.active.text) for row in asked if row.active is not None]
+    return candidate.f1, sum_parts(task, active).f1 if active else None
+
+
+def list_differing(asked: Sequence[GoldenQuestion], most: int) -> tuple[Differing, ...]:
+    """The first questions on which the two differ, or the candidate is wrong."""
+    rows: list[Differing] = []
+    for row in asked:
+        active = "" if row.active is None else row.active.text or row.active.failure
+        candidate = row.candidate.text or row.candidate.failure
+        is_wrong = bool(row.expected) and candidate != row.expected
+        if is_wrong or (row.active is not None and active != candidate):
+            rows.append(Differing(row.item, row.text, row.expected, active, candidate))
+    return tuple(rows[:most])
+
+
+def list_label_pairs(asked: Sequence[GoldenQuestion], task: TaskAnswers) -> tuple[LabelPair, ...]:
+    """Which labels both models gave to the questions that both answered, with how often; the most frequent first."""
+    pairs = [
+        (row.active.text, row.candidate.text)
+        for row in asked
+        if row.active is not None and not row.active.failure and not row.candidate.failure
+    ]
+    return tuple(LabelPair(*row) for row in count_label_pairs(task, pairs)[:MAX_LABEL_PAIRS])
+
+
+def worse_by_chance(negative: int, positive: int) -> float:
+    """Probability that an equally good candidate has at least this many negative flips: exact McNemar test, one-sided.
+
+    Args:
+        negative: questions that only the active model has right.
+        positive: questions that only the candidate has right.
+    """
+    return at_least(negative, negative + positive, 0.5)
+
+
+def under_by_chance(right: int, questions: int, min_accuracy: float) -> float:
+    """Probability that a candidate of accuracy `min_accuracy` has at most `right` right answers: exact binomial."""
+    return at_least(questions - right, questions, 1.0 - min_accuracy)

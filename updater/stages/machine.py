@@ -19,10 +19,10 @@ from updater.stages import (
     activate,
     bridge,
     commands,
+    compare,
     failback,
     finalize,
     gate,
-    label_mix,
     observe,
     reconcile,
     rollout,
@@ -64,13 +64,13 @@ def refresh(record: ModelRecord, facts: Facts, rules: Rules) -> Transition:
     if facts.is_first:
         return Transition(transitions.begin_life(record, facts, rules))
     record = transitions.let_time_pass(record, facts, rules)
-    record = observe.note_draining(reconcile.note_trouble(record, facts), facts)
+    record = reconcile.note_draining(reconcile.note_trouble(record, facts), facts)
     record, events = failback.note_fallback(record, facts, rules)
     record = bridge.find_lost(record, facts)
     if record.bridge is not None:
         record, bridged = bridge.note(record, facts)
         events = (*events, *bridged)
-    record, noted = label_mix.note(record, facts, rules)
+    record, noted = compare.note_label_mix(record, facts, rules)
     return Transition(record, (*events, *noted))
 
 
@@ -133,15 +133,17 @@ def _complete(record: ModelRecord, transition: Transition, facts: Facts, rules: 
 def _over_limit(record: ModelRecord, facts: Facts, rules: Rules) -> Transition | None:
     """End an update that has taken too many steps, or whose stage has taken too long."""
     update, server = record.update, facts.server
-    if update is None or record.stage in _RESTING or finalize.is_committed(record, facts):
+    if update is None or record.stage in _RESTING:
         return None
     is_rollback = record.stage is Stage.ROLLING_BACK
-    if update.steps > rules.max_steps + (_ROLLBACK_STEPS if is_rollback else 0):
+    has_many_steps = update.steps > rules.max_steps + (_ROLLBACK_STEPS if is_rollback else 0)
+    limit = rules.stage_seconds.get(record.stage)
+    is_late = limit is not None and update.stage_seconds > limit
+    if not (has_many_steps or is_late) or finalize.is_committed(record, facts):
+        return None
+    if has_many_steps or limit is None:
         why = f"it took more than {rules.max_steps} steps, starts of the updater included"
         return finalize.apply_stuck(record, facts, rules, why)
-    limit = rules.stage_seconds.get(record.stage)
-    if limit is None or update.stage_seconds <= limit:
-        return None
     if is_rollback and (server is None or server.is_draining):
         return None  # a restarted server serves the committed revision
     apply_deadline = _STAGES[record.stage].apply_deadline

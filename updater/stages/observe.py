@@ -334,15 +334,6 @@ def adapt_rules(update: Update, rules: Rules) -> ObserveRules:
     return replace(rules.observe, probes_allowed=True, max_restarts=0, max_not_finite=0)
 
 
-def note_draining(record: ModelRecord, facts: Facts) -> ModelRecord:
-    """Record whether the server drains during the trial; an orderly stop of the updater alone is cleared."""
-    if record.stage not in (Stage.ACTIVATING, Stage.OBSERVING, Stage.COMMITTING) or facts.server is None:
-        return record
-    if facts.server.incarnation != record.under_way.server_incarnation:
-        return record
-    return record.with_update(orderly=facts.server.is_draining)
-
-
 def _keep(record: ModelRecord, facts: Facts, judgement: TrialJudgement) -> Transition:
     """The candidate has passed its trial: commit it."""
     record = transitions.enter(

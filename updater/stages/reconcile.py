@@ -84,6 +84,15 @@ def can_go_back(record: ModelRecord, facts: Facts) -> bool:
     return previous is not None and previous.bundle_digest in facts.sealed
 
 
+def note_draining(record: ModelRecord, facts: Facts) -> ModelRecord:
+    """Record whether the server drains during the trial; an orderly stop of the updater alone is cleared."""
+    if record.stage not in (Stage.ACTIVATING, Stage.OBSERVING, Stage.COMMITTING) or facts.server is None:
+        return record
+    if facts.server.incarnation != record.under_way.server_incarnation:
+        return record
+    return record.with_update(orderly=facts.server.is_draining)
+
+
 def note_trouble(record: ModelRecord, facts: Facts) -> ModelRecord:
     """Record since when the committed revision does not answer, or that it answers."""
     server = facts.server

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from updater.core.record import Event, Evidence, ModelRecord, Outcome, Stage, Update
-from updater.core.record_json import RecordUnreadable, current_event_name, from_json, read, to_json
 from updater.core.rules import Rules
 from updater.core.witness import JournalIdentity, Witness, protect
 from updater.store.database import Database, JournalNotWritten, JournalUnreadable, read_copy
 from updater.store.outbox import Outbox, Subscribers
+from updater.store.record_json import RecordUnreadable, current_event_name, from_json, read, to_json
 from updater.store.witness import WitnessFile
 
 MAX_EVENTS = 50_000  # the oldest are forgotten beyond this, with updates that have no event any more

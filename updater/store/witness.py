@@ -21,9 +21,9 @@ from typing import Any
 from common.bundle import BundleBroken, Origin, read_committed
 from common.durable import read_bounded, write_atomic
 from updater.core.record import ModelRecord
-from updater.core.record_json import RecordUnreadable, read, to_json
 from updater.core.witness import USABLE, Comparison, JournalIdentity, Witness, compare, make_witness
 from updater.store.database import JournalLost, JournalNotWritten
+from updater.store.record_json import RecordUnreadable, read, to_json
 
 MAX_WITNESS_BYTES = 4 << 20
 _CHECKSUM = "sha256"

@@ -25,7 +25,7 @@ from updater.core.breaker import (
 from updater.core.effects import EffectFailure, FailureKind
 from updater.core.facts import CommandKind
 from updater.core.record import Stage
-from updater.core.record_json import RecordUnreadable, from_json, to_json
+from updater.store.record_json import RecordUnreadable, from_json, to_json
 
 RULES = BreakerRules(trip_after=3, first_seconds=60.0, cap_seconds=600.0, probe_seconds=30.0)
 CLOSED = Breaker(BreakerName.ACTIVATION)

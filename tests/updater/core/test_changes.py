@@ -16,9 +16,10 @@ from updater.core.changes import (
     find_beyond,
     is_called_better,
 )
-from updater.core.comparison import AnswerComparison, AnswerPair, ChangedDirection, ExpectedChanges, expect_changes
+from updater.core.comparison import AnswerComparison, AnswerPair, ChangedDirection, ExpectedChanges
 from updater.core.rules import CompareRules
 from updater.core.sequential import beta_below, find_upper_bound, weigh_evidence
+from updater.stages.gate_verdict import expect_changes
 
 RULES = CompareRules()
 

@@ -7,8 +7,8 @@ import pytest
 from tests.updater.core.world import World
 from tests.updater.simulators import bundle_of
 from updater.core.label_mix import MAX_LABELS, OTHER, LabelCount, LabelMix, add_labels, compare_mixes
-from updater.core.record_json import from_json, to_json
 from updater.core.rules import CompareRules
+from updater.store.record_json import from_json, to_json
 
 EMPTY = LabelMix("b", "1.0.0")
 

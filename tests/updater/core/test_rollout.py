@@ -8,8 +8,8 @@ from tests.updater.core.world import World
 from tests.updater.simulators import Quality
 from updater.core.facts import CommandKind
 from updater.core.record import HeldFor, Outcome, Stage
-from updater.core.record_json import from_json, to_json
 from updater.core.rules import CompareRules, Rollout, RolloutRules
+from updater.store.record_json import from_json, to_json
 
 CHANGED = Quality(changes=0.235)  # as the golden set does not show
 FAILING = Quality(fails_callers="ENGINE_FAILED")

@@ -6,7 +6,7 @@ from tests.updater.core.world import World
 from tests.updater.simulators import Quality, bundle_of
 from updater.core.facts import CommandKind
 from updater.core.record import HeldFor, ModelRecord, Stage
-from updater.core.record_json import RecordUnreadable, from_json, to_json
+from updater.store.record_json import RecordUnreadable, from_json, to_json
 
 
 def test_a_record_without_costs_is_read(world: World) -> None:

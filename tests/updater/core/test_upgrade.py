@@ -13,9 +13,9 @@ import pytest
 from common.bundle import bundle_folder, read_bundle, read_committed
 from inference.server.model.fallback_file import FILE_NAME, CpuFallbackFile
 from updater.core.record import EndsIn, HeldFor, ModelRecord, Outcome, Stage, Trouble, UpdateKind
-from updater.core.record_json import RECORD_SCHEMA
 from updater.store.database import JournalUnreadable
 from updater.store.journal import Journal
+from updater.store.record_json import RECORD_SCHEMA
 
 _STATE = Path(__file__).parents[1] / "fixtures" / "state-before"
 _MODELS = ("idle", "held", "doubted", "observing", "returning", "troubled", "reverted", "lapsed")

@@ -19,15 +19,13 @@ from updater.core.facts import CommandKind, OperatorCommand, RevisionSnapshot, S
 from updater.core.golden import (
     GateAnswers,
     GoldenQuestion,
-    at_least,
     classify_difference,
-    under_by_chance,
-    worse_by_chance,
 )
 from updater.core.record import Counts, Differing, HeldFor, Update, UpdateKind
 from updater.core.rules import GateRules, ObserveRules
+from updater.core.sequential import at_least
 from updater.settings import UpdaterSection
-from updater.stages.gate_verdict import GateVerdict, judge
+from updater.stages.gate_verdict import GateVerdict, judge, under_by_chance, worse_by_chance
 from updater.stages.observe import TrialVerdict, percentile, subtract_counts
 from updater.stages.observe import judge as judge_trial
 
