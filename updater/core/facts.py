@@ -8,6 +8,8 @@ from updater.core.comparison import AnswerComparison
 from updater.core.label_mix import LabelCount
 from updater.core.record import Counts, CpuFallback, Installed
 
+CPU_DEVICE = "cpu"
+
 
 class CommandKind(StrEnum):
     """Commands of hotslot.updates.v1 that change something."""
@@ -202,3 +204,11 @@ class Facts:
     committed_converts_to: str = ""
     free_bytes: int = -1  # of the state folder's disk; -1: not known
     command: OperatorCommand | None = None  # the oldest in the queue
+
+    @property
+    def is_off_card(self) -> bool:
+        """Whether the CPU answers, although the server has another device."""
+        server = self.server
+        if server is None or server.active is None or server.active.device != CPU_DEVICE:
+            return False
+        return any(row.device != CPU_DEVICE for row in server.devices)

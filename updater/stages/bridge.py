@@ -23,14 +23,13 @@ from updater.core.effects import (
     RetireLoad,
     Wait,
 )
-from updater.core.facts import Facts, ServerState
+from updater.core.facts import CPU_DEVICE, Facts, ServerState
 from updater.core.golden import GateAnswers
 from updater.core.record import EndsIn, HeldFor, ModelRecord, Stage, UpdateKind
 from updater.core.rules import Rollout, Rules
 from updater.stages import transitions
 from updater.stages.transitions import Transition
 
-CPU_DEVICE = "cpu"
 _MAX_PAUSE_SECONDS = 600.0  # between two attempts to return to the card
 _MAKES_ROOM = frozenset({Rollout.CPU_BRIDGE, Rollout.UNLOAD_FIRST})
 _RESTING = frozenset({Stage.IDLE, Stage.HELD})

@@ -66,7 +66,8 @@ def refresh(record: ModelRecord, facts: Facts, rules: Rules) -> Transition:
     record = transitions.let_time_pass(record, facts, rules)
     record = reconcile.note_draining(reconcile.note_trouble(record, facts), facts)
     record, events = failback.note_fallback(record, facts, rules)
-    record = bridge.find_lost(record, facts)
+    if record.bridge is None and facts.is_off_card:
+        record = bridge.find_lost(record, facts)
     if record.bridge is not None:
         record, bridged = bridge.note(record, facts)
         events = (*events, *bridged)

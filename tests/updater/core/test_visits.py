@@ -2,7 +2,7 @@
 
 from tests.updater.core.visits import list_update_files
 
-MAX_FILES = 13  # at rest: what is broken or lost, a failback, and the choice of a revision
+MAX_FILES = 12  # at rest: what is broken or lost, a failback, and the choice of a revision
 
 
 def test_a_decision_visits_few_files() -> None:
