@@ -22,7 +22,7 @@ _GROWING = frozenset({"CHANGELOG.md"})  # tells of names that are gone
 # What other programs call by these names.
 FOREIGN = frozenset(
     {
-        *("O_DIRECT", "SSL_CERT_FILE"),  # of Linux; of OpenSSL
+        *("O_DIRECT", "CLONE_PARENT", "SSL_CERT_FILE"),  # of Linux; of OpenSSL
         *("maximum_concurrent_rpcs", "pick_first"),  # of gRPC
         *("ModelConfig", "ModelStatistics", "ModelStreamInfer", "RepositoryIndex", "RepositoryModelLoad"),  # of Triton
         "channel_args",  # of Triton's client
