@@ -136,6 +136,16 @@ def has_streams(name: str) -> bool:
     return name in (HOTSLOT, BARE, MLSERVER)
 
 
+def end_on_sigterm() -> None:
+    """Let SIGTERM end this process as `sys.exit` does, so that what it has started is ended, too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
+def with_this_process(command: Sequence[str]) -> list[str]:
+    """The command of a process that is killed when this one ends in any way."""
+    return ["setpriv", "--pdeathsig", "KILL", *command]
+
+
 @contextlib.contextmanager
 def running(
     name: str, folder: Path, core: int | None, batches: Batches | None = None, more: str = ""
@@ -155,7 +165,7 @@ def running(
     path = os.pathsep.join((str(ROOT), str(ROOT / "protos")) if name in (HOTSLOT, BARE) else (str(ROOT),))
     with (folder / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(
-            [*pinned, *command], cwd=ROOT, stdout=log, stderr=log, start_new_session=True,
+            with_this_process([*pinned, *command]), cwd=ROOT, stdout=log, stderr=log, start_new_session=True,
             env={**os.environ, "PYTHONPATH": path, **environment},
         )  # fmt: skip
     server = Server(name, port, process)

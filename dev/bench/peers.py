@@ -22,6 +22,7 @@ from dev.bench.peer_servers import (
     TRITON_FOLDER,
     Cpu,
     Server,
+    end_on_sigterm,
     group_for,
     has_streams,
     running,
@@ -86,6 +87,7 @@ def main() -> int:
     parser.add_argument("--servers", nargs="*", default=SERVERS, help="which ones", choices=SERVERS)
     parser.add_argument("--cases", type=int, nargs="*", default=range(len(CASES)), help="numbers of loads, from 0")
     options = parser.parse_args()
+    end_on_sigterm()
     names = [name for name in options.servers if is_installed(name)]
     cases = [CASES[number] for number in options.cases]
     with tempfile.TemporaryDirectory() as folder:

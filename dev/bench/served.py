@@ -3,17 +3,20 @@
 All three have the same engine with one thread, and calls of the same number of rows; the peers gather their batches as
 their documentation describes. The bare engine computes full calls of the same items. Everything is measured in turn, in
 every round, in two placements: the engine has a core, the server and the load generator have the other one; or the
-engine and the server share a core, and the load generator has the other one.
+engine and the server share a core, and the load generator has the other one. All of it takes about five minutes: the
+placements share the time, and a round begins only if one as long as the longest would end within it.
 """
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +24,17 @@ from pathlib import Path
 
 from common.bundle import bundle_folder
 from dev.bench.peer_programs.bare_engine import ITEMS
-from dev.bench.peer_servers import HOTSLOT, LITSERVE, MLSERVER, Batches, Server, group_for, running
+from dev.bench.peer_servers import (
+    HOTSLOT,
+    LITSERVE,
+    MLSERVER,
+    Batches,
+    Server,
+    end_on_sigterm,
+    group_for,
+    running,
+    with_this_process,
+)
 from dev.harness.answers import Question
 from dev.harness.demo_model import SHAPES, golden_items, seal_revisions
 from dev.harness.loadgen import play
@@ -31,6 +44,8 @@ from dev.harness.process import ROOT
 NAMES = (HOTSLOT, LITSERVE, MLSERVER)
 CONNECTIONS = 4
 WARM_SECONDS = 0.7  # before each load
+MINUTES = 5.0  # of all placements
+END_SECONDS = 10.0  # of the servers of a placement
 SETTINGS = "[runner]\nthreads = 1\n"
 
 
@@ -86,18 +101,24 @@ def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=2.0, help="length of each load of a round")
-    parser.add_argument("--rounds", type=int, default=4, help="in each of which every server is called")
+    parser.add_argument("--rounds", type=int, default=4, help="in each of which every server is called, at most")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="that all of it takes, at most")
     parser.add_argument("--callers", type=int, nargs="*", default=[8, 32, 64], help="callers in a closed loop")
     parser.add_argument("--servers", nargs="*", default=NAMES, choices=NAMES, help="which ones")
     parser.add_argument("--placements", nargs="*", default=list(PLACEMENTS), choices=list(PLACEMENTS))
     parser.add_argument("--batch-ms", type=float, default=5.0, help="that a batch of the peers waits for requests")
     options = parser.parse_args()
-    for name in options.placements:
+    end_on_sigterm()
+    end = time.monotonic() + 60 * options.minutes
+    for number, name in enumerate(options.placements):
+        share = (end - time.monotonic()) / (len(options.placements) - number)
+        options.end = time.monotonic() + share - END_SECONDS
         with tempfile.TemporaryDirectory() as folder:
             place = PLACEMENTS[name]
             bare: list[Bare] = []
             found = measure(Path(folder), place, bare, options)
-        print(f"\n{place.title}; machine load {os.getloadavg()[0]:.1f} at the end\n")
+        rounds = max(len(one.shares) for one in found.values())
+        print(f"\n{place.title}; {rounds} rounds, machine load {os.getloadavg()[0]:.1f} at the end\n")
         print("\n".join(format_table(found, bare, place.goal)), flush=True)
     return 0
 
@@ -117,18 +138,31 @@ def measure(folder: Path, place: Placement, bare: list[Bare], options: argparse.
         servers = [
             opened.enter_context(running(name, folder, place.server, batches, SETTINGS)) for name in options.servers
         ]
-        for _ in range(options.rounds):
-            for callers in options.callers:
-                for server in servers:
-                    if server.name == HOTSLOT:
-                        server.pin_runners(place.engine)
-                    bare.append(measure_bare(engine, options.seconds / 2))
-                    measure_one(folder, server, place, asked, callers, options.seconds, found[callers, server.name])
-                    after = measure_bare(engine, options.seconds / 2)
-                    mean = statistics.mean((bare[-1].per_second, after.per_second))
-                    one = found[callers, server.name]
-                    one.shares.append(one.per_second[-1] / mean)
+        bare.append(measure_bare(engine, options.seconds / 2))
+        took: list[float] = []
+        while may_begin_round(took, options.rounds, options.end - time.monotonic()):
+            began = time.monotonic()
+            for callers, server in itertools.product(options.callers, servers):
+                if server.name == HOTSLOT:
+                    server.pin_runners(place.engine)
+                one = found[callers, server.name]
+                measure_one(folder, server, place, asked, callers, options.seconds, one)
+                bare.append(measure_bare(engine, options.seconds / 2))
+                mean = statistics.mean(beside.per_second for beside in bare[-2:])
+                one.shares.append(one.per_second[-1] / mean)
+            took.append(time.monotonic() - began)
     return found
+
+
+def may_begin_round(took: Sequence[float], most: int, left: float) -> bool:
+    """Whether a further round begins; the first one does in any case. Pure.
+
+    Args:
+        took: seconds of each round before.
+        most: rounds at most.
+        left: seconds.
+    """
+    return not took or (len(took) < most and max(took) <= left)
 
 
 def measure_one(
@@ -157,7 +191,12 @@ def running_engine(sealed: Path, core: int) -> Iterator[subprocess.Popen[str]]:
     command = ["taskset", "-c", str(core), sys.executable, "-m", "dev.bench.peer_programs.bare_engine", str(sealed)]
     # A session of its own, as the servers have: the kernel shares a core among sessions.
     process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
+        with_this_process(command),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,
     )
     try:
         yield process

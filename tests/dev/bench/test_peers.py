@@ -1,8 +1,13 @@
 """The table of `make bench-peers`."""
 
+import subprocess
+import sys
+
+import psutil
+
 from dev.bench.peer_servers import BARE, HOTSLOT, LITSERVE, Cpu, group_for
 from dev.bench.peers import Case, Measured, format_table
-from dev.bench.served import Bare, Delivered
+from dev.bench.served import Bare, Delivered, may_begin_round
 from dev.bench.served import format_table as format_served
 from dev.harness.answers import Question
 
@@ -43,3 +48,28 @@ def test_delivered_rows_are_shown_as_a_share_of_the_bare_engine() -> None:
 
     assert head.startswith("The bare engine computes 100 rows/s in full calls, 80 if")
     assert row == "| 8 | hotslot | 80 | 80% (goal 95%) | 70%, 90% | 10.0 | 10.0 | 0 |"
+
+
+def test_a_round_begins_if_the_longest_so_far_would_end_in_time() -> None:
+    """The first one begins in any case."""
+    assert may_begin_round([], 4, -1.0)
+    assert may_begin_round([30.0, 20.0], 4, 30.0)
+    assert not may_begin_round([30.0, 20.0], 4, 29.0)
+    assert not may_begin_round([30.0, 20.0], 2, 60.0)
+
+
+def test_a_killed_benchmark_leaves_no_server() -> None:
+    """A server has a session of its own: neither a signal to the benchmark's group nor SIGKILL would reach it."""
+    program = (
+        "import subprocess, time; from dev.bench.peer_servers import with_this_process\n"
+        "subprocess.Popen(with_this_process(['sh', '-c', 'echo $$; exec sleep 60']), start_new_session=True)\n"
+        "time.sleep(60)"
+    )
+    bench = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert bench.stdout is not None
+    server = psutil.Process(int(bench.stdout.readline()))
+
+    bench.kill()
+    bench.communicate(timeout=10)
+
+    assert psutil.wait_procs([server], timeout=10)[1] == []
