@@ -11,7 +11,7 @@ from pathlib import Path
 from hotslot_watchdog.launch import PACKAGES
 from tests.install.environments import ROOT
 
-KINDS = {".py", ".pyi", ".proto", ".typed", ".html", ".css", ".js", ".svg", ".txt", ".json", ".md"}
+KINDS = {".py", ".pyi", ".proto", ".typed", ".html", ".css", ".js", ".svg", ".txt", ".json", ".md", ".cpp"}
 
 
 def read_wheel(wheel: Path) -> tuple[set[str], Message]:
