@@ -1,9 +1,10 @@
 """Compiled kernels compute what torch computes, and torch computes where there are none."""
 
+import ctypes
 import logging
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,37 @@ def test_attention_is_that_of_torch(
 
     torch.set_num_threads(before)
     torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
+def test_every_thread_has_work(
+    dtype: torch.dtype, tolerance: float, built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call for few heads is split by queries: 16 threads take it, wherever each of them begins."""
+    use_folder(built)
+    found = get_kernels()
+    if found is None:
+        return
+    asked = []
+
+    def run_in_turn(take: Callable[[int], None], work: int, threads: int, _flags: int) -> None:
+        asked.append(threads)
+        for _ in range(threads):
+            take(work)
+
+    taking = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+    parallel = ctypes.CFUNCTYPE(None, taking, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)(run_in_turn)
+    monkeypatch.setattr(found, "_parallel", ctypes.cast(parallel, ctypes.c_void_p))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
+    tokens = 400
+    projections, bias = _draw(tokens, 3, HEADS, SIZE).to(dtype), _draw(1, tokens, tokens).to(dtype)
+    mixed = projections.new_zeros(tokens, HEADS, SIZE)
+    found.attend(projections, bias, 1, mixed)
+
+    query, key, value = projections[:, :, 1].float().unbind(1)
+    expected = torch.softmax(query @ key.T + bias[0].float(), -1) @ value
+    torch.testing.assert_close(mixed[:, 1].float(), expected, atol=tolerance, rtol=tolerance)
+    assert asked == [16]
 
 
 def _fail_to_build(case: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <thread>
 #include <vector>
 
 namespace {
@@ -21,6 +22,7 @@ constexpr int LANES = 8, MR = 6;
 constexpr int NV = 2, NR = NV * LANES;
 constexpr long COLUMNS = 128, INNER = 1024;  // of a block of the right factor: half of a second-level cache
 constexpr long QUERIES = 2 * MR;             // at once in attention: their scores stay in the second-level cache
+constexpr long PACKED_TOKENS = 4 * NR;       // that a thread packs at once for all
 
 typedef float Vector __attribute__((vector_size(LANES * 4)));
 typedef float Unaligned __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
@@ -181,10 +183,14 @@ struct Work {
   virtual ~Work() = default;
 };
 
+float* allocate(long floats) {
+  size_t bytes = (floats * sizeof(float) + 4095) / 4096 * 4096;
+  return (float*)aligned_alloc(4096, std::max<size_t>(bytes, 4096));
+}
+
 void take(void* argument) {
   Work& work = *(Work*)argument;
-  size_t bytes = (work.scratch_floats * sizeof(float) + 4095) / 4096 * 4096;
-  float* scratch = (float*)aligned_alloc(4096, bytes);
+  float* scratch = allocate(work.scratch_floats);
   if (scratch == nullptr) {
     work.has_failed = true;
     return;
@@ -262,31 +268,62 @@ struct Product : Work {
 
 // mixed (tokens, all_heads, size) of some heads, from projections (tokens, 3, all_heads, size): queries, keys, values.
 // bias: (heads, tokens, tokens), added to the scores.
+//
+// One thread takes head by head, whose packed keys and values stay in its cache. Several threads pack those of all heads
+// together, then take blocks of queries: a call has few heads, but 40 blocks of each.
 template <typename Number>
 struct Attention : Work {
   const Number *projections, *bias;
   Number* mixed;
-  long tokens, all_heads, size, first_head, padded;
+  long tokens, all_heads, size, first_head, heads, padded;
+  float* shared = nullptr;  // packed keys and values of each head
+  std::vector<std::atomic<long>> packed_parts;
 
-  void prepare(long heads) {
-    count = heads;
+  int run(unsigned threads, Parallel parallel) {
     padded = round_up(tokens, NR);
-    scratch_floats = 2 * padded * size + QUERIES * (size + padded + LANES) + MR * size;
+    if (threads == 1 || parallel == nullptr) {
+      count = heads;
+      scratch_floats = packed_floats() + block_floats();
+      return ::run(*this, 1, nullptr);
+    }
+    shared = allocate(heads * packed_floats());
+    if (shared == nullptr) return 1;
+    packed_parts = std::vector<std::atomic<long>>(heads);
+    count = heads * (packs() + blocks());
+    scratch_floats = block_floats();
+    int status = ::run(*this, threads, parallel);
+    free(shared);
+    return status;
   }
 
-  void compute(long head, float* keys) override {
-    long stride = 3 * all_heads * size;
-    const Number* query = projections + (first_head + head) * size;
-    float* values = keys + padded * size;
-    pack(query + all_heads * size, query + 2 * all_heads * size, stride, keys, values);
-    for (long first = 0; first < tokens; first += QUERIES)
-      attend(head, first, (int)std::min(QUERIES, tokens - first), query + first * stride, keys, values);
+  long packed_floats() const { return 2 * padded * size; }
+  long block_floats() const { return QUERIES * (size + padded + LANES) + MR * size; }
+  long packs() const { return (padded + PACKED_TOKENS - 1) / PACKED_TOKENS; }
+  long blocks() const { return (tokens + QUERIES - 1) / QUERIES; }
+
+  void compute(long number, float* scratch) override {
+    if (shared == nullptr) {
+      pack(number, 0, padded, scratch);
+      for (long first = 0; first < tokens; first += QUERIES) attend(number, first, scratch, scratch + packed_floats());
+    } else if (number < heads * packs()) {
+      long head = number / packs(), first = number % packs() * PACKED_TOKENS;
+      pack(head, first, std::min(padded, first + PACKED_TOKENS), shared + head * packed_floats());
+      packed_parts[head]++;
+    } else {
+      long block = number - heads * packs(), head = block / blocks();
+      while (packed_parts[head] < packs()) std::this_thread::yield();  // by threads that took their numbers before
+      attend(head, block % blocks() * QUERIES, shared + head * packed_floats(), scratch);
+    }
   }
 
   // Keys become panels of (size, NR tokens), values panels of (tokens, NR numbers); tokens beyond the last are 0.
-  void pack(const Number* key, const Number* value, long stride, float* keys, float* values) {
-    float block[LANES * LANES];
-    for (long token = 0; token < padded; token += LANES)
+  // Those from `first` to `last`, multiples of NR.
+  void pack(long head, long first, long last, float* keys) {
+    long stride = 3 * all_heads * size;
+    const Number* key = projections + (all_heads + first_head + head) * size;
+    const Number* value = key + all_heads * size;
+    float *values = keys + padded * size, block[LANES * LANES];
+    for (long token = first; token < last; token += LANES)
       for (long start = 0; start < size; start += LANES) {
         for (int i = 0; i < LANES; i++)
           for (int j = 0; j < LANES; j++)
@@ -294,15 +331,17 @@ struct Attention : Work {
         transpose(block, LANES, keys + token / NR * NR * size + start * NR + token % NR, NR);
       }
     for (long start = 0; start < size; start += NR)
-      for (long token = 0; token < padded; token++)
+      for (long token = first; token < last; token++)
         for (int j = 0; j < NR; j++)
           values[start * padded + token * NR + j] = token < tokens ? widen(value[token * stride + start + j]) : 0.f;
   }
 
-  void attend(long head, long first, int some, const Number* query, const float* keys, float* values) {
+  void attend(long head, long first, const float* keys, float* queries) {
     long stride = 3 * all_heads * size, score_stride = padded + LANES;  // not a power of two: rows share no cache set
-    float *queries = values + padded * size, *scores = queries + QUERIES * size;
-    float* sums = scores + QUERIES * score_stride;
+    int some = (int)std::min(QUERIES, tokens - first);
+    const Number* query = projections + first * stride + (first_head + head) * size;
+    const float* values = keys + padded * size;
+    float *scores = queries + QUERIES * size, *sums = scores + QUERIES * score_stride;
     for (int i = 0; i < some; i++) {
       const Number* added = bias + (head * tokens + first + i) * tokens;
       float* row = scores + i * score_stride;
@@ -332,9 +371,8 @@ int attend(const void* projections, const void* bias, long tokens, long all_head
            void* mixed, unsigned threads, Parallel parallel) {
   Attention<Number> work;
   work.projections = (const Number*)projections, work.bias = (const Number*)bias, work.mixed = (Number*)mixed;
-  work.tokens = tokens, work.all_heads = all_heads, work.size = size, work.first_head = first_head;
-  work.prepare(heads);
-  return run(work, threads, parallel);
+  work.tokens = tokens, work.all_heads = all_heads, work.size = size, work.first_head = first_head, work.heads = heads;
+  return work.run(threads, parallel);
 }
 
 }  // namespace
