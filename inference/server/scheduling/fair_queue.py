@@ -268,12 +268,22 @@ class FairQueue(Generic[T]):
             self.remove(item)
         return items
 
+    def serve(self, flow: Flow, rows: int) -> None:
+        """Charge rows that did not wait here, as if they had been taken now."""
+        self._charge(flow, rows, is_served=True)
+
     def charge(self, flow: Flow, rows: int) -> None:
         """Charge rows that were not known when the request was taken; negative if they were fewer."""
+        self._charge(flow, rows, is_served=False)
+
+    def _charge(self, flow: Flow, rows: int, *, is_served: bool) -> None:
         for node in _path(self._leaf(flow, 0)):
             if node.parent is None:
                 continue
-            node.finish = node.next_start() + rows / node.weight
+            start = node.next_start()
+            if is_served:  # a clock that stood still would owe all of this to whoever comes later
+                node.parent.clock = max(node.parent.clock, start)
+            node.finish = start + rows / node.weight
             if node.count:
                 node.start = node.finish
                 self._push(node)

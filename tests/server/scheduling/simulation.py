@@ -351,7 +351,13 @@ class Stream:
     """A stream that always has a further message of one item; it reads as turns and its limit allow."""
 
     def __init__(
-        self, simulation: Simulation, number: int, rows: int, caller: Caller | None = None, seconds: float = 1e6
+        self,
+        simulation: Simulation,
+        number: int,
+        rows: int,
+        caller: Caller | None = None,
+        seconds: float = 1e6,
+        begin: float = 0.0,
     ) -> None:
         self.simulation = simulation
         self.seconds = seconds  # deadline of an item
@@ -361,7 +367,7 @@ class Stream:
         self.reader.on_turn = self._read
         self.open = 0
         self.is_waiting = False
-        simulation.after(0.0, self._want)
+        simulation.after(begin, self._want)
 
     def _want(self) -> None:
         if self.open >= 32 or self.is_waiting:

@@ -84,6 +84,19 @@ def test_many_streams_of_one_caller_get_no_more_than_one_of_another() -> None:
     assert rows[1] / rows[0] > 0.9
 
 
+@pytest.mark.parametrize("rows", [1, 8, 32])
+def test_a_caller_that_comes_later_gets_its_share_and_no_more(rows: int) -> None:
+    """Nothing is owed for the time before, whether the others read in their turns or one item after the other."""
+    model = Simulation(0.005, max_call_rows=8)
+    early, late = Caller(CallerRules("early")), Caller(CallerRules("late"))
+    for number in range(10):
+        Stream(model, number, rows, early)
+    Stream(model, 10, rows, late, begin=15.0)
+    tally = model.run(30.0)
+    found = tally.rows_of(lambda one: one.flow.caller == "late") / tally.rows_of(lambda one: one.arrived > 15.0)
+    assert found == pytest.approx(0.5, abs=0.1)
+
+
 def test_weights_share_the_device() -> None:
     """A caller of weight 3 gets three times the rows of one of weight 1."""
     model = Simulation(0.005)
