@@ -12,11 +12,11 @@ STRICT_LARGE_BYTES = 128 << 10  # blocks of at least this size are mapped, and u
 LARGE_BYTES = 32 << 20  # the same while free memory may be kept; the largest value that every glibc accepts
 TOP_BYTES = 1 << 20  # free bytes at the heap's end that are always kept
 KEPT_BYTES = 8 << 20  # free bytes inside the heap that are kept while messages come, at least
-REST_BYTES = 2 << 20  # the same at rest
+REST_BYTES = 2 << 20  # the same while none comes
 MAX_KEPT_BYTES = 64 << 20  # that are kept while large messages come: the next one needs them
 KEPT_SHARE = 1 / 8  # of the limit of what is held for callers: a server with a low limit keeps nothing
 LARGE_MESSAGE_BYTES = 1 << 20  # whose pieces are worth giving back
-CALM_TRIMS = 20  # calls of `trim` without a large message, after which the server is at rest
+CALM_TRIMS = 20  # calls of `trim` without a large message, or without any, after which the server is at rest
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _PATH = Path("/proc/self/statm")
 
@@ -71,7 +71,7 @@ class MemoryGauge:
         self._first_resident, self._first_heap = self._resident, self._heap
         self._kept = 0  # free bytes that could not be given back
         self._freed = 0  # bytes of large messages since it was last looked whether too much is kept
-        self._calm_trims = 0
+        self._calm_trims = self._idle_trims = 0
 
     def limit(self, max_held_bytes: int) -> None:
         """Follow another limit of what is held for callers; the C library's own thresholds stay as at the start."""
@@ -96,7 +96,8 @@ class MemoryGauge:
         """Give free memory back to the system if there is much; returns whether it was tried. For each tick."""
         self._calm_trims += 1
         limit = self._max_kept if self._calm_trims < CALM_TRIMS else KEPT_BYTES
-        if self._calm_trims % CALM_TRIMS == 0:  # not each time: small messages leave as much free again and again
+        self._idle_trims += 1
+        if self._idle_trims % CALM_TRIMS == 0:  # while messages come, the next ones need it
             self._resident, self._heap = self._source.read_resident(), self._source.read_used()
             limit = REST_BYTES
         if self._free_bytes - self._kept < limit:
@@ -108,6 +109,7 @@ class MemoryGauge:
 
     def count_freed(self, size_bytes: int) -> None:
         """The pieces of a message were freed: what is too much is given back at once; the next `trim` would be late."""
+        self._idle_trims = 0
         if size_bytes < LARGE_MESSAGE_BYTES:
             return
         self._calm_trims = 0

@@ -70,8 +70,10 @@ class ReadTurns:
         return min(times, default=None)
 
     def on_read(self, reader: Reader, rows: int, now: float) -> None:
-        """Record a message that a stream has read in its turn; rows beyond the turn are charged to it."""
-        if rows > reader.allowance:
+        """Record a message that a stream has read, without a turn or in it; rows beyond the turn are charged to it."""
+        if not reader.allowance:
+            self._waiting.serve(reader.flow, rows)
+        elif rows > reader.allowance:
             self._waiting.charge(reader.flow, rows - reader.allowance)
         reader.allowance = max(0, reader.allowance - rows)
         if reader.caller.quota is not None:
@@ -176,8 +178,8 @@ class TurnGate:
     def remove_unsent(self, rows: int) -> None:
         """Subtract an item that waits no more."""
         self._turns.unsent_rows -= rows
-        if self._timer is None and len(self._turns):
-            self._timer = asyncio.get_running_loop().call_later(0, self._on_timer)
+        if len(self._turns):
+            self._wake_after(0.0)
 
     def grant(self) -> None:
         """Give the turns that are due."""
@@ -185,8 +187,17 @@ class TurnGate:
         for reader in self._turns.grant(self._look_ahead_rows(), now):
             reader.on_turn()
         at = self._turns.next_grant_at()
-        if at is not None and self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(max(GRANT_SECONDS, at - now), self._on_timer)
+        if at is not None:
+            self._wake_after(max(GRANT_SECONDS, at - now))
+
+    def _wake_after(self, seconds: float) -> None:
+        """Grant again after some time, if that is not done earlier anyway."""
+        loop = asyncio.get_running_loop()
+        if self._timer is not None:
+            if self._timer.when() <= loop.time() + seconds:
+                return
+            self._timer.cancel()
+        self._timer = loop.call_later(seconds, self._on_timer)
 
     def _goes_first(self, reader: Reader) -> bool:
         return self._turns.goes_first(reader, self._clock.monotonic())

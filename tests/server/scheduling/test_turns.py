@@ -139,6 +139,23 @@ async def test_a_stream_waits_at_the_gate_until_rows_are_sent(gate: TurnGate) ->
     assert reader.allowance == TURN_ROWS
 
 
+async def test_a_stream_is_woken_although_another_waits_for_its_quota_for_long(gate: TurnGate) -> None:
+    """The wait of one that is over its quota delays no other's turn."""
+    limited = Caller(CallerRules("limited"), Quota(1.0, 0.0))
+    limited.use_quota(1000, 0.0)
+    (held,), (other,) = streams(1, limited), streams(1)
+    first = asyncio.ensure_future(gate.wait(held))
+    await asyncio.sleep(0)
+    gate.remove_unsent(8)
+    await asyncio.sleep(0.002)  # until the gate has looked, and looks again only when the quota allows
+    gate.add_unsent(8)
+    second = asyncio.ensure_future(gate.wait(other))
+    await asyncio.sleep(0)
+    gate.remove_unsent(8)
+    await asyncio.wait_for(second, 1.0)
+    first.cancel()
+
+
 async def test_a_stream_without_unanswered_items_does_not_wait(gate: TurnGate) -> None:
     """It may have nothing more to send, and then it must end."""
     (reader,) = streams(1)
