@@ -4,24 +4,23 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-import pytest
-
 from common.clock import SystemClock
 from common.traces import Sampler, encode_export
 from dev.harness.collector import read_request
 from inference.server.trace_events import CallEncoder, CallFacts, CallTracer
 from tests.server.one_call import CallableServer, serve_calls
 
-MAX_PYTHON_CALLS = 343  # of the server and of the libraries under it but gRPC; each is 0.1 to 0.3 µs and its work
+MAX_PYTHON_CALLS = 340  # of the server and of the libraries under it but gRPC; each is 0.1 to 0.3 µs and its work
 MAX_TRACE_CALLS = 12  # of them, for a recorded call
 STAGES_OF_AN_ANSWER = ("receive", "queue", "prepare", "compute", "answer")
-REPEATS = 10
+REPEATS = 30
 _OWN_FILES = ("one_call.py", Path(__file__).name)
 
 
-async def count_calls(server: CallableServer) -> float:
-    """Calls of Python functions for one Predict, mean."""
+async def count_calls(server: CallableServer) -> int:
+    """Calls of Python functions for one Predict, the fewest: a busy machine adds ticks of other tasks to some."""
     calls = 0
+    found = []
 
     def count(frame: FrameType, event: str, _argument: object) -> None:
         nonlocal calls
@@ -32,10 +31,12 @@ async def count_calls(server: CallableServer) -> float:
     sys.setprofile(count)
     try:
         for _ in range(REPEATS):
+            before = calls
             await server.predict()
+            found.append(calls - before)
     finally:
         sys.setprofile(None)
-    return calls / REPEATS
+    return min(found)
 
 
 async def test_a_predict_makes_few_python_calls(tmp_path: Path) -> None:
@@ -56,7 +57,7 @@ async def test_a_call_that_is_not_recorded_makes_no_call_for_traces(tmp_path: Pa
     async with serve_calls(tmp_path, CallTracer(Sampler(0.0), clock, recorded.append)) as server:
         without = await count_calls(server)
     assert recorded == []
-    assert without == pytest.approx(untraced, abs=0.5)  # less than one of each call
+    assert without == untraced
     async with serve_calls(tmp_path, CallTracer(Sampler(1.0), clock, recorded.append)) as server:
         with_traces = await count_calls(server)
     spans = list(read_request(encode_export(CallEncoder(clock).encode(recorded[-1:]), {})))
