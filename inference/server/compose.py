@@ -72,6 +72,10 @@ class ModelFactory:
         """The manager of a model; `boot` of its commands starts it."""
         return ModelManager(_model_options(settings, model, self._shared))
 
+    def retain_runners(self, settings: ServerSettings) -> None:
+        """Keep only the waiting runners, and the engines of the fork server, that these settings need."""
+        self._shared.runners.retain([runner_spec(settings, model) for model in settings.models])
+
 
 def list_engines(settings: ServerSettings) -> Mapping[str, Task]:
     """The engines that the runners can load, with their task; a configured extra engine serves entailment."""

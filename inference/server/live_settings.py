@@ -108,6 +108,7 @@ class LiveSettings:
             {name: make(settings, tables[name]) for name in plan.added},
             {name: make(settings, tables[name]) for name in plan.changed},
         )
+        parts.factory.retain_runners(settings)
         parts.changes.set_capacity(compose.capacity(settings))
         parts.access.rules = access
         metadata_key = settings.scheduling.caller_metadata_key

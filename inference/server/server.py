@@ -167,7 +167,6 @@ class InferenceServer:
                 await self._drain_calls()
                 # Ticks continue for the requests in flight.
                 await self._stop(server, self._settings.server.grace_seconds)
-                self._early.close()
                 for task in background:
                     task.cancel()
 
@@ -238,6 +237,7 @@ class InferenceServer:
             await server.stop(0)
             seconds = 0.0 if self._hurry.is_set() else STOP_SECONDS
             await self._changes.stop(seconds)
+            self._early.close()  # now a fork without an answer ends, and no slot starts another process for it
             self._log.info("server_stopped")
 
     def _make_handlers(self) -> list[grpc.GenericRpcHandler]:

@@ -1,77 +1,20 @@
 """The server's side of the fork server: what it does when that fails, ends, or does not answer."""
 
-import asyncio
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from inference.fork_wire import ForkAnswer, receive_request, send_answer
+from inference.fork_wire import ForkAnswer, receive_request
 from inference.server.runner_client.fork_server import (
     ANSWER_SECONDS,
     PING_SECONDS,
     ForkedProcess,
-    ForkServer,
     pause_seconds,
 )
-from tests.common.clock import SimClock
-
-START_SECONDS = 30.0
-
-
-class SimulatedForks:
-    """The other end: its processes do nothing, and the test answers for them."""
-
-    def __init__(self) -> None:
-        self.clock = SimClock()
-        self.server = ForkServer(self._command, START_SECONDS, self.clock)
-        self.ends: list[socket.socket] = []
-        self.reports: list[tuple[str, dict[str, Any]]] = []
-
-    def _command(self, _engines: Sequence[str], descriptor: int) -> list[str]:
-        self.ends.append(socket.socket(fileno=os.dup(descriptor)))
-        return ["sleep", "60"]
-
-    async def start(self) -> None:
-        """Start it, and answer for it that its imports are done."""
-        self.begin()
-        await self.answer(ForkAnswer(0))
-
-    def begin(self) -> None:
-        """Start it."""
-        self.server.attach(self._record, self._record)
-        self.server.start(["ofa"], {"PATH": "/usr/bin:/bin"})
-
-    def _record(self, event: str, **fields: Any) -> None:  # noqa: ANN401
-        self.reports.append((event, fields))
-
-    async def answer(self, answer: ForkAnswer) -> None:
-        """Answer as the last process."""
-        send_answer(self.ends[-1], answer)
-        await settle()
-
-    async def end(self) -> None:
-        """The last process ends."""
-        self.ends[-1].close()
-        self.server._process.kill()  # type: ignore[union-attr]  # noqa: SLF001
-        self.server._process.wait()  # type: ignore[union-attr]  # noqa: SLF001
-        await settle()
-
-    async def wait(self, seconds: float) -> None:
-        """Let time pass, in ticks of a second."""
-        for _ in range(int(seconds)):
-            self.clock.advance(1.0)
-            self.server.tick()
-            await settle()
-
-
-async def settle() -> None:
-    """Let the loop call what is ready."""
-    for _ in range(3):
-        await asyncio.sleep(0)
+from tests.runner.simulated_forks import START_SECONDS, SimulatedForks, settle
 
 
 @pytest.fixture
@@ -79,9 +22,7 @@ def forks() -> Iterator[SimulatedForks]:
     """One that is not started yet."""
     forks = SimulatedForks()
     yield forks
-    forks.server.close()
-    for end in forks.ends:
-        end.close()
+    forks.close()
 
 
 def test_pauses_between_starts_grow() -> None:
@@ -188,6 +129,21 @@ async def test_an_answer_that_does_not_parse_ends_it(forks: SimulatedForks) -> N
     await settle()
 
     assert len(forks.ends) == 2
+
+
+async def test_one_that_cannot_be_started_is_reported_and_tried_again(forks: SimulatedForks) -> None:
+    """A failure before anything is reported, as of the first start, is not lost."""
+    forks.program = ["/no/such/program"]
+    forks.server.start(["ofa"], {"PATH": "/usr/bin:/bin"})
+    can_fork = forks.server.can_fork
+    forks.attach()
+    forks.program = ["sleep", "60"]
+
+    await forks.wait(1)
+
+    [(event, fields)] = forks.reports
+    assert "No such file" in fields["detail"]
+    assert (event, can_fork, len(forks.ends)) == ("fork_server_failed", False, 2)
 
 
 def record_answer(process: ForkedProcess) -> list[int]:

@@ -7,7 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from inference.server.runner_client.fork_server import STEADY_SECONDS
 from inference.server.runner_client.start import MAX_REPLACED, MAX_WAITING, RunnerSpec, RunnerStarter
+from tests.common.clock import SimClock
 
 SPEC = RunnerSpec("", start_seconds=60.0, load_stall_seconds=60.0)
 OTHER = RunnerSpec("", start_seconds=60.0, load_stall_seconds=60.0, device_policy="cpu")
@@ -63,6 +65,23 @@ def test_a_waiting_runner_that_ends_is_replaced_at_once_a_few_times(early: Runne
 
     assert len(set(pids)) == MAX_REPLACED + 1
     assert [spec for spec, _ in early._runners] == [OTHER]  # noqa: SLF001
+
+
+def test_a_waiting_runner_is_replaced_whatever_finds_that_it_has_ended() -> None:
+    """Also if another model's runner is started first; and deaths that are minutes apart are no row."""
+    clock = SimClock()
+    counts = []
+    with RunnerStarter([SPEC, OTHER], clock) as early:
+        for _ in range(MAX_REPLACED + 2):
+            [waiting] = [runner for spec, runner in early._runners if spec == SPEC]  # noqa: SLF001
+            waiting.process.kill()
+            waiting.process.wait()
+            early.prepare(OTHER)
+            early.tick()
+            counts.append(len(early._runners))  # noqa: SLF001
+            clock.advance(STEADY_SECONDS)
+
+    assert counts == [2] * (MAX_REPLACED + 2)
 
 
 def test_runners_of_settings_that_nobody_has_any_more_are_ended(early: RunnerStarter) -> None:

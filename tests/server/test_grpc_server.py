@@ -18,6 +18,7 @@ from dev.harness.settings import write_settings
 from inference.server.api.grpc_server import AioServer, make_server
 from inference.server.api.standard_services import HEALTH_SERVICE, HealthApi
 from inference.server.health import HealthRegistry
+from inference.server.runner_client.start import RunnerStarter
 from inference.server.server import InferenceServer
 from inference.server.settings import ServerSettings
 
@@ -111,8 +112,24 @@ async def test_a_listener_that_fails_reports_it(monkeypatch: pytest.MonkeyPatch)
     assert [str(error) for error in server.failures] == ["no such thing"]
 
 
+class RecordingStarter(RunnerStarter):
+    """Keeps which models were stopping when it was closed first."""
+
+    server: InferenceServer
+    were_stopping: list[bool] | None = None
+
+    def close(self) -> None:
+        """Close it."""
+        if self.were_stopping is None:
+            self.were_stopping = [manager.pair.is_stopping for manager in self.server.models.all()]
+        super().close()
+
+
 async def test_a_server_whose_listener_fails_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At once, without the delay of a drain, and supervisord starts another one; the exit code says why."""
+    """At once, without the delay of a drain, and supervisord starts another one; the exit code says why.
+
+    What starts runners is closed last: the end of an unanswered fork would start another process in its slot.
+    """
     sections: Mapping[str, Any] = {
         "server": {"port": 0, "metrics_port": -1, "drain_delay_seconds": 300},
         "runner": {"standby": False},
@@ -121,8 +138,10 @@ async def test_a_server_whose_listener_fails_ends(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv(CONFIG_VARIABLE, str(tmp_path / "hotslot.toml"))
     make_run_folder(tmp_path)
     monkeypatch.setattr(AioServer, "_request_call", fail)
-    server = InferenceServer(load_settings(ServerSettings), SystemClock(), logs.get_logger())
+    starter = RecordingStarter()
+    server = starter.server = InferenceServer(load_settings(ServerSettings), SystemClock(), logs.get_logger(), starter)
     async with asyncio.timeout(20):
         await server.run()
 
     assert server.has_failed
+    assert starter.were_stopping == [True]

@@ -1,13 +1,13 @@
 """The server's side of the fork server: starts and watches it, and asks it for runners. Imports little, see `start`."""
 
 import asyncio
-import contextlib
 import os
 import signal
 import socket
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from common.clock import Clock
 from common.exit_codes import ExitCode
@@ -130,13 +130,19 @@ class ForkServer:
         self._is_given_up = False  # its imports fail, and would again
         self._killed: list[subprocess.Popen[bytes]] = []  # until they are reaped
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._report: Report = lambda *_, **__: None
-        self._warn = self._report
+        self._unreported: list[tuple[str, dict[str, Any]]] = []  # failures before `attach`
+        self._warn: Report = lambda event, **fields: self._unreported.append((event, fields))
+        self._report = self._warn
 
     @property
     def pid(self) -> int:
         """Its process id; 0 if there is none."""
         return 0 if self._process is None else self._process.pid
+
+    @property
+    def engines(self) -> Sequence[str]:
+        """The engines that it was started with."""
+        return self._engines
 
     @property
     def environment(self) -> Mapping[str, str]:
@@ -159,38 +165,42 @@ class ForkServer:
         return any(question.process is not None for question in self._questions.values())
 
     def start(self, engines: Sequence[str], environment: Mapping[str, str]) -> None:
-        """Start the process; one that exists is ended first.
-
-        Raises:
-            OSError: the system has no process or descriptor left.
-        """
+        """Start the process; one that exists is ended first. If the system cannot, it is started again later."""
         self._end()
         self._engines, self._environment, self._is_given_up = list(engines), environment, False
-        ours, theirs = open_connection()
-        with theirs:
-            try:
-                self._process = subprocess.Popen(  # this interpreter, arguments from settings
-                    self._command(engines, theirs.fileno()),
-                    stdin=subprocess.DEVNULL,
-                    close_fds=True,
-                    pass_fds=[theirs.fileno()],
-                    env=dict(environment),
-                )
-            except OSError:
-                ours.close()
-                raise
-        ours.setblocking(False)
+        try:
+            ours = self._launch()
+        except OSError as error:
+            self._fail(f"it cannot be started: {error!r}")
+            return
         self._connection, self._is_ready, self._start_at = ours, False, None
         self._began = self._asked_at = self._clock.monotonic()
         if self._loop is not None:
             self._loop.add_reader(ours, self._receive)
 
+    def give_up(self, environment: Mapping[str, str], why: str) -> None:
+        """Report that it cannot work in this environment; it is not started."""
+        self._environment, self._is_given_up = environment, True
+        self._fail(why)
+
+    def stop(self) -> None:
+        """End the process until the next `start`."""
+        self._end()
+        self._start_at, self._is_given_up = None, False
+
     def attach(self, report: Report, warn: Report) -> None:
         """Receive answers, and watch the process, on the running loop until `close`; `warn` gets its failures."""
         self._report, self._warn = report, warn
+        for event, fields in self._unreported:
+            warn(event, **fields)
+        self._unreported.clear()
         self._loop = asyncio.get_running_loop()
         if self._connection is not None:
             self._loop.add_reader(self._connection, self._receive)
+
+    def warn(self, event: str, **fields: Any) -> None:  # noqa: ANN401
+        """Report a failure, as soon as it can be reported."""
+        self._warn(event, **fields)
 
     def fork(self, arguments: Sequence[str], descriptors: Sequence[int]) -> ForkedProcess:
         """Ask for a runner with these arguments, and copies of the descriptors.
@@ -207,8 +217,7 @@ class ForkServer:
         now = self._clock.monotonic()
         self._killed = [process for process in self._killed if process.poll() is None]
         if self._start_at is not None and now >= self._start_at:
-            with contextlib.suppress(OSError):
-                self.start(self._engines, self._environment)
+            self.start(self._engines, self._environment)
         if self._connection is None:
             return
         if not self._is_ready:
@@ -229,6 +238,23 @@ class ForkServer:
         for process in self._killed:
             process.wait()
         self._killed.clear()
+
+    def _launch(self) -> socket.socket:
+        ours, theirs = open_connection()
+        with theirs:
+            try:
+                self._process = subprocess.Popen(  # this interpreter, arguments from settings
+                    self._command(self._engines, theirs.fileno()),
+                    stdin=subprocess.DEVNULL,
+                    close_fds=True,
+                    pass_fds=[theirs.fileno()],
+                    env=dict(self._environment),
+                )
+            except OSError:
+                ours.close()
+                raise
+        ours.setblocking(False)
+        return ours
 
     def _ping(self) -> None:
         try:
@@ -288,8 +314,7 @@ class ForkServer:
         self._warn("fork_server_failed", pid=self.pid, detail=why, failures=self._failures_in_row, **again)
         self._end()
         if self._start_at is not None and not pause and self._loop is not None:
-            with contextlib.suppress(OSError):  # the next tick tries again
-                self.start(self._engines, self._environment)
+            self.start(self._engines, self._environment)
 
     def _end(self) -> None:
         process, connection, questions = self._process, self._connection, self._questions

@@ -53,7 +53,7 @@ class RunnerProcess:
         """
         self._loop = asyncio.get_running_loop()
         runner = self._start(self._spec)
-        self._call_record = runner.call_record
+        self._call_record, self._fork_failures = runner.call_record, runner.fork_failures
         self._child = Child(self._loop, runner.process, self._on_exit)
         self._data = FrameChannel(self._loop, runner.data, self._on_data, self._on_closed)
         self._control = FrameChannel(self._loop, runner.control, self._on_control, self._on_closed)
@@ -140,6 +140,7 @@ class RunnerProcess:
                 self._liveness.record_heartbeat(reply.heartbeat.progress)
                 self._notify(lambda: listener.on_heartbeat(reply.heartbeat))
             case "hello":
+                self._record_start("")
                 if not self._liveness.is_loading:
                     self._liveness.enter_phase(Phase.IDLE_OR_SERVING)
                 self._notify(lambda: listener.on_hello(reply.hello))
@@ -195,6 +196,12 @@ class RunnerProcess:
         self._later(SOCKET_DRAIN_SECONDS, self._finish)
         self._finish_if_closed()
 
+    def _record_start(self, failure: str) -> None:
+        """Record how the start of a forked process ended: the first call, with Hello or the process's end."""
+        failures, self._fork_failures = self._fork_failures, None
+        if failures is not None:
+            failures.record(failure)
+
     def _finish_if_closed(self) -> None:
         if self._child.has_ended and not self._data.is_open and not self._control.is_open:
             self._finish()
@@ -210,6 +217,8 @@ class RunnerProcess:
         exit_text = self._child.failure or describe_exit(self._exit_code if self._exit_code is not None else 0)
         is_retired = self._is_retiring and self._exit_code == 0
         reason, detail = self._end_cause or (EndReason.RETIRED if is_retired else EndReason.DIED, exit_text)
+        if reason not in (EndReason.KILLED, EndReason.RETIRED):
+            self._record_start(detail)
         computing = self._call_record.read()
         self._call_record.close()
         self._notify(lambda: self._listener.on_end(RunnerEnding(reason, detail, computing)))

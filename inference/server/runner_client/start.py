@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import subprocess
@@ -16,7 +17,8 @@ from typing import Self
 from common.clock import Clock, SystemClock
 from common.settings import inherit_environment
 from inference.call_record import CallRecord, create_memory
-from inference.server.runner_client.fork_server import TICK_SECONDS, ForkedProcess, ForkServer, Report
+from inference.server.runner_client.fork_failures import ForkFailures
+from inference.server.runner_client.fork_server import STEADY_SECONDS, TICK_SECONDS, ForkedProcess, ForkServer, Report
 from inference.server.runner_client.liveness import Timeouts
 from inference.server.runner_client.orphans import adopt_orphans, reap_orphans
 
@@ -79,6 +81,7 @@ class StartedRunner:
     data: socket.socket
     control: socket.socket
     call_record: CallRecord
+    fork_failures: ForkFailures | None = None  # told whether it reaches Hello, if it is forked
 
     def discard(self) -> None:
         """Kill the process, which nobody uses."""
@@ -89,12 +92,15 @@ class StartedRunner:
         self.call_record.close()
 
 
-def start_runner(spec: RunnerSpec, forks: ForkServer | None = None) -> StartedRunner:
+def start_runner(
+    spec: RunnerSpec, forks: ForkServer | None = None, failures: ForkFailures | None = None
+) -> StartedRunner:
     """Start a runner process, on the thread that will run the loop: its parent-death signal follows that thread.
 
     Args:
         spec: of the runner.
         forks: is asked to fork it; None to start a program of its own.
+        failures: told whether a forked one reaches Hello.
 
     Raises:
         OSError: the system has no process or descriptor left, or the fork server cannot be asked.
@@ -108,7 +114,7 @@ def start_runner(spec: RunnerSpec, forks: ForkServer | None = None) -> StartedRu
         ends = (their_data.fileno(), their_control.fileno(), memory)
         process = _start_program(spec, ends) if forks is None else forks.fork(list_options(spec), ends)
         ours.pop_all()
-    return StartedRunner(process, data, control, record)
+    return StartedRunner(process, data, control, record, failures)
 
 
 def _start_program(spec: RunnerSpec, ends: tuple[int, int, int]) -> subprocess.Popen[bytes]:
@@ -128,14 +134,20 @@ class RunnerStarter:
     runners are started before the server's own imports, and wait for whoever takes the first of their specification.
     """
 
-    def __init__(self, specs: Sequence[RunnerSpec] = (), clock: Clock | None = None) -> None:
+    def __init__(
+        self, specs: Sequence[RunnerSpec] = (), clock: Clock | None = None, forks: ForkServer | None = None
+    ) -> None:
         self._runners: list[tuple[RunnerSpec, StartedRunner]] = []
         start_seconds = max((spec.start_seconds for spec in specs), default=START_SECONDS)
-        self._forks = ForkServer(list_fork_arguments, start_seconds, clock or SystemClock())
+        self._clock = clock or SystemClock()
+        self._forks = forks or ForkServer(list_fork_arguments, start_seconds, self._clock)
+        self._fork_failures = ForkFailures(self._clock, self._forks.warn)
         self._started: weakref.WeakSet[subprocess.Popen[bytes] | ForkedProcess] = weakref.WeakSet()
         self._engines = list(dict.fromkeys(spec.engine for spec in specs if spec.fork))
-        self._is_adopting = False
-        self._replaced = 0  # waiting runners that have ended since one was taken
+        self._live_engines: frozenset[str] | None = None  # after a reload: of all models; others start as programs
+        self._is_adopting = self._is_closed = False
+        self._ended: list[RunnerSpec] = []  # of waiting runners that have ended and are not replaced yet
+        self._replaced, self._replaced_at = 0, 0.0  # waiting runners since one was taken, or a steady minute has passed
         with contextlib.suppress(OSError):  # reported when it is started again
             for spec in specs:
                 self._runners.append((spec, self._start(spec)))
@@ -146,10 +158,9 @@ class RunnerStarter:
         The oldest that waits is ended for it if there are many: changed settings may have left it without a model.
         """
         self._discard_ended()
+        self._ended = [ended for ended in self._ended if ended != spec]
         if not any(waiting == spec for waiting, _ in self._runners):
-            for row in self._runners[: -(MAX_WAITING - 1)]:
-                self._runners.remove(row)
-                row[1].discard()
+            self._discard(self._runners[: -(MAX_WAITING - 1)])
             with contextlib.suppress(OSError):  # reported when it is started again
                 self._runners.append((spec, self._start(spec)))
 
@@ -157,9 +168,10 @@ class RunnerStarter:
         """A runner of this specification that waits, or a new one.
 
         Raises:
-            OSError: it cannot be started.
+            OSError: it cannot be started, or `close` was called.
         """
         self._discard_ended()
+        self._ended = [ended for ended in self._ended if ended != spec]
         for row in self._runners:
             if row[0] == spec:
                 self._runners.remove(row)
@@ -181,22 +193,31 @@ class RunnerStarter:
 
     def tick(self) -> None:
         """Replace what has ended or hangs, a few times in a row; reap orphans."""
+        self._follow_engines()
         self._forks.tick()
-        for spec in self._discard_ended():
-            self._replaced += 1
-            if self._replaced <= MAX_REPLACED:
-                self.prepare(spec)
+        self._replace_ended()
         if self._is_adopting and not self._forks.is_asked:
             reap_orphans(self._list_known())
 
+    def retain(self, specs: Sequence[RunnerSpec]) -> None:
+        """Keep only what these specifications, those of all models after a reload, need.
+
+        Waiting runners of others are ended now. With the next tick the fork server is ended, or restarted with the
+        engines that it lacks.
+        """
+        self._engines = list(dict.fromkeys(spec.engine for spec in specs if spec.fork))
+        self._live_engines = frozenset(self._engines)
+        self._discard([row for row in self._runners if row[0] not in specs])
+        self._ended = [spec for spec in self._ended if spec in specs]
+
     def discard_waiting(self) -> None:
         """End the runners that were not taken."""
-        for _, runner in self._runners:
-            runner.discard()
-        self._runners.clear()
+        self._discard(list(self._runners))
+        self._ended.clear()
 
     def close(self) -> None:
-        """End the runners that were not taken, and the fork server."""
+        """End the runners that were not taken, and the fork server; no runner is started from now on."""
+        self._is_closed = True
         self.discard_waiting()
         self._forks.close()
         if self._is_adopting:
@@ -204,11 +225,15 @@ class RunnerStarter:
             self._is_adopting = False
 
     def _start(self, spec: RunnerSpec) -> StartedRunner:
-        if spec.fork:
-            with contextlib.suppress(OSError):
-                self._prepare_forks(spec)
-                if self._forks.can_fork:
-                    return self._know(start_runner(spec, self._forks))
+        if self._is_closed:
+            raise OSError(errno.ESHUTDOWN, "the server is stopping")
+        if spec.fork and (self._live_engines is None or spec.engine in self._live_engines):
+            self._prepare_forks(spec)
+            if self._forks.can_fork and self._fork_failures.may_fork:
+                try:
+                    return self._know(start_runner(spec, self._forks, self._fork_failures))
+                except OSError as error:
+                    self._fork_failures.record(repr(error))
         return self._know(start_runner(spec))
 
     def _know(self, runner: StartedRunner) -> StartedRunner:
@@ -216,32 +241,56 @@ class RunnerStarter:
         return runner
 
     def _prepare_forks(self, spec: RunnerSpec) -> None:
-        """Start the fork server if there is none, or if the environment of runners has changed since.
-
-        Raises:
-            OSError: it cannot be started, or the system has no child subreapers.
-        """
-        environment = {**runner_environment(), **_ONE_THREAD}
+        """Start the fork server if there is none, or if the environment of runners has changed since."""
+        if spec.engine not in self._engines:
+            self._engines.append(spec.engine)
+        environment = _fork_environment()
         if self._forks.is_watched and self._forks.environment == environment:
             return
         if not self._is_adopting:
-            adopt_orphans()
+            try:
+                adopt_orphans()
+            except OSError as error:
+                self._forks.give_up(environment, repr(error))
+                return
             self._is_adopting = True
-        if spec.engine not in self._engines:
-            self._engines.append(spec.engine)
         self._forks.start(self._engines, environment)
 
     def _list_known(self) -> set[int]:
         """Process ids of children that are awaited elsewhere."""
         return {self._forks.pid} | {process.pid for process in self._started if process.returncode is None}
 
-    def _discard_ended(self) -> list[RunnerSpec]:
-        """Forget the runners that have ended by themselves, as when the system needed their memory; returns theirs."""
+    def _follow_engines(self) -> None:
+        """End the fork server if no model needs it; restart it with engines that it lacks. No fork is interrupted."""
+        if not self._forks.is_watched or self._forks.is_asked:
+            return
+        if not self._engines:
+            self._forks.stop()
+        elif self._is_adopting and not set(self._engines) <= set(self._forks.engines):
+            self._forks.start(self._engines, _fork_environment())
+
+    def _replace_ended(self) -> None:
+        """Start waiting runners again, a few times in a row."""
+        self._discard_ended()
+        now = self._clock.monotonic()
+        if now - self._replaced_at >= STEADY_SECONDS:
+            self._replaced = 0
+        ended, self._ended = self._ended, []
+        for spec in ended:
+            self._replaced, self._replaced_at = self._replaced + 1, now
+            if self._replaced <= MAX_REPLACED:
+                self.prepare(spec)
+
+    def _discard_ended(self) -> None:
+        """Remove the runners that have ended by themselves, as when the system needed their memory."""
         ended = [row for row in self._runners if row[1].process.poll() is not None]
-        for row in ended:
+        self._discard(ended)
+        self._ended += [spec for spec, _ in ended]
+
+    def _discard(self, rows: Sequence[tuple[RunnerSpec, StartedRunner]]) -> None:
+        for row in rows:
             self._runners.remove(row)
             row[1].discard()
-        return [spec for spec, _ in ended]
 
     def __enter__(self) -> Self:
         """Itself."""
@@ -293,6 +342,10 @@ def list_options(spec: RunnerSpec) -> list[str]:
         f"--kernels={spec.kernels}",
         *extra,
     ]
+
+
+def _fork_environment() -> dict[str, str]:
+    return {**runner_environment(), **_ONE_THREAD}
 
 
 def runner_environment() -> dict[str, str]:
