@@ -117,7 +117,9 @@ def _read_bundle(request: runner_pb2.LoadBundle, context: LoadContext) -> tuple[
     if bundle.engine not in {*BUILT_IN, *context.extra}:
         raise LoadRefused("BUNDLE_FOREIGN", f"this build has no engine {bundle.engine[:80]!r}")
     pictures = read_picture_rules(request.pictures) if request.HasField("pictures") else PictureOptions()
-    return bundle, LoadOptions(request.device, request.precision, context.threads, pictures, context.kernels)
+    return bundle, LoadOptions(
+        request.device, request.precision, context.threads, pictures, context.kernels, context.log
+    )
 
 
 def read_picture_rules(rules: runner_pb2.PictureRules) -> PictureOptions:

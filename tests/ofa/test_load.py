@@ -22,6 +22,7 @@ from inference.runner.device import (
     torch_dtype,
 )
 from inference.runner.engines.base import AddressItem, BundleRefused, EntailmentItem, LoadOptions, RowRange, loader_for
+from inference.runner.engines.ofa import load
 from inference.runner.engines.ofa.config import WEIGHTS_NAME
 from inference.runner.engines.ofa.engine import OfaEngine, group_rows
 from inference.runner.engines.ofa.load import load_ofa
@@ -53,6 +54,32 @@ def test_loading_reports_progress(staged: tuple[Path, Bundle]) -> None:
     assert ("reading", 1.0) in heard
     assert heard[-1] == ("warming_up", 1.0)
     assert (engine.device, engine.precision) == ("cpu", "float32")
+
+
+@pytest.mark.parametrize("is_on", [True, False])
+def test_kernels_are_loaded_before_the_warm_up(
+    is_on: bool,  # noqa: FBT001
+    staged: tuple[Path, Bundle],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From the folder of the load's options, in a phase of its own; without a folder there are none."""
+    folder = tmp_path / "kernels"
+    heard: list[tuple[str, float]] = []
+    loaded: list[Path | None] = []
+
+    def load_kernels(folder: Path | None, _log: object, progress: Callable[[float], None]) -> None:
+        loaded.append(folder)
+        progress(0.5)
+
+    monkeypatch.setattr(load, "load_kernels", load_kernels)
+    monkeypatch.setattr(load, "can_use_kernels", lambda *_: True)
+    options = LoadOptions("cpu", "float32", 1, kernels=folder if is_on else None)
+
+    load_ofa(*staged, options, lambda phase, share: heard.append((phase, share)))
+
+    assert heard[-1] == ("compiling", 0.5)
+    assert loaded == [folder if is_on else None]
 
 
 def test_warming_up_encodes_as_many_pictures_at_once_as_the_largest_call(staged: tuple[Path, Bundle]) -> None:

@@ -17,7 +17,11 @@ from inference.runner.pictures.options import PictureOptions
 from inference.wire import AddressSpan, EntailmentScores
 
 Pixels = NDArray[np.uint8]  # (side, side, 3)
-Progress = Callable[[str, float], None]  # phase ("reading", "warming_up"), share done 0..1
+Progress = Callable[[str, float], None]  # phase ("reading", "compiling", "warming_up"), share done 0..1
+
+
+def log_nothing(*_arguments: object, **_fields: object) -> None:
+    """Ignore an event."""
 
 
 class BundleRefused(ValueError):
@@ -89,6 +93,7 @@ class LoadOptions:
     threads: int  # compute threads on a CPU; 0 takes the engine's default
     pictures: PictureOptions = field(default_factory=PictureOptions)
     kernels: Path | None = None  # folder of compiled kernels; None: none are used
+    log: Callable[..., None] = log_nothing  # name, level and fields of an event
 
 
 class Engine(Protocol):

@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -88,20 +89,29 @@ inline void multiply_tile(int rows, const float* a, long a_stride, const float* 
   multiply_some<1>(rows, a, a_stride, panel, inner, c, c_stride, adds);
 }
 
-template <int SIZE>
-inline void transpose_step(Vector* rows) {
-  Integers first, second;
-  for (int lane = 0; lane < LANES; lane++) {
-    first[lane] = lane & SIZE ? lane - SIZE + LANES : lane;
-    second[lane] = lane & SIZE ? lane + LANES : lane + SIZE;
-  }
+#if !defined(__has_builtin)
+#define __has_builtin(name) 0
+#endif
+#if __has_builtin(__builtin_shufflevector)
+#define SHUFFLE __builtin_shufflevector
+#else  // GCC before 12
+#define SHUFFLE(one, other, ...) __builtin_shuffle(one, other, Integers{__VA_ARGS__})
+#endif
+
+template <int SIZE, int... LANE>
+inline void transpose_step(Vector* rows, std::integer_sequence<int, LANE...>) {
 #pragma GCC unroll 16
   for (int i = 0; i < LANES; i++) {
     if (i & SIZE) continue;
-    Vector upper = __builtin_shuffle(rows[i], rows[i + SIZE], first);
-    rows[i + SIZE] = __builtin_shuffle(rows[i], rows[i + SIZE], second);
-    rows[i] = upper;
+    Vector one = rows[i], other = rows[i + SIZE];
+    rows[i] = SHUFFLE(one, other, (LANE & SIZE ? LANE - SIZE + LANES : LANE)...);
+    rows[i + SIZE] = SHUFFLE(one, other, (LANE & SIZE ? LANE + LANES : LANE + SIZE)...);
   }
+}
+
+template <int SIZE>
+inline void transpose_step(Vector* rows) {
+  transpose_step<SIZE>(rows, std::make_integer_sequence<int, LANES>());
 }
 
 // LANES × LANES numbers.
@@ -375,6 +385,47 @@ int attend(const void* projections, const void* bias, long tokens, long all_head
   return work.run(threads, parallel);
 }
 
+template <typename Number>
+void fill(std::vector<Number>& v, int step, int range, float scale) {
+  for (size_t i = 0; i < v.size(); i++) narrow(&v[i], ((long)(i * step) % range - range / 2) * scale);
+}
+
+void run_in_turn(void (*function)(void*), void* argument, unsigned threads, unsigned) {  // as `Parallel`
+  for (unsigned i = 0; i < threads; i++) function(argument);
+}
+
+constexpr double BFLOAT16_SHARE = 1e-3;  // of an error in bfloat16 that counts
+
+template <typename Number>
+double find_attention_error(unsigned threads, Parallel parallel) {
+  constexpr long tokens = 45, heads = 2, size = 32;
+  std::vector<Number> projections(tokens * 3 * heads * size), bias(heads * tokens * tokens), mixed(tokens * heads * size);
+  fill(projections, 7, 41, 0.03f), fill(bias, 5, 23, 0.1f);
+  for (long i = 0; i < heads * tokens; i++) narrow(&bias[i * tokens + tokens - 1], -INFINITY);
+  if (parallel == nullptr) parallel = run_in_turn;
+  if (attend<Number>(projections.data(), bias.data(), tokens, heads, size, 0, heads, mixed.data(), threads, parallel)) return 1e9;
+  double worst = 0;
+  for (long head = 0; head < heads; head++)
+    for (long i = 0; i < tokens; i++) {
+      std::vector<double> weights(tokens);
+      double all = 0;
+      const Number* query = &projections[(i * 3 * heads + head) * size];
+      for (long j = 0; j < tokens; j++) {
+        const Number* key = &projections[((j * 3 + 1) * heads + head) * size];
+        double score = widen(bias[(head * tokens + i) * tokens + j]);
+        for (long p = 0; p < size; p++) score += (double)widen(query[p]) * widen(key[p]);
+        all += weights[j] = std::exp(score);
+      }
+      for (long p = 0; p < size; p++) {
+        double sum = 0;
+        for (long j = 0; j < tokens; j++) sum += weights[j] / all * widen(projections[((j * 3 + 2) * heads + head) * size + p]);
+        double error = std::fabs(widen(mixed[(i * heads + head) * size + p]) - sum);
+        worst = error <= worst ? worst : error;  // a NaN is kept
+      }
+    }
+  return worst;
+}
+
 }  // namespace
 
 extern "C" {
@@ -400,12 +451,9 @@ int attend_bfloat16(const void* projections, const void* bias, long tokens, long
   return attend<Bfloat16>(projections, bias, tokens, all_heads, size, first_head, heads, mixed, threads, parallel);
 }
 
-// The largest error of small products and a small attention, against plain loops.
-double find_error(void) {
-  constexpr long rows = 29, columns = 160, inner = 1040, tokens = 45, heads = 2, size = 32;
-  auto fill = [](std::vector<float>& v, int step, int range, float scale) {
-    for (size_t i = 0; i < v.size(); i++) v[i] = ((long)(i * step) % range - range / 2) * scale;
-  };
+// The largest error of small products and a small attention, against plain loops, by one thread and by `threads`.
+double find_error(unsigned threads, Parallel parallel) {
+  constexpr long rows = 29, columns = 160, inner = 1040;
   std::vector<float> x(rows * inner), w(columns * inner), b(columns), other(rows * columns), y(rows * columns);
   fill(x, 7, 31, 0.02f), fill(w, 5, 37, 0.01f), fill(b, 3, 11, 0.1f), fill(other, 5, 17, 0.1f);
   double worst = 0;
@@ -425,25 +473,10 @@ double find_error(void) {
         compare(y[i * columns + j], sum);
       }
   }
-  std::vector<float> projections(tokens * 3 * heads * size), bias(heads * tokens * tokens), mixed(tokens * heads * size);
-  fill(projections, 7, 41, 0.03f), fill(bias, 5, 23, 0.1f);
-  for (long i = 0; i < heads * tokens; i++) bias[i * tokens + tokens - 1] = -INFINITY;
-  if (attend_float32(projections.data(), bias.data(), tokens, heads, size, 0, heads, mixed.data(), 1, nullptr)) return 1e9;
-  for (long head = 0; head < heads; head++)
-    for (long i = 0; i < tokens; i++) {
-      std::vector<double> weights(tokens), sums(size);
-      double all = 0;
-      const float* query = &projections[(i * 3 * heads + head) * size];
-      for (long j = 0; j < tokens; j++) {
-        const float* key = &projections[((j * 3 + 1) * heads + head) * size];
-        double score = bias[(head * tokens + i) * tokens + j];
-        for (long p = 0; p < size; p++) score += (double)query[p] * key[p];
-        all += weights[j] = std::exp(score);
-      }
-      for (long j = 0; j < tokens; j++)
-        for (long p = 0; p < size; p++) sums[p] += weights[j] / all * projections[((j * 3 + 2) * heads + head) * size + p];
-      for (long p = 0; p < size; p++) compare(mixed[(i * heads + head) * size + p], sums[p]);
-    }
+  for (unsigned some : {1u, threads}) {
+    compare(find_attention_error<float>(some, parallel), 0);
+    compare(find_attention_error<Bfloat16>(some, parallel) * BFLOAT16_SHARE, 0);
+  }
   return worst;
 }
 

@@ -1,46 +1,24 @@
 """Attention and products by `kernels.cpp`, which a runner compiles once for its processor and its state folder.
 
 torch's operations are used where there is no C++ compiler, where the folder cannot be used, or where results are wrong.
-
-Security rules:
- 1. Only the source of this package is compiled; no argument of the compiler comes from outside of this file.
- 2. A library is loaded only from a folder, and only as a file, that this user owns and no one else can write.
- 3. A library appears whole, by one rename, after another process has called it and found its numbers right.
 """
 
 import ctypes
-import functools
-import hashlib
-import logging
-import os
-import shutil
-import stat
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-SOURCE = Path(__file__).with_suffix(".cpp")
-BUILD_SECONDS = 20.0  # a build takes one second
-_COMPILERS = ("c++", "g++", "clang++")
-_FLAGS = ("-std=c++17", "-O3", "-shared", "-fPIC", "-w")
+from inference.runner.engines.kernels_library import MAX_ERROR, Building, NoCompilerError, describe, open_library
+
 _INSTRUCTIONS = {
     "AVX2": ("-mavx2", "-mfma"),
     "AVX512": ("-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma", "-mprefer-vector-width=512"),
 }
-_MAX_ERROR = 1e-5
-_CHECK = (
-    "import ctypes, sys; find = ctypes.CDLL(sys.argv[1]).find_error; find.restype = ctypes.c_double; "
-    "sys.exit(not find() < float(sys.argv[2]))"
-)
 _COLUMN_STEP, _INNER_STEP = 32, 16  # sizes of products are multiples of these
 _ATTEND = {torch.float32: "attend_float32", torch.bfloat16: "attend_bfloat16"}
 _ACTIVATIONS = {"none": 0, "gelu": 1, "relu": 2}
-_log = logging.getLogger(__name__)
 
 
 class Kernels:
@@ -49,9 +27,12 @@ class Kernels:
     def __init__(self, library: ctypes.CDLL) -> None:
         """Use a checked library."""
         self._library = library
-        # Of the OpenMP library that torch has loaded; without it one thread computes.
-        parallel = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
-        self._parallel = ctypes.c_void_p() if parallel is None else ctypes.cast(parallel, ctypes.c_void_p)
+        self._parallel = _find_parallel()
+
+    @property
+    def has_threads(self) -> bool:
+        """Whether torch's threads can be used; otherwise one computes."""
+        return bool(self._parallel)
 
     def supports_attention(self, dtype: torch.dtype, size: int) -> bool:
         """Whether `attend` takes heads of this size."""
@@ -109,78 +90,51 @@ def _address(tensor: Tensor | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
-_folder: Path | None = None
+def _find_parallel() -> ctypes.c_void_p:
+    """Of GNU's OpenMP, which torch has loaded; null where it has another one."""
+    parallel = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
+    return ctypes.c_void_p() if parallel is None else ctypes.cast(parallel, ctypes.c_void_p)
 
 
-def use_folder(folder: Path | None) -> None:
-    """Choose where `get_kernels` keeps libraries; None: there are no kernels. Call before a model computes."""
-    global _folder  # noqa: PLW0603  one process loads one model
-    _folder = folder
-    get_kernels.cache_clear()
+_kernels: Kernels | None = None
 
 
-@functools.cache
 def get_kernels() -> Kernels | None:
-    """The kernels for this processor, or None. The first call compiles them if no process of this folder has."""
-    instructions = _INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability())
-    if _folder is None or instructions is None:
-        return None
-    try:
-        return Kernels(_open(_folder, instructions))
-    except (OSError, subprocess.SubprocessError, ValueError, AttributeError) as error:
-        _log.warning("compiled kernels are not used, torch's operations are: %s", _describe(error))
-        return None
+    """The kernels that this process has loaded, if they compute on as many threads as torch does."""
+    return _kernels if _kernels is not None and (_kernels.has_threads or torch.get_num_threads() == 1) else None
 
 
-def _open(folder: Path, instructions: tuple[str, ...]) -> ctypes.CDLL:
-    """Load the library, which is built if it is missing.
+def load_kernels(
+    folder: Path | None,
+    log: Callable[..., None] = lambda *_arguments, **_fields: None,
+    progress: Callable[[float], None] = lambda _share: None,
+) -> None:
+    """Load the kernels for this processor, which are compiled if no process of this folder has. Call before a warm-up.
 
-    Raises:
-        OSError, SubprocessError, ValueError: it cannot be built or is not to be trusted.
+    Args:
+        folder: of libraries; None: there are no kernels.
+        log: takes the name, the level and the fields of an event.
+        progress: takes the share of a build's time limit, while it lasts.
     """
-    source = SOURCE.read_bytes()
-    digest = hashlib.sha256(b"\0".join((source, *(flag.encode() for flag in (*_FLAGS, *instructions))))).hexdigest()
-    path = folder / f"kernels-{digest[:32]}.so"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _check_owner(folder)
-    if not path.exists():
-        _build(source, instructions, path)
-    _check_owner(path)
-    library = ctypes.CDLL(str(path))
+    global _kernels  # noqa: PLW0603  one process loads one model
+    _kernels = None
+    if folder is None:
+        return
+    instructions = _INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability())
+    if instructions is None:
+        log("kernels_unused", reason="the processor has no AVX2")
+        return
+    try:
+        _kernels = Kernels(open_library(folder, instructions, _check, Building(log, progress)))
+    except (OSError, ValueError, AttributeError) as error:
+        log("kernels_unused", level="info" if isinstance(error, NoCompilerError) else "warning", reason=describe(error))
+        return
+    if not _kernels.has_threads:
+        log("kernels_unused", level="warning", reason="torch has other threads than GNU OpenMP's; one thread uses them")
+
+
+def _check(library: ctypes.CDLL) -> None:
     library.find_error.restype = ctypes.c_double
-    error: float = library.find_error()
-    if not error < _MAX_ERROR:
+    error: float = library.find_error(ctypes.c_uint(2), _find_parallel())
+    if not error < MAX_ERROR:
         raise ValueError(f"their results are wrong by {error:g}")
-    return library
-
-
-def _build(source: bytes, instructions: tuple[str, ...], path: Path) -> None:
-    compiler = next((found for name in _COMPILERS if (found := shutil.which(name))), None)
-    if compiler is None:
-        raise ValueError("there is no C++ compiler")
-    with tempfile.TemporaryDirectory(prefix=".build-", dir=path.parent) as name:
-        built = Path(name) / path.name
-        environment = {"PATH": f"{Path(compiler).parent}{os.pathsep}{os.defpath}", "TMPDIR": name, "LC_ALL": "C"}
-        command = [compiler, *_FLAGS, *instructions, "-x", "c++", "-", "-o", str(built)]
-        _run(command, source, environment)
-        _run([sys.executable, "-I", "-S", "-c", _CHECK, str(built), str(_MAX_ERROR)], b"", environment)
-        built.chmod(0o500)
-        built.replace(path)
-    _log.info("kernels were compiled by %s", compiler)
-
-
-def _run(command: list[str], text: bytes, environment: dict[str, str]) -> None:
-    subprocess.run(command, input=text, env=environment, capture_output=True, check=True, timeout=BUILD_SECONDS)
-
-
-def _check_owner(path: Path) -> None:
-    found = path.lstat()
-    if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) or stat.S_ISLNK(found.st_mode):
-        raise ValueError("their folder or file belongs to another user, or others can write it")
-
-
-def _describe(error: Exception) -> str:
-    """What failed, without a path."""
-    if isinstance(error, subprocess.CalledProcessError):
-        return f"a command ended with status {error.returncode}: {error.stderr.decode(errors='replace')[-300:]}"
-    return str(error) if isinstance(error, ValueError) else type(error).__name__

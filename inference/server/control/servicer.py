@@ -33,6 +33,7 @@ _RETIRE_LIMIT_SECONDS = 60.0
 _PHASES = {
     "starting": control_pb2.LOAD_PHASE_STARTING,
     "reading": control_pb2.LOAD_PHASE_READING,
+    "compiling": control_pb2.LOAD_PHASE_COMPILING,
     "warming_up": control_pb2.LOAD_PHASE_WARMING_UP,
     "loaded": control_pb2.LOAD_PHASE_LOADED,
 }

@@ -20,7 +20,7 @@ class LoadProgress:
     """How far a load has come, for the callers that watch it."""
 
     load_id: str
-    phase: str = "starting"  # "starting", "reading", "warming_up", "loaded"
+    phase: str = "starting"  # "starting", "reading", "compiling", "warming_up", "loaded"
     fraction: float = 0.0
     failure: HotslotError | None = None
     changed: Broadcast = field(default_factory=Broadcast)

@@ -139,9 +139,14 @@ def _prefers_products(memory: Tensor) -> bool:
     return memory.shape[1] >= _PRODUCT_TOKENS and _has_fast_products(memory.device.type, memory.dtype)
 
 
+def can_use_kernels(tokens: int, dtype: torch.dtype) -> bool:
+    """Whether kernels are faster than what torch has for so many tokens on a CPU."""
+    return tokens >= _PRODUCT_TOKENS and _has_fast_products("cpu", dtype)
+
+
 def _find_kernels(split: Tensor) -> Kernels | None:
     """The kernels, if they are faster for (rows, tokens, 3, heads, size) than what torch has."""
-    if split.shape[1] < _PRODUCT_TOKENS or not _has_fast_products(split.device.type, split.dtype):
+    if not (split.device.type == "cpu" and can_use_kernels(split.shape[1], split.dtype)):
         return None
     kernels = get_kernels()
     return kernels if kernels is not None and kernels.supports_attention(split.dtype, split.shape[-1]) else None

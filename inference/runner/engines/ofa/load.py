@@ -14,7 +14,8 @@ from common.bundle import Bundle
 from common.durable import read_bounded
 from inference.runner.device import default_precision, set_threads, torch_device, torch_dtype
 from inference.runner.engines.base import BundleRefused, LoadOptions, MemoryEstimate, Progress
-from inference.runner.engines.kernels import use_folder
+from inference.runner.engines.kernels import load_kernels
+from inference.runner.engines.ofa.attention import can_use_kernels
 from inference.runner.engines.ofa.config import (
     ADDED_WORDS_NAME,
     MERGES_NAME,
@@ -138,7 +139,6 @@ def load_ofa(folder: Path, bundle: Bundle, options: LoadOptions, progress: Progr
     dtype = torch_dtype(precision)
     if device.type == "cpu":
         set_threads(options.threads)
-        use_folder(options.kernels)
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32, in convolutions as in all else
     progress("reading", 0.0)
     try:
@@ -155,6 +155,10 @@ def load_ofa(folder: Path, bundle: Bundle, options: LoadOptions, progress: Progr
             f"the bundle is not in the layout that convert writes: {_describe_without_path(error)}"
         ) from error
     progress("reading", 1.0)
+    if device.type == "cpu":
+        # Not in the warm-up, whose seconds are the first estimate of a row's cost.
+        is_useful = can_use_kernels(config.patches + config.max_text_tokens, dtype)
+        load_kernels(options.kernels if is_useful else None, options.log, lambda share: progress("compiling", share))
     return OfaEngine(model, biases, tokenizer, options.device, precision, options.pictures)
 
 

@@ -48,6 +48,8 @@ class _LoadPhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LoadPhase.V
     """The first inferences run."""
     LOAD_PHASE_LOADED: _LoadPhase.ValueType  # 4
     """Complete: the slot can be probed and activated."""
+    LOAD_PHASE_COMPILING: _LoadPhase.ValueType  # 5
+    """Code is compiled for the processor, before the first inferences."""
 
 class LoadPhase(_LoadPhase, metaclass=_LoadPhaseEnumTypeWrapper):
     """Phases of a load. Values may be added."""
@@ -62,6 +64,8 @@ LOAD_PHASE_WARMING_UP: LoadPhase.ValueType  # 3
 """The first inferences run."""
 LOAD_PHASE_LOADED: LoadPhase.ValueType  # 4
 """Complete: the slot can be probed and activated."""
+LOAD_PHASE_COMPILING: LoadPhase.ValueType  # 5
+"""Code is compiled for the processor, before the first inferences."""
 Global___LoadPhase: _TypeAlias = LoadPhase  # noqa: Y015
 
 class _TrafficMode:

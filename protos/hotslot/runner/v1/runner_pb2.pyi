@@ -475,7 +475,7 @@ class LoadProgress(_message.Message):
     NEEDED_BYTES_FIELD_NUMBER: _builtins.int
     TAKEN_BYTES_FIELD_NUMBER: _builtins.int
     phase: _builtins.str
-    """"reading" or "warming_up"."""
+    """"reading", "compiling" or "warming_up"."""
     fraction: _builtins.float
     """0 to 1."""
     needed_bytes: _builtins.int
