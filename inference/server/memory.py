@@ -100,6 +100,8 @@ class MemoryGauge:
         if self._idle_trims % CALM_TRIMS == 0:  # while messages come, the next ones need it
             self._resident, self._heap = self._source.read_resident(), self._source.read_used()
             limit = REST_BYTES
+            if self._idle_trims == CALM_TRIMS:
+                self._kept = 0  # what could not be given back amid messages may be free now
         if self._free_bytes - self._kept < limit:
             self._kept = min(self._kept, max(0, self._free_bytes))
             return False
