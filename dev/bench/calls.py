@@ -28,7 +28,7 @@ from dev.harness.demo_model import SETTINGS, SHAPES, golden_items, seal_revision
 from dev.harness.device_calls import DeviceCall, read_device_calls
 from dev.harness.loadgen import Group, Played, play
 from dev.harness.numbers import percentile
-from dev.harness.process import running_server
+from dev.harness.process import list_runners, running_server
 from dev.harness.scripted_engine import CALLS_VARIABLE, load_scripted, make_scripted_bundle
 from dev.harness.stack import Stack
 from hotslot.entailment.v1 import entailment_pb2 as pb
@@ -214,7 +214,7 @@ def run_demo(folder: Path, callers: Sequence[int], seconds: float) -> list[DemoM
         control.wait_ready()
         server = psutil.Process(process.pid)
         pin(server.pid, SERVER_CORE)
-        for runner in server.children():
+        for runner in list_runners(server):
             pin(runner.pid, ENGINE_CORE)
         bare = run_bare_demo(state)
         for count in callers:

@@ -18,7 +18,7 @@ import psutil
 from dev.bench.peer_programs import engine
 from dev.harness.answers import Question
 from dev.harness.loadgen import Group, play
-from dev.harness.process import ROOT, free_port
+from dev.harness.process import ROOT, free_port, list_runners
 from hotslot.entailment.v1 import entailment_pb2 as pb
 from hotslot.oip.v2 import open_inference_pb2 as oip
 
@@ -103,7 +103,7 @@ class Server:
 
     def pin_runners(self, core: int) -> None:
         """Move the runners of hotslot to a core."""
-        for runner in psutil.Process(self.process.pid).children():
+        for runner in list_runners(psutil.Process(self.process.pid)):
             for task in Path(f"/proc/{runner.pid}/task").iterdir():
                 os.sched_setaffinity(int(task.name), {core})
 

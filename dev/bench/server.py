@@ -26,6 +26,7 @@ from common.engine_files import Task
 from dev.harness.loadgen import Group, play
 from dev.harness.numbers import percentile
 from dev.harness.pointer import commit_bundle
+from dev.harness.process import list_runners
 from hotslot.entailment.v1 import entailment_pb2
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,7 +103,7 @@ def server(folder: Path, more: str = "", module: str = "inference.server.main") 
     try:
         wait_until_serving(child)
         process = psutil.Process(child.pid)
-        for runner in process.children():
+        for runner in list_runners(process):
             for task in Path(f"/proc/{runner.pid}/task").iterdir():
                 os.sched_setaffinity(int(task.name), {1 % (os.cpu_count() or 1)})
         yield process

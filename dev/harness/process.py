@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,16 @@ def processes_of(mark: str) -> Iterator[psutil.Process]:
                 yield process
         except (psutil.Error, OSError):
             continue
+
+
+def list_runners(server: psutil.Process) -> list[psutil.Process]:
+    """The runners among a server's children: forked ones by their name, programs by their arguments."""
+    return [child for child in server.children() if is_runner(child.name(), child.cmdline())]
+
+
+def is_runner(name: str, arguments: Sequence[str]) -> bool:
+    """Whether a child of the server is a runner; a forked one has the fork server's arguments."""
+    return name == "hotslot-runner" or "inference.runner.main" in arguments
 
 
 def free_port() -> int:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from dev.harness.process import is_runner
 from inference.server.runner_client.fork_server import STEADY_SECONDS
 from inference.server.runner_client.start import MAX_REPLACED, MAX_WAITING, RunnerSpec, RunnerStarter
 from tests.common.clock import SimClock
@@ -92,6 +93,14 @@ def test_runners_of_settings_that_nobody_has_any_more_are_ended(early: RunnerSta
 
     assert oldest.process.poll() == -9
     assert len(early._runners) == MAX_WAITING  # noqa: SLF001
+
+
+def test_benchmarks_tell_runners_from_the_fork_server() -> None:
+    """A forked runner has the fork server's arguments, and a runner that is a program has its name."""
+    forks = ["python", "-m", "inference.runner.fork_server"]
+    children = [("python", forks), ("hotslot-runner", forks), ("python", ["python", "-m", "inference.runner.main"])]
+
+    assert [is_runner(name, arguments) for name, arguments in children] == [False, True, True]
 
 
 @pytest.mark.fault("K2")
