@@ -289,7 +289,7 @@ READY = gauge(
 )
 MODEL_GIVEN_UP = gauge(
     "hotslot_model_given_up",
-    "1 while the model's runner has failed runner.respawn_give_up times in a row, else 0; it is still restarted.",
+    "1 while the model's runner has failed as runner.respawn_give_up says, else 0; it is still restarted.",
     "model",
     use="Alert on 1: the model will not recover by itself, or not soon.",
 )

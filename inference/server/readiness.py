@@ -63,9 +63,7 @@ class Readiness:
         for manager in managers:
             model, active = manager.options.model, manager.pair.active_slot
             if model in given_up - self._given_up and active is not None:
-                self._log.error(
-                    "model_given_up", model=model, failures=active.deaths_in_row, detail=active.last_failure
-                )
+                self._log.error("model_given_up", model=model, failures=active.failures, detail=active.last_failure)
             elif model in self._given_up - given_up:
                 self._log.info("model_recovered", model=model)
         self._given_up = given_up

@@ -274,8 +274,9 @@ class RunnerSection(Section):
         Field(
             ge=1,
             le=1000,
-            description="failures of its runner in a row after which a model is reported as FAILED (restarts "
-            "continue): model_given_up in the log, hotslot_model_given_up 1, FAILED in the status; "
+            description="failures of its runner in a row, or within ten minutes and each after less than ten seconds "
+            "of service, after which a model is reported as FAILED (restarts continue): model_given_up in the log, "
+            "hotslot_model_given_up 1, FAILED in the status; "
             "liveness stays SERVING",
         ),
     ] = 10

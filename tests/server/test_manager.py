@@ -1,11 +1,13 @@
 """One model's slots: routing, retries, failure attribution."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from common.errors import Conflict, DeadlineMissed, Failed, InputRefused, NotFound, NotReady, Overloaded
 from inference.server.events import Event, SlotChanged
+from inference.server.model.policy import BRIEF_DEATHS_SECONDS, BRIEF_SECONDS, RespawnRules, list_brief_deaths
 from inference.server.model.stats import StatsKey
 from inference.server.model.transitions import STANDBY_DELAY_SECONDS
 from tests.server.simulator import World
@@ -142,6 +144,39 @@ async def test_a_model_that_answered_for_longer_than_its_restart_takes_is_restar
 
     assert in_row == 1
     assert world.pair["a"].respawn_at is not None, "it answered for no second: the second death in a row"
+
+
+async def test_a_model_that_always_dies_soon_after_its_load_has_given_up(tmp_path: Path) -> None:
+    """It has no pauses, as it answers between the deaths; after a steady minute it has recovered."""
+    world = await World(tmp_path, standby=False).serving()
+    given_up = []
+    for _ in range(5):
+        await world.wait(2)
+        world.runner("a").end()
+        await world.settle()
+        given_up.append(world.manager.has_given_up)
+    in_row = world.pair["a"].deaths_in_row
+    await world.wait(61)
+
+    assert (in_row, given_up) == (1, [False] * 4 + [True])
+    assert not world.manager.has_given_up
+
+
+async def test_deaths_after_longer_service_or_long_ago_are_not_given_up(tmp_path: Path) -> None:
+    """One in two minutes, or after ten seconds of answers, keeps the model in service."""
+    world = await World(tmp_path, standby=False).serving()
+    for _ in range(6):
+        await world.wait(BRIEF_SECONDS + 1)
+        world.runner("a").end()
+        await world.settle()
+    slot = replace(world.pair["a"], load=None, brief_deaths=(0.0, 1.0, BRIEF_DEATHS_SECONDS))
+    rules = RespawnRules(first_seconds=1.0, cap_seconds=8.0, give_up=5)
+
+    assert not world.manager.has_given_up
+    assert list_brief_deaths(slot, BRIEF_DEATHS_SECONDS + 1, rules) == (
+        BRIEF_DEATHS_SECONDS,
+        BRIEF_DEATHS_SECONDS + 1,
+    )
 
 
 async def test_a_candidate_gets_no_requests_until_it_is_activated(tmp_path: Path) -> None:

@@ -208,7 +208,7 @@ def _judge(manager: ModelManager, *, is_ready: bool) -> tuple[int, str]:
         if manager.requests.is_stalled:
             return 2, f"slot {active.name} does not answer in time"
         if manager.has_given_up:
-            last = f", failed {active.deaths_in_row} times in a row and restarts continue{last}"
+            last = f", failed {active.failures} times in a row and restarts continue{last}"
         return 2, f"slot {active.name} is {active.state.lower()}{last}"
     if active is not None and pair.answering_slot() is not active:
         return 1, f"slot {active.name} is on trial and not loaded; the previous slot answers"

@@ -136,9 +136,15 @@ class SlotRecord:
     is_leased: bool = False  # a request, or an item in its process, holds a lease on it
     deaths: int = 0  # unexpected ends of its processes
     deaths_in_row: int = 0
+    brief_deaths: tuple[float, ...] = ()  # clock.monotonic() of the last deaths after which it had answered briefly
     last_failure: str = ""
     respawn_at: float | None = None  # clock.monotonic() of the next start; None if none is due
     devices: tuple[tuple[str, str], ...] = ()  # device and its computing precision, best first
+
+    @property
+    def failures(self) -> int:
+        """Deaths in a row, or those of the last minutes after brief service if they are more."""
+        return max(self.deaths_in_row, len(self.brief_deaths))
 
     @property
     def is_loaded(self) -> bool:

@@ -8,6 +8,7 @@ from inference.server.model.pair import ALL_PERCENT, CPU_DEVICE, Role, ShadowPol
 
 MIN_LEASE_SECONDS = 1.0
 MAX_LEASE_SECONDS = 24 * 3600.0
+BRIEF_SECONDS, BRIEF_DEATHS_SECONDS = 10.0, 600.0  # of service before a death that counts for this long
 MIN_SERVED_SECONDS = 1.0  # a model that answered for less begins no new row of deaths
 
 
@@ -17,7 +18,7 @@ class RespawnRules:
 
     first_seconds: float  # pause after the second death in a row; there is none after the first
     cap_seconds: float
-    give_up: int  # deaths in a row after which the model has given up; restarts continue every cap_seconds
+    give_up: int  # deaths in a row, or brief ones, after which the model has given up; restarts go on every cap_seconds
     steady_seconds: float = 60.0  # a model loaded for this long resets the count of deaths
 
 
@@ -39,6 +40,19 @@ def count_death(slot: SlotRecord, now: float, rules: RespawnRules) -> int:
         return count
     restart_seconds = load.load_seconds + pause_seconds(count, rules)
     return 1 if now - load.loaded_at >= max(MIN_SERVED_SECONDS, restart_seconds) else count
+
+
+def list_brief_deaths(slot: SlotRecord, now: float, rules: RespawnRules) -> tuple[float, ...]:
+    """When the slot's process ended after less than ten seconds of service, in the last ten minutes, with this death.
+
+    A model that always dies soon after its load has no pauses if it answers for longer than its load takes. The pauses
+    do not depend on these deaths; whether it has given up does.
+    """
+    recent = tuple(at for at in slot.brief_deaths if now - at < BRIEF_DEATHS_SECONDS)
+    load = slot.load
+    if load is not None and load.is_loaded and now - load.loaded_at >= BRIEF_SECONDS:
+        return recent
+    return (*recent, now)[-rules.give_up :]
 
 
 @dataclass(frozen=True, slots=True)

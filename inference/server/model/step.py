@@ -170,13 +170,14 @@ class Step:
         """Give an emptied slot the pending load on the CPU, if there is one; its next process loads it."""
         pending = self.pair.move.pending_load
         if pending is not None and self.pair[name].load is None and name != self.pair.active:
-            self.change_slot(name, load=pending, deaths_in_row=0)
+            self.change_slot(name, load=pending, deaths_in_row=0, brief_deaths=())
             self.change(fallback=name, move=replace(self.pair.move, pending_load=None))
             self.add(m.SubmitAwaitingCpu(name))
 
     def _reload_in_standby(self, name: str, standby: str, load: Load) -> None:
         """Load in the standby process what the ended one held; its slot becomes active."""
-        self.change_slot(standby, deaths_in_row=self.pair[name].deaths_in_row)
+        ended = self.pair[name]
+        self.change_slot(standby, deaths_in_row=ended.deaths_in_row, brief_deaths=ended.brief_deaths)
         self.change_slot(name, load=None)
         self.set_active(standby)
         self.add(m.Prioritise(standby))
@@ -338,7 +339,7 @@ class Step:
         if is_active and (other.name == self.pair.fallback or self._is_loaded_on_cpu(other, load)):
             self.activate_fallback(other.name, reason)  # no other slot can answer
             return
-        self.change_slot(name, load=replace(load, next_device=CPU_DEVICE), deaths_in_row=0)
+        self.change_slot(name, load=replace(load, next_device=CPU_DEVICE), deaths_in_row=0, brief_deaths=())
         self._save_fallback(load, reason)
         if is_active and move.pending_load is not None:
             self.change(move=replace(move, pending_load=None))

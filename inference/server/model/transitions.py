@@ -34,6 +34,7 @@ from inference.server.model.policy import (
     check_shadow,
     count_death,
     decide_after_item,
+    list_brief_deaths,
 )
 from inference.server.model.step import Now, facts_of
 
@@ -61,7 +62,7 @@ def default_device(pair: Pair, rules: SlotRules) -> str:
 def has_given_up(pair: Pair, rules: SlotRules) -> bool:
     """Whether the active slot's process has ended too often in a row."""
     active = pair.active_slot
-    return active is not None and active.deaths_in_row >= rules.respawn.give_up
+    return active is not None and active.failures >= rules.respawn.give_up
 
 
 def after_item(
@@ -174,13 +175,15 @@ class _Transition(GapStep):
             self.change_slot(name, load=None)
         else:
             in_row = count_death(slot, self.now.seconds, self.rules.respawn)
+            brief = list_brief_deaths(slot, self.now.seconds, self.rules.respawn)
             self.change_slot(name, deaths=slot.deaths + 1, deaths_in_row=in_row, last_failure=event.detail)
+            self.change_slot(name, brief_deaths=brief)
         self.emit_slot(name, "runner_retired" if was_requested else "runner_died", event.detail)
         role, load = self.pair.role_of(name), self.pair[name].load
         if load is not None and role is not Role.CANDIDATE:
             self.add(m.RecordDeath(name, load.key, is_trial=role is Role.TRIAL))
             if event.is_input_at_fault:  # its two deaths make the restart pauses neither grow nor start anew
-                self.change_slot(name, deaths_in_row=max(0, slot.deaths_in_row - 1))
+                self.change_slot(name, deaths_in_row=max(0, slot.deaths_in_row - 1), brief_deaths=slot.brief_deaths)
         successor = self.choose_successor(name, role)
         self.reload_or_drop(event, role, successor)
         self.use_emptied_slot(name)
@@ -334,8 +337,8 @@ class _Transition(GapStep):
         now, trial = self.now.seconds, self.pair.trial
         for slot in self.pair:
             loaded_at = slot.load.loaded_at if slot.load is not None and slot.load.is_loaded else None
-            if loaded_at is not None and slot.deaths_in_row and now - loaded_at >= self.rules.respawn.steady_seconds:
-                self.change_slot(slot.name, deaths_in_row=0)
+            if loaded_at is not None and slot.failures and now - loaded_at >= self.rules.respawn.steady_seconds:
+                self.change_slot(slot.name, deaths_in_row=0, brief_deaths=())
         if trial is not None and now >= trial.lease_ends and trial.previous is not None:
             self.roll_back("", TrialOutcome.LEASE_EXPIRED)
         self.end_overdue_gap()
