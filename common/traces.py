@@ -15,7 +15,8 @@ from enum import IntEnum
 from common.records import record
 
 NO_PARENT = b""
-EVERY_ID, NO_ID = "g", ""  # texts after and before all trace ids in hexadecimal digits
+EVERY_ID, NO_ID = "g", ""  # texts after and before all hexadecimal digits
+RANDOM_DIGITS = 8  # the last ones of a trace id: W3C lets an id begin with a time or with zeros
 _SAMPLED_FLAG = 1
 _LONG = 128
 _HEX = re.compile(r"[0-9a-f]{32}")
@@ -40,7 +41,11 @@ class TraceContext:
 
 
 class Sampler:
-    """Decides which traces are recorded: the caller's decision counts; without one, a share of all, by the trace id."""
+    """Decides which traces are recorded: the caller's decision counts; without one, a share of all, by the trace id.
+
+    Attributes:
+        below: an id whose last RANDOM_DIGITS are less, as texts, is recorded.
+    """
 
     def __init__(self, share: float) -> None:
         if share in (0.0, 1.0):
@@ -53,14 +58,13 @@ class Sampler:
 
         Args:
             traceparent: of the caller, in W3C's form, checked; empty: the trace begins here.
-            key: names the call; the same key gives the same decision. One of 32 hexadecimal digits is compared with
-                `below` as it is.
+            key: names the call; the same key gives the same decision. One of 32 hexadecimal digits is the trace id.
         """
         if traceparent:
             return bool(int(traceparent[-1], 16) & _SAMPLED_FLAG)
         if self.below in (EVERY_ID, NO_ID):
             return self.below == EVERY_ID
-        return make_trace_id(key).hex() < self.below
+        return make_trace_id(key).hex()[-RANDOM_DIGITS:] < self.below
 
 
 def context_of(traceparent: str, key: str) -> TraceContext:

@@ -142,10 +142,11 @@ def build_traces(
         return None, None
     from common.trace_export import SpanExporter  # noqa: PLC0415  without traces nothing of them is loaded
     from common.traces import Sampler  # noqa: PLC0415
-    from inference.server.trace_events import CallEncoder, CallTracer  # noqa: PLC0415
+    from inference.server.trace_events import CallEncoder, CallTracer, count_items  # noqa: PLC0415
 
     service = {"service.name": "hotslot-server", "service.version": installed_version()}
-    exporter = SpanExporter(section.endpoint, section.ca_file, service, log, CallEncoder(clock).encode)
+    encode = CallEncoder(clock).encode
+    exporter = SpanExporter(section.endpoint, section.ca_file, service, log, encode, count_items)
     return exporter, CallTracer(Sampler(section.share), clock, exporter.put)
 
 

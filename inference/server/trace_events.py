@@ -94,7 +94,9 @@ class CallTracer:
         self._next_exemplar_at = 0.0  # clock.monotonic()
 
     def sampled_below(self, service: str) -> str:
-        """The ids made by this server under which calls to a service are to begin a trace; `begin` decides on others.
+        """What the last RANDOM_DIGITS of an id made by this server are less than if a call to a service is to begin.
+
+        `begin` decides on calls with ids of their callers.
 
         A call that is not recorded costs one comparison of texts.
         """
@@ -120,6 +122,11 @@ class CallTracer:
             return False
         self._next_exemplar_at = now + EXEMPLAR_SECONDS
         return True
+
+
+def count_items(call: CallFacts) -> int:
+    """The items of a call that are to have spans."""
+    return len(call[-1])
 
 
 class CallEncoder:

@@ -1,16 +1,26 @@
 """Spans: which are recorded, what they say, and that they reach a collector."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
 from common import logs
-from common.trace_export import MAX_ENCODED, MAX_WAITING, SpanExporter
-from common.traces import Sampler, SpanKind, context_of, encode_export, make_template, make_trace_id
+from common.trace_export import MAX_ENCODED, MAX_WAITING, MAX_WAITING_ITEMS, SpanExporter
+from common.traces import RANDOM_DIGITS, Sampler, SpanKind, context_of, encode_export, make_template, make_trace_id
 from dev.harness.collector import ReceivedSpan, read_request, simulated_collector
 from inference.server.events import CallEnded, ItemEnded, ItemOutcome
-from inference.server.trace_events import EXEMPLAR_SECONDS, MAX_ITEMS, CallEncoder, CallFacts, CallTracer, RecordedCall
-from tests.common.clock import SimClock
+from inference.server.trace_events import (
+    EXEMPLAR_SECONDS,
+    MAX_ITEMS,
+    CallEncoder,
+    CallFacts,
+    CallTracer,
+    RecordedCall,
+    count_items,
+)
+from tests.common.clock import KeptLog, SimClock
 from updater.core.record import Event, ModelRecord, Outcome, Stage, Update, UpdateKind
 from updater.trace_observer import TraceObserver
 
@@ -133,7 +143,15 @@ def test_the_share_is_kept(share: float) -> None:
     assert sum(kept) / len(kept) == pytest.approx(share, abs=0.01)
     assert kept == [sampler.is_sampled("", f"call {number}") for number in range(20_000)]
     own = [make_trace_id(f"own {number}").hex() for number in range(1000)]
-    assert [sampler.is_sampled("", one) for one in own] == [one < sampler.below for one in own]
+    assert [sampler.is_sampled("", one) for one in own] == [one[-RANDOM_DIGITS:] < sampler.below for one in own]
+
+
+@pytest.mark.parametrize("begins", ["0193a4b5c6d77", "0000000000000000"], ids=["UUIDv7", "64 bits, padded"])
+def test_the_share_is_kept_of_ids_that_begin_alike(begins: str) -> None:
+    """The right of an id is random, as W3C wants it."""
+    sampler = Sampler(0.1)
+    ids = [begins + make_trace_id(f"caller {number}").hex()[len(begins) :] for number in range(20_000)]
+    assert sum(sampler.is_sampled("", one) for one in ids) / len(ids) == pytest.approx(0.1, abs=0.01)
 
 
 def test_a_call_that_fails_says_so() -> None:
@@ -198,3 +216,64 @@ def test_a_collector_that_is_away_costs_no_memory() -> None:
     for _ in range(MAX_WAITING + 10):
         exporter.put(b"")
     assert exporter.dropped == 10
+
+
+def make_stream() -> CallFacts:
+    """The facts of a call with as many items as have spans."""
+    calls: list[CallFacts] = []
+    trace = CallTracer(Sampler(1.0), SimClock(), calls.append).begin(PREDICT, "r1", "")
+    assert trace is not None
+    for number in range(MAX_ITEMS):
+        trace.add_item(item(), 100.0 + number)
+    trace.end(call(), 200.0)
+    return calls[0]
+
+
+def test_items_that_wait_are_bounded() -> None:
+    """A call of many items costs the memory of many calls."""
+    encode = CallEncoder(SimClock()).encode
+    exporter = SpanExporter("127.0.0.1:9", None, SERVICE, logs.get_logger(), encode, count_items)
+    stream = make_stream()
+    for _ in range(MAX_WAITING_ITEMS // MAX_ITEMS + 10):
+        exporter.put(stream)
+    assert exporter.dropped == 10
+
+
+def test_a_collector_takes_the_spans_of_many_streams() -> None:
+    """They are sent in several requests: a server of gRPC takes 4 MiB at once."""
+    with simulated_collector() as collector:
+        encode = CallEncoder(SimClock()).encode
+        exporter = SpanExporter(f"127.0.0.1:{collector.port}", None, SERVICE, logs.get_logger(), encode, count_items)
+        stream = make_stream()
+        for _ in range(100):
+            exporter.put(stream)
+        exporter.start()
+        exporter.stop()
+    assert exporter.dropped == 0
+    assert sum(map(len, collector.requests)) > 4 << 20
+    assert max(map(len, collector.requests)) < 3 << 20
+
+
+def test_a_batch_that_cannot_be_encoded_is_dropped() -> None:
+    """The next one is sent, and the log says why."""
+    log: Any = KeptLog()
+    begun = 0
+
+    def encode(spans: Sequence[bytes]) -> bytes:
+        nonlocal begun
+        begun += 1
+        if begun == 1:
+            raise ValueError("a mistake")
+        return b"".join(spans)
+
+    with simulated_collector() as collector:
+        exporter = SpanExporter(f"127.0.0.1:{collector.port}", None, SERVICE, log, encode)
+        template = make_template("one", SpanKind.INTERNAL, {})
+        for number in range(MAX_ENCODED + 1):
+            exporter.put(template.encode(context_of("", "call"), b"12345678", number, 7))
+        exporter.start()
+        exporter.stop()
+        assert [span.start_nanos for span in collector.spans()] == [MAX_ENCODED]
+    assert exporter.dropped == MAX_ENCODED
+    assert log.events == ["traces_not_delivered", "traces_delivered"]
+    assert log.lines[0][1]["detail"] == "ValueError('a mistake')"

@@ -4,9 +4,12 @@ import sys
 from pathlib import Path
 from types import FrameType
 
+import pytest
+
 from common.clock import SystemClock
 from common.traces import Sampler, encode_export
 from dev.harness.collector import read_request
+from inference.server.api import interceptors
 from inference.server.trace_events import CallEncoder, CallFacts, CallTracer
 from tests.server.one_call import CallableServer, serve_calls
 
@@ -63,3 +66,15 @@ async def test_a_call_that_is_not_recorded_makes_no_call_for_traces(tmp_path: Pa
     spans = list(read_request(encode_export(CallEncoder(clock).encode(recorded[-1:]), {})))
     assert [span.name.rpartition("/")[2] for span in spans] == ["Predict", *STAGES_OF_AN_ANSWER]
     assert with_traces - without <= MAX_TRACE_CALLS
+
+
+async def test_the_servers_own_ids_are_sampled_by_their_last_digits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The comparison before a call is given to the tracer is that of the sampler."""
+    recorded = list[CallFacts]()
+    async with serve_calls(tmp_path, CallTracer(Sampler(0.5), SystemClock(), recorded.append)) as server:
+        for made in ("f" * 16 + "0" * 16, "0" * 16 + "f" * 16):
+            monkeypatch.setattr(interceptors, "new_request_id", lambda made=made: made)
+            await server.predict()
+    assert [call[4] for call in recorded] == ["f" * 16 + "0" * 16]

@@ -28,6 +28,7 @@ MODEL_VERSION = "x-model-version"  # the version that is to answer
 ROUTING_KEY = "x-routing-key"  # of whom a request is about: its requests go to one revision
 MAX_NAME_CHARS = 128  # of a caller; the rest is ignored
 MAX_TAG_CHARS = 256  # of the two above; the rest is ignored
+_RANDOM_DIGITS = 8  # as in common.traces, which is not loaded without traces
 DETAILS_KEY = "grpc-status-details-bin"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
 CANCEL_SECONDS = 0.5  # within which gRPC reports that a caller has left, after a write has failed
@@ -166,7 +167,7 @@ class CallInterceptor:
         call_id = request_id or new_request_id()
         started, timeout = self._clock.monotonic(), context.time_remaining()
         trace = None
-        if (is_echoed or call_id < traced_below) and self._tracer is not None:
+        if self._tracer is not None and (is_echoed or call_id[-_RANDOM_DIGITS:] < traced_below):
             trace = self._tracer.begin(event.service, call_id, traceparent)
         tags = RequestTags(call_id, "", routing_key, version, trace)
         kind = event.kind
