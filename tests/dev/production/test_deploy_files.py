@@ -2,6 +2,8 @@
 
 import re
 import socket
+import subprocess
+import textwrap
 import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -53,6 +55,35 @@ def test_the_pod_has_time_to_drain(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     assert found is not None
     assert drain < settings.watchdog.stop_seconds < int(found[1])
+
+
+@pytest.mark.parametrize(
+    ("volume", "expected"),
+    [
+        ({}, {"bundles/b": "baked", "committed.json": "baked"}),
+        ({"bundles/half": "old"}, {"bundles/b": "baked", "committed.json": "baked"}),  # of a copy that was cut off
+        ({"bundles/mine": "old", "journal.db": "held"}, {"bundles/mine": "old", "journal.db": "held"}),
+        ({"journal.witness": "held"}, {"journal.witness": "held"}),
+        ({"committed.json": "old"}, {"committed.json": "old"}),
+    ],
+    ids=["empty", "cut off", "first model held", "witness alone", "committed"],
+)
+def test_a_volume_with_a_state_keeps_it(volume: dict[str, str], expected: dict[str, str], tmp_path: Path) -> None:
+    """The init container copies the image's model into a volume without one, and removes nothing of an updater's."""
+    manifest = (KUBERNETES / "base" / "deployment.yaml").read_text(encoding="utf-8")
+    found = re.search(r"- sh\n +- -ceu\n +- \|\n((?: {14}.*\n)+)", manifest)
+    assert found is not None
+    image, state = tmp_path / "image", tmp_path / "state"
+    for folder, files in ((image, {"bundles/b": "baked", "committed.json": "baked"}), (state, volume)):
+        folder.mkdir()
+        for name, content in files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(content, encoding="utf-8")
+    script = textwrap.dedent(found[1]).replace("/var/lib/hotslot", str(image)).replace("/state", str(state))
+    subprocess.run(["/bin/sh", "-ceu", script], check=True)
+
+    kept = {str(path.relative_to(state)): path.read_text() for path in state.rglob("*") if path.is_file()}
+    assert kept == expected
 
 
 def test_systemd_restarts_only_where_it_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
