@@ -183,7 +183,7 @@ def refusing_chat(drill: DrillStack) -> Iterator[None]:
 def long_drain(drill: DrillStack) -> Iterator[None]:
     """The server is told to stop while calls take long."""
     with asking(drill.stack, "!slow 8 one", callers=2):
-        drill.wait_data("sum(hotslot_waiting_requests) > 0")  # a server without calls ends at once
+        drill.wait_data("sum(hotslot_unanswered_requests) > 0")  # a server without calls ends at once
         drill.stack.send_signal("server", signal.SIGTERM)
         yield
 
