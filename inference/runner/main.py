@@ -48,8 +48,9 @@ class Runner:
         send_data = FrameWriter(self._data, self._on_disconnect).send
         callbacks = WorkerCallbacks(send_data, self._send, log.event, self._exit, self._send_hello)
         extra = dict(arguments.extra_engine)
-        kernels = Path(arguments.kernels) if arguments.kernels else None
-        self._worker = Worker(arguments.engine, extra, self._progress, clock, callbacks, self._received, kernels)
+        self._worker = Worker(
+            arguments.engine, extra, self._progress, clock, callbacks, self._received, arguments.kernels
+        )
         self._pool = PreparePool(
             arguments.prepare_processes or min(MAX_PREPARE_PROCESSES, count_usable_cpus()),
             arguments.prepare_memory_bytes,
@@ -156,7 +157,7 @@ class Runner:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run until the server ends the process; returns an exit code only if there is no server."""
-    arguments = _parser().parse_args(argv)
+    arguments = make_parser().parse_args(argv)
     if not bind_to_parent(arguments.parent):
         return ExitCode.PARENT_GONE
     keep_freed_memory()
@@ -165,7 +166,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return ExitCode.INTERNAL_ERROR
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of a runner's arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m inference.runner.main",
         description="Serves one model on one device. Started by the server, which passes two sockets. "
@@ -184,9 +186,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--oom-score-adj", type=int, default=0, help="added to the inherited value while not serving")
     parser.add_argument("--prepare-processes", type=int, default=0, help="decoders of pictures that take long")
     parser.add_argument("--prepare-memory-bytes", type=int, default=512 << 20, help="memory of all decoders together")
-    parser.add_argument("--kernels", default="", help="folder of compiled kernels, which may be missing; empty: none")
+    parser.add_argument(
+        "--kernels",
+        default="",
+        type=_optional_path,
+        help="folder of compiled kernels, which may be missing; empty: none",
+    )
     parser.add_argument("--prepare-timeout-seconds", type=float, default=30.0, help="after which this process is ended")
     return parser
+
+
+def _optional_path(text: str) -> Path | None:
+    return Path(text) if text else None
 
 
 def _pair(text: str) -> tuple[str, str]:

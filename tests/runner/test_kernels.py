@@ -12,11 +12,16 @@ from typing import Any
 import pytest
 import torch
 
+from common.settings import ModelSettings
+from inference.runner import main
 from inference.runner.engines import kernels, kernels_library
 from inference.runner.engines.kernels import get_kernels, load_kernels
 from inference.runner.engines.kernels_library import run_command
 from inference.runner.engines.ofa import attention
 from inference.runner.engines.ofa.attention import SelfAttention
+from inference.server.runner_client.start import list_options
+from inference.server.runner_specs import runner_spec
+from inference.server.settings import RunnerSection, ServerSettings
 
 HEADS, SIZE, TOKENS, ROWS = 3, 32, 77, 2
 WIDTH = HEADS * SIZE
@@ -278,3 +283,19 @@ def test_without_threads_of_torch_only_one_thread_uses_kernels(built: Path, monk
 
     assert [name for name, _ in events] == ["kernels_unused"]
     assert found == [True, False]
+
+
+@pytest.mark.parametrize("is_on", [True, False])
+def test_the_setting_decides_whether_a_runner_has_kernels(
+    is_on: bool,  # noqa: FBT001
+    tmp_path: Path,
+) -> None:
+    """From the setting to the runner's argument and its load's options."""
+    model = ModelSettings(name="shapes")
+    settings = ServerSettings(state_dir=tmp_path, models=(model,), runner=RunnerSection(compiled_kernels=is_on))
+    expected = tmp_path / "kernels" if is_on else None
+
+    descriptors = ["--data-fd=3", "--control-fd=4", "--call-record-fd=5"]
+    arguments = main.make_parser().parse_args([*descriptors, *list_options(runner_spec(settings, model))])
+
+    assert arguments.kernels == expected
