@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import HotslotError, InputRefused
+from common.errors import Conflict, HotslotError, InputRefused
 from inference.server.model.pair import CPU_DEVICE
 from inference.server.request import PendingRequest
 from tests.server.simulator import World
@@ -202,3 +202,20 @@ async def test_a_gap_needs_a_lease_in_range(tmp_path: Path) -> None:
     with pytest.raises(InputRefused) as error:
         world.commands.retire(load.load_id, 0, gap_lease_seconds=0.5)
     assert (error.value.reason, world.pair.active) == ("LEASE_OUT_OF_RANGE", "a")
+
+
+async def test_a_load_that_comes_after_a_gap_is_told_why_it_has_no_slot(tmp_path: Path) -> None:
+    """One slot is empty: it is the unloaded model's, when the other one's process has ended."""
+    world = await serving(tmp_path)
+    world.holds_items = True
+    world.ask(seconds=300.0)
+    await world.settle()
+    await begin_gap(world, 1.0)
+    await world.wait(1.2)
+    with pytest.raises(Conflict) as error:
+        await world.candidate()
+    assert (error.value.reason, str(error.value)) == ("NO_FREE_SLOT", "the next load is the unloaded model's")
+    world.holds_items = False
+    world.runner("a").compute()
+    await world.settle()
+    assert world.pair.gap is None

@@ -246,7 +246,9 @@ class _Transition(GapStep):
         """Load into the free slot."""
         slot = self.pair.free_slot()
         if slot is None:
-            raise Conflict("both slots hold a load; retire one", reason="NO_FREE_SLOT")
+            is_over = self.pair.gap is not None and self.pair.gap.is_over
+            why = "the next load is the unloaded model's" if is_over else "both slots hold a load; retire one"
+            raise Conflict(why, reason="NO_FREE_SLOT")
         self.assign(slot.name, event.load)
         if self.rules.standby:
             # Until the next process of the other slot has done its imports, nothing is ready to take over.
