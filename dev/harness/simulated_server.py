@@ -310,7 +310,7 @@ class SimServer:
         if number >= 0 and self.is_on_trial and number == self.active and self.previous < 0:
             self._close("ROLLED_BACK")
             self.active = -1
-        elif gap_lease_seconds and number == self.active and not self.is_on_trial and self.slots[1 - number] is None:
+        elif gap_lease_seconds and number == self.active and self._may_leave_gap:
             held = self._held(number)
             self.gap = SimGap(held.bundle_digest, held.device, gap_lease_seconds, gap_lease_seconds)
             self.active, self.generation = -1, self.generation + 1
@@ -327,6 +327,12 @@ class SimServer:
     def _reach(self) -> None:
         if not self.is_up:
             raise EffectFailed(EffectFailure(FailureKind.TRANSIENT, "SERVER_UNREACHABLE", "it does not answer"))
+
+    @property
+    def _may_leave_gap(self) -> bool:
+        """Whether the active load answers, and nothing else is under way."""
+        is_alone = not self.is_on_trial and self.slots[1 - self.active] is None
+        return bool(self.serving) and is_alone and self.fallback is None
 
     def _return_from_gap(self, gap: "SimGap") -> None:
         """The lease of a gap has run out: the unloaded bundle is loaded again."""

@@ -21,6 +21,7 @@ from updater.core.effects import (
     EffectFailure,
     LoadBundle,
     RetireLoad,
+    RunGate,
     Wait,
 )
 from updater.core.facts import CPU_DEVICE, Facts, ServerState
@@ -101,12 +102,22 @@ def is_away(record: ModelRecord) -> bool:
 
 def is_gap_wanted(record: ModelRecord) -> bool:
     """Whether nothing is to answer now but the candidate."""
-    return record.bridge is not None and record.bridge.is_gap and is_away(record)
+    bridge = record.bridge
+    return bridge is not None and bridge.is_gap and bridge.answers is not None and is_away(record)
 
 
 def must_ask(record: ModelRecord) -> bool:
     """Whether the committed revision is to answer the golden questions now, before it is unloaded."""
-    return record.bridge is not None and is_gap_wanted(record) and record.bridge.answers is None
+    bridge = record.bridge
+    return bridge is not None and bridge.is_gap and bridge.answers is None and is_away(record)
+
+
+def is_serving(record: ModelRecord, server: ServerState) -> bool:
+    """Whether the committed revision is active and loaded, and nothing is on trial."""
+    committed, active = record.committed, server.active
+    if committed is None or active is None or server.trial is not None:
+        return False
+    return active.bundle_digest == committed.bundle_digest and active.state == "LOADED"
 
 
 def keep_answers(record: ModelRecord, found: GateAnswers) -> ModelRecord:
@@ -117,19 +128,32 @@ def keep_answers(record: ModelRecord, found: GateAnswers) -> ModelRecord:
     return replace(record, bridge=replace(record.bridge, answers=kept))
 
 
-def count_gap(record: ModelRecord) -> ModelRecord:
-    """With one more gap: the committed revision was unloaded."""
-    return (
-        record if record.bridge is None else replace(record, bridge=replace(record.bridge, gaps=record.bridge.gaps + 1))
-    )
+def open_gap(record: ModelRecord, facts: Facts, server: ServerState, rules: Rules) -> Effect | Wait | Transition | None:
+    """One step before the candidate is loaded alone; None if its device is free.
 
-
-def is_gap_exhausted(record: ModelRecord, server: ServerState, rules: Rules) -> bool:
-    """Whether the committed revision answers again although it was unloaded so often: no further gap is worth it."""
+    The committed revision answers the golden questions and is unloaded. If it is active again, the server has loaded it
+    again: it is unloaded `max_attempts` times at most. Each time is recorded before it is done, because its result may
+    be lost.
+    """
     bridge, committed, active = record.bridge, record.committed, server.active
-    if bridge is None or committed is None or active is None:
-        return False
-    return bridge.gaps >= rules.max_attempts and active.bundle_digest == committed.bundle_digest
+    if bridge is None or committed is None:
+        raise RuntimeError("there is no gap")
+    is_back = active is not None and active.bundle_digest == committed.bundle_digest
+    if is_back and bridge.gaps >= rules.max_attempts and bridge.counted_load_id != server.active_load_id:
+        message = f"{bridge.gaps} times the server has loaded the committed revision again before a commit"
+        return transitions.hold(record, facts, HeldFor.INCONCLUSIVE, message)
+    if (is_back or must_ask(record)) and not is_serving(record, server):
+        return Wait(rules.look_seconds, "the committed revision is being loaded")
+    if must_ask(record):
+        return RunGate(server.active_load_id, "", facts.golden if facts.golden.digest else None)
+    if is_leaving(server):
+        return Wait(rules.look_seconds, "a process is still being retired")
+    return _unload(record, bridge, server, rules) if is_back else None
+
+
+def is_leaving(server: ServerState) -> bool:
+    """Whether a process is still being retired: until it has ended, it keeps its memory."""
+    return any(slot.state == "RETIRING" for slot in server.slots)
 
 
 def compare_with_kept(record: ModelRecord, found: GateAnswers) -> GateAnswers | None:
@@ -153,17 +177,13 @@ def compare_with_kept(record: ModelRecord, found: GateAnswers) -> GateAnswers | 
 def find_step(record: ModelRecord, server: ServerState, rules: Rules) -> Effect | Wait | None:
     """One step that brings the committed revision to the device where the stage wants it; None if it is there.
 
-    The trial that a step begins is committed by `reconcile.restore`.
+    The trial that a step begins is committed by `reconcile.restore`. For a gap see `open_gap`.
     """
     bridge, committed, active = record.bridge, record.committed, server.active
-    if bridge is None or committed is None or active is None or server.trial is not None:
+    if bridge is None or bridge.is_gap or committed is None or active is None:
         return None
-    if bridge.is_gap:
-        is_wanted = is_away(record) and bridge.answers is not None and not is_gap_exhausted(record, server, rules)
-        return _unload(committed.bundle_digest, record, server, rules) if is_wanted else None
-    is_serving = active.bundle_digest == committed.bundle_digest and active.state == "LOADED"
     target = CPU_DEVICE if is_away(record) else bridge.device
-    if not is_serving or active.device == target:
+    if not is_serving(record, server) or active.device == target:
         return None
     if bridge.retry_in_seconds > 0:  # an update need not wait for the return to end
         pause = min(rules.look_seconds, bridge.retry_in_seconds)
@@ -171,16 +191,16 @@ def find_step(record: ModelRecord, server: ServerState, rules: Rules) -> Effect 
     return _move(committed.bundle_digest, target, record, server, rules)
 
 
-def _unload(digest: str, record: ModelRecord, server: ServerState, rules: Rules) -> Effect | None:
+def _unload(record: ModelRecord, bridge: Bridge, server: ServerState, rules: Rules) -> Effect | Transition:
     """Unload the committed revision, which is active, and before it what else is loaded."""
-    name, active = record.under_way.update_id, server.active
-    if active is None or active.bundle_digest != digest:
-        return None
+    load_id, name = server.active_load_id, record.under_way.update_id
+    if bridge.counted_load_id != load_id:
+        return Transition(replace(record, bridge=replace(bridge, gaps=bridge.gaps + 1, counted_load_id=load_id)))
     spare = transitions.list_spare_slots(server)
     if spare:
         return RetireLoad(spare[0].load_id, name, server.generation)
     lease = rules.observe.trial_lease_seconds
-    return RetireLoad(active.load_id, name, server.generation, gap_lease_seconds=lease)
+    return RetireLoad(load_id, name, server.generation, gap_lease_seconds=lease)
 
 
 def _move(digest: str, target: str, record: ModelRecord, server: ServerState, rules: Rules) -> Effect | Wait:

@@ -39,9 +39,9 @@ def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | Wait | T
     if server is None or server.is_draining:
         return Wait(rules.look_seconds, "the server cannot be reached or is about to end")
     is_gap = record.bridge is not None and record.bridge.is_gap
-    before = _decide_before_gap(record, facts, server, rules) if is_gap else None
-    if before is not None:
-        return before
+    opening = bridge.open_gap(record, facts, server, rules) if is_gap else None
+    if opening is not None:
+        return opening
     has_committed = record.committed is not None and not is_gap
     if has_committed and (server.active is None or server.loaded(server.active_load_id) is None):
         return Wait(rules.look_seconds, "the committed revision is being loaded")
@@ -67,10 +67,8 @@ def apply_result(record: ModelRecord, effect: Effect, result: Result, facts: Fac
             return _apply_loaded(record, result, facts)
         case LoadBundle() if _is_candidate(record, effect) and isinstance(result, EffectFailure):
             return _apply_load_failed(record, result, facts, rules)
-        case RetireLoad() if effect.gap_lease_seconds is not None and result is None:
-            return Transition(bridge.count_gap(record))
         case RunGate() if isinstance(result, Gated):
-            return _apply_gated(record, result, facts, rules)
+            return _apply_gated(record, effect, result, facts, rules)
         case RunGate() if isinstance(result, EffectFailure):
             return _apply_gate_failed(record, result, facts, rules)
         case _:
@@ -92,20 +90,6 @@ def build_gate_key(record: ModelRecord, facts: Facts, slot: SlotSnapshot) -> Gat
     is_usable = bool(golden.digest) and not golden.problem and (golden.expected > 0 or record.committed is not None)
     digest = golden.digest if is_usable else ""
     return GateKey(record.under_way.bundle_digest, digest, slot.device, slot.precision)
-
-
-def _decide_before_gap(
-    record: ModelRecord, facts: Facts, server: ServerState, rules: Rules
-) -> Effect | Transition | None:
-    """Let the committed revision answer the golden questions before it is unloaded; hold if gaps have failed."""
-    if bridge.must_ask(record) and server.loaded(server.active_load_id) is not None and server.trial is None:
-        return RunGate(server.active_load_id, "", facts.golden if facts.golden.digest else None)
-    if bridge.is_gap_exhausted(record, server, rules):
-        message = (
-            f"{rules.max_attempts} times the server has loaded the committed revision again before the trial began"
-        )
-        return transitions.hold(record, facts, HeldFor.INCONCLUSIVE, message)
-    return None
 
 
 def _is_candidate(record: ModelRecord, load: LoadBundle) -> bool:
@@ -142,13 +126,14 @@ def _apply_load_failed(record: ModelRecord, failed: EffectFailure, facts: Facts,
     return transitions.hold(record, facts, HeldFor.INCONCLUSIVE, why)
 
 
-def _apply_gated(record: ModelRecord, result: Gated, facts: Facts, rules: Rules) -> Transition:
+def _apply_gated(record: ModelRecord, effect: RunGate, result: Gated, facts: Facts, rules: Rules) -> Transition:
     """Judge a completed gate, then activate, refuse, or hold."""
     update, answers, server = record.under_way, result.answers, facts.server
     if server is None:
         raise RuntimeError("the gate was run without a server")
-    if record.bridge is not None and bridge.must_ask(record):
-        return Transition(bridge.keep_answers(record, answers))
+    if record.bridge is not None and bridge.must_ask(record):  # a candidate is never compared with itself
+        is_its = bridge.is_serving(record, server) and effect.load_id == server.active_load_id
+        return Transition(bridge.keep_answers(record, answers) if is_its else record)
     compared = answers if record.bridge is None else bridge.compare_with_kept(record, answers)
     if compared is None:
         return transitions.hold(record, facts, HeldFor.INCONCLUSIVE, "the golden set has changed during its gate")

@@ -213,6 +213,8 @@ def _load(record: ModelRecord, server: ServerState, target: str, name: str, rule
     if holder is None:
         rows = list_spare_slots(server)
         has_no_room = record.bridge is not None and record.bridge.is_gap
+        if has_no_room and bridge.is_leaving(server):
+            return Wait(rules.look_seconds, "a process is still being retired")
         if rows and (has_no_room or len(server.occupied) >= len(server.slots)):
             return RetireLoad(rows[0].load_id, name, server.generation)
     return LoadBundle(target, "", name, server.generation)

@@ -3,7 +3,8 @@
 The keys are the names of the dataclasses' fields. An unknown key, a wrong type or a newer schema is refused, so that a
 record that cannot be trusted stops updates instead of controlling them. An older schema is
 upgraded while it is read: keys and values that were renamed since get their new names, and what was added since gets
-its default.
+its default. A field with the metadata `omit_default` is written only if it is set: then builds before it can read the
+record.
 """
 
 import types
@@ -134,7 +135,9 @@ def _plain(value: Any) -> Any:  # noqa: ANN401  any part of a record
         return value
     names = _names(kind)
     if names is not None:
-        return {name: _plain(getattr(value, name)) for name in names}
+        rows = ((name, getattr(value, name)) for name in names)
+        unset = _omitted(kind)
+        return {name: _plain(entry) for name, entry in rows if name not in unset or entry != unset[name]}
     if isinstance(value, tuple):
         return [_plain(entry) for entry in value]
     if isinstance(value, Enum):
@@ -146,6 +149,12 @@ def _plain(value: Any) -> Any:  # noqa: ANN401  any part of a record
 def _names(kind: type) -> tuple[str, ...] | None:
     """Fields of a dataclass; None for anything else."""
     return tuple(field.name for field in fields(kind)) if is_dataclass(kind) else None
+
+
+@cache
+def _omitted(kind: type) -> Mapping[str, object]:
+    """Fields of a dataclass that are not written while they have this value."""
+    return {field.name: field.default for field in fields(kind) if field.metadata.get("omit_default")}
 
 
 def _read(kind: Any, value: object, where: str) -> Any:  # noqa: ANN401  any part of a record

@@ -71,7 +71,7 @@ class Died(Exception):
 
 
 class SimulatedCrash(CrashPoints):
-    """Ends the updater "before" or "after" the next effect, and keeps the name of the last action."""
+    """Ends the updater "before" or "after" the next effect, or a named one; keeps the name of the last action."""
 
     dies = ""
     action = ""
@@ -81,7 +81,7 @@ class SimulatedCrash(CrashPoints):
         when, _, action = name.partition(":")
         if action:
             self.action = action
-        if action and when == self.dies:
+        if action and self.dies in (when, name):
             raise Died
 
 
@@ -208,7 +208,8 @@ class World:
         """Take one step.
 
         Args:
-            dies: "before" the step's effect, or "after" it and before the record is written.
+            dies: "before" the step's effect, or "after" it and before the record is written; or only if the step is
+                the named one: "after:RetireLoad".
 
         Returns:
             Name of the action that was decided.
