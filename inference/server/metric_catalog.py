@@ -207,7 +207,7 @@ RUNNER_CPU = counter(
 )
 RUNNER_MEMORY = gauge(
     "hotslot_runner_resident_memory_bytes",
-    "Resident memory of the slot's runner process.",
+    "Resident memory of the slot's runner process; about 300 MB that forked runners share count in each of them.",
     *_RUNNER,
     use="Two slots are loaded during an update: the machine needs memory for both.",
 )
