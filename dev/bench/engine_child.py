@@ -16,6 +16,7 @@ from dev.bench.parts import PartTimes
 from dev.bench.work import work_of
 from inference.runner.device import torch_dtype
 from inference.runner.engines.base import EntailmentItem, LoadOptions, RowRange
+from inference.runner.engines.kernels import get_kernels
 from inference.runner.engines.linear import multiply, supports_products
 from inference.runner.engines.ofa.config import read_config
 from inference.runner.engines.ofa.engine import OfaEngine, OfaPreparedItem
@@ -101,13 +102,16 @@ def peak(precision: str, clock: Clock = time.perf_counter) -> float:
 
 
 def _product(rows: int, inner: int, columns: int, dtype: torch.dtype, clock: Clock) -> float:
-    """By torch's usual product, and by oneDNN's where this machine has it: on some processors one is twice as fast."""
+    """By torch's usual product, by oneDNN's and by that of compiled kernels, where this machine has them."""
+    kernels = get_kernels()
     left, right = torch.randn(rows, inner).to(dtype), torch.randn(columns, inner).to(dtype)
     out = torch.empty(rows, columns, dtype=dtype)
     with torch.inference_mode():
         times = [seconds_of(lambda: torch.mm(left, right.T, out=out), clock) for _ in range(3)]
         if supports_products("cpu", dtype):
             times += [seconds_of(lambda: multiply(left, right), clock) for _ in range(3)]
+        if kernels is not None and kernels.supports_products(right):
+            times += [seconds_of(lambda: kernels.multiply(left, right, None), clock) for _ in range(3)]
     return 2 * rows * inner * columns / min(times)
 
 

@@ -227,9 +227,9 @@ class RunnerSection(Section):
     compiled_kernels: Annotated[
         bool,
         Field(
-            description="whether runners on a CPU with AVX2 or AVX-512 use attention written in C++, which is compiled"
-            " in a second at the first load of a large model and kept in the state folder's kernels/; without a C++"
-            " compiler torch's operations are used"
+            description="whether runners on a CPU with AVX2 or AVX-512 use attention and float32 products written in"
+            " C++, which are compiled in a second at the first load of a large model and kept in the state folder's"
+            " kernels/; without a C++ compiler torch's operations are used"
         ),
     ] = True
     max_call_rows: Annotated[

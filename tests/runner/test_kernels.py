@@ -14,9 +14,10 @@ import torch
 
 from common.settings import ModelSettings
 from inference.runner import main
-from inference.runner.engines import kernels, kernels_library
-from inference.runner.engines.kernels import get_kernels, load_kernels
+from inference.runner.engines import kernels, kernels_library, linear
+from inference.runner.engines.kernels import Kernels, get_kernels, load_kernels
 from inference.runner.engines.kernels_library import run_command
+from inference.runner.engines.linear import ACTIVATIONS, Linear
 from inference.runner.engines.ofa import attention
 from inference.runner.engines.ofa.attention import SelfAttention
 from inference.server.runner_client.start import list_options
@@ -123,6 +124,44 @@ def test_every_thread_has_work(
     expected = torch.softmax(query @ key.T + bias[0].float(), -1) @ value
     torch.testing.assert_close(mixed[:, 1].float(), expected, atol=tolerance, rtol=tolerance)
     assert asked == [16]
+
+
+@needs_kernels
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("inputs", "outputs"), [(48, 160), (1040, 96)])
+def test_linear_layers_of_many_rows_are_those_of_torch(
+    inputs: int, outputs: int, threads: int, built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plain, activated and with a sum; also for a part of a larger tensor. oneDNN is not asked."""
+    layer = Linear(inputs, outputs).requires_grad_(requires_grad=False)
+    layer.weight.copy_(_draw(outputs, inputs) / inputs**0.5)
+    layer.bias.copy_(_draw(outputs))
+    x, other = _draw(3, 211, 2 * inputs)[..., inputs:], _draw(3, 211, outputs)
+    plain = torch.nn.functional.linear(x, layer.weight, layer.bias)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    load_kernels(built)
+    monkeypatch.delattr(linear, "multiply")
+    monkeypatch.delattr(linear, "multiply_add")
+
+    found = [layer(x), layer.forward_add(x, other), *(layer.forward_activated(x, name) for name in ACTIVATIONS)]
+
+    torch.set_num_threads(before)
+    expected = [plain, plain + other, *(activate(plain.clone()) for activate in ACTIVATIONS.values())]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@needs_kernels
+@pytest.mark.parametrize(("rows", "outputs", "dtype"), [(511, 64, 0), (512, 48, 0), (512, 64, 1)])
+def test_onednn_computes_what_kernels_do_not(
+    rows: int, outputs: int, dtype: int, built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few rows, sizes that fill no block, and bfloat16."""
+    load_kernels(built)
+    monkeypatch.delattr(Kernels, "multiply")
+    layer = Linear(32, outputs).requires_grad_(requires_grad=False).to((torch.float32, torch.bfloat16)[dtype])
+
+    assert layer(_draw(rows, 32).to(layer.weight.dtype)).shape == (rows, outputs)
 
 
 def _fail_to_build(case: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

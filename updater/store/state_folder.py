@@ -8,6 +8,7 @@ bundles/<digest>/                    sealed bundles, read-only
 staging/                             where a conversion writes
 journal.db, journal.db-journal       the durable records and the audit trail, SQLite
 journal.witness                      what must never be forgotten, once more
+kernels/                             libraries that runners compiled for their processor
 committed.json                       the committed pointer, written under the lock .committed.lock
 """
 
@@ -30,7 +31,7 @@ from common.bundle import (
     read_bundle,
 )
 from common.durable import read_bounded
-from common.paths import UPDATES_SOCKET, socket_path
+from common.paths import KERNELS_FOLDER, UPDATES_SOCKET, socket_path
 from common.settings import Mistake, SettingsInvalid
 from updater.core.checks import CHECKS, HASHES, STATE_FOLDER, WEIGHTS
 from updater.core.ports import EffectFailed
@@ -38,10 +39,11 @@ from updater.settings import JOURNAL_NAME, WITNESS_NAME, UpdaterSettings
 
 INCOMING, SOURCES = "incoming", "sources"
 FILES_FOLDER, LISTING_NAME, ORIGIN_NAME = "files", "listing.json", "origin.json"
-# Everything that the updater creates in the state folder, apart from the run folder.
+# What the updater creates in the state folder, apart from the run folder, and what runners compile.
 STATE_ENTRIES = frozenset(
     {
         *(INCOMING, SOURCES, "bundles", "staging", POINTER_NAME, POINTER_LOCK),
+        KERNELS_FOLDER,
         *(JOURNAL_NAME, f"{JOURNAL_NAME}-journal", WITNESS_NAME),
         *(f"{name}.replaced" for name in (JOURNAL_NAME, f"{JOURNAL_NAME}-journal", WITNESS_NAME)),  # by a restore
     }

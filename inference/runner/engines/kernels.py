@@ -59,14 +59,14 @@ class Kernels:
         return is_right and columns % _COLUMN_STEP == 0 and inner % _INNER_STEP == 0
 
     def multiply(
-        self, x: Tensor, weight: Tensor, bias: Tensor, activation: str = "none", other: Tensor | None = None
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none", other: Tensor | None = None
     ) -> Tensor:
         """Compute activation(x weightᵀ + bias + other) in float32.
 
         Args:
             x: (…, inner).
             weight: (columns, inner), which `supports_products`.
-            bias: (columns,).
+            bias: (columns,), contiguous.
             activation: "none", "gelu" (by the error function) or "relu".
             other: of the result's shape.
         """
