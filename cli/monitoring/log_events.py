@@ -54,10 +54,14 @@ MEANINGS: Mapping[str, Meaning] = {
     "committed_load_failed": Meaning("{model}: the committed bundle did not load: {detail}", "`hotslot state verify`"),
     "cpu_fallback_file_unusable": Meaning("{detail}", "delete the file; it is written again"),
     "drain_begun": Meaning("the server was told to stop and drains"),
+    "fork_server_failed": Meaning("runners start as programs: {detail}", "docs/explanation/decisions/fork-server.md"),
     "hub_unanswered": Meaning("{model}: the hub did not answer: {detail}", "`hotslot hub doctor MODEL` asks it"),
     "journal_lost": Meaning("{detail}", "docs/lost-journal.md"),
     "journal_not_written": Meaning("the journal cannot be written: {detail}", "free room on the disk"),
     "journal_unreadable": Meaning("{detail}", "docs/lost-journal.md"),
+    "kernels_unused": Meaning(
+        "torch computes what compiled kernels would: {reason}", "answers are the same, and slower"
+    ),
     "listener_failed": Meaning("a port cannot be opened", "another program has it; `hotslot config check`"),
     "load_failed": Meaning(
         "{model}: a load of {revision} on {device} failed: {reason} {detail}", "broken bundle, or too little memory"
@@ -73,6 +77,7 @@ MEANINGS: Mapping[str, Meaning] = {
     "overload_ended": Meaning("{model} is no longer overloaded"),
     "process_given_up": Meaning("{program} is no longer started", "the lines before say why it ended"),
     "revision_republished": Meaning("{model}: {detail}", "ask who published it; it is not installed"),
+    "runner_forks_paused": Meaning("runners start as programs for {pause_seconds} s: {detail}", "look at free memory"),
     "server_refused": Meaning("the server cannot start: {detail}", "`hotslot config check`"),
     "settings_invalid": Meaning("{detail}", "`hotslot config check`"),
     "staging_failed": Meaning("{model}: a download failed: {detail}", "it is retried; `hotslot hub doctor MODEL`"),
