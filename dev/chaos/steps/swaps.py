@@ -1,8 +1,8 @@
 """S1, S9: callers without retries over five hundred swaps, a hundred of them of bad revisions.
 
-No request fails, no answer mixes revisions; no gap is longer than one inference and 50 ms, apart from what a machine
-that stalls adds (measured by a process that only wakes up); answers take no more than 1.5 times as long while a
-candidate loads; memory, descriptors, threads and tasks of server and updater stay the same.
+No request fails, no answer mixes revisions; memory, descriptors, threads and tasks of server and updater stay the same.
+Gaps and latencies are told, beside what the machine's own stalls add (measured by a process that only wakes up), and
+not judged: they are those of a machine that may have other things to do; `make bench-swap` judges them.
 
 After the first swaps (imports, caches, the allocator's arenas) each swap is followed by a sample.
 """
@@ -29,7 +29,7 @@ CALLERS = 4
 WARM_UP_SECONDS = 0.3  # of each revision: its load lasts as long
 REPORT_EVERY = 25
 REST_EVERY, REST_SECONDS = 5, 1.5  # nothing but calls: the steady state
-MAX_GAP_SECONDS, MAX_SLOWER, MAX_GROWTH = 0.050, 1.5, 0.02
+MAX_GROWTH = 0.02
 Spans = Sequence[tuple[float, float]]  # of time.monotonic()
 
 
@@ -64,7 +64,7 @@ def run(task: Task) -> Findings:
         findings.expect(so=same == pids, otherwise=f"not the same processes: {pids}, then {same}")
         findings.troubles += promises.kept(f"v1.{swaps + 1}.0", load)
         report, loads = load.report(), loading_spans(stack)
-    judge_calls(report, rests, loads, stalls, findings)
+    findings.numbers = tell_calls(report, rests, loads, stalls)
     findings.numbers |= {"swaps": swaps, "bad": len(bad)}
     for program, rows in looks.items():
         if rows:
@@ -99,16 +99,15 @@ def loading_spans(stack: ScriptedStack) -> Spans:
     return spans
 
 
-def judge_calls(report: LoadReport, rests: Spans, loads: Spans, stalls: Stalls, findings: Findings) -> None:
-    """Compare latencies and gaps with those of the steady state."""
+def tell_calls(report: LoadReport, rests: Spans, loads: Spans, stalls: Stalls) -> dict[str, float | str]:
+    """Latencies and gaps, beside those of the steady state."""
     steady = [took for span in rests for took in took_between(report, *span)]
     loading = [took for span in loads for took in took_between(report, *span)]
     once = percentile(steady, 0.5)
     pairs = list(pairwise(one.at for one in report.answers))
     own = max((b - a - stalls.within(a, b) for a, b in pairs), default=0.0)
     in_rests = [(a, b) for a, b in pairs if any(since <= a and b <= until for since, until in rests)]
-    slower = percentile(loading, 0.99) / max(percentile(steady, 0.99), 1e-3)
-    findings.numbers = {
+    return {
         "attempts": report.attempts,
         "failed": len(report.failed),
         "not_their_own_revisions": len(report.wrong),
@@ -122,5 +121,3 @@ def judge_calls(report: LoadReport, rests: Spans, loads: Spans, stalls: Stalls, 
         "p99_loading_ms": ms(percentile(loading, 0.99)),
         "slowest_ms": ms(report.slowest),
     }
-    findings.expect(so=own <= once + MAX_GAP_SECONDS, otherwise=f"no answer for {ms(own)} ms while the machine ran")
-    findings.expect(so=slower <= MAX_SLOWER, otherwise=f"p99 is {slower:.2f} times as long while a candidate loads")
