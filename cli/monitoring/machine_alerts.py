@@ -47,10 +47,10 @@ MACHINE = AlertGroup(
             f"{_DISK} < 0.1",
             "5m",
             "{{ $value | humanizePercentage }} of the state folder's disk is free on {{ $labels.instance }}",
-            "An update that does not fit is HELD. The serving model is not affected yet.",
+            "An update that does not fit is HELD, and goes on by itself when there is room. Serving needs no disk.",
             _DOCTOR,
             (
-                Step("old bundles take the room", "lower `updater.retained_bytes`"),
+                Step("old bundles take the room", "lower `updater.retained_bytes`, then `hotslot reload`"),
                 Step("something else fills the disk", "give `state_dir` a disk of its own"),
             ),
             ("updater.retained_bytes", "updater.reserve_bytes", "state_dir"),
@@ -61,7 +61,8 @@ MACHINE = AlertGroup(
             f"{_DISK} < 0.02",
             "1m",
             "the state folder's disk is full on {{ $labels.instance }}",
-            "The journal cannot be written, so updates stop. The server keeps serving.",
+            "Updates that would leave less than `updater.reserve_bytes` are HELD; if nothing is left, the journal "
+            "cannot be written, and no update or command is carried out. The server keeps serving.",
             _DOCTOR,
             (Step("something fills the disk", "free room; updates go on by themselves"),),
             ("updater.reserve_bytes",),

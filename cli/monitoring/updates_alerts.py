@@ -33,7 +33,7 @@ UPDATES = AlertGroup(
             "5m",
             "the hub has not answered for {{ $labels.model }} for {{ $value | humanizeDuration }}",
             "New revisions are not noticed. The serving model is not affected.",
-            "hotslot hub doctor OWNER/NAME",
+            "hotslot hub doctor MODEL",
             (
                 Step("the hub cannot be reached", "check address, DNS and proxies of this machine"),
                 Step("the breaker hub is open", "`hotslot updates breaker reset hub` asks at once"),
@@ -48,7 +48,7 @@ UPDATES = AlertGroup(
             "1h",
             "the hub's listing for {{ $labels.model }} has not changed for {{ $value | humanizeDuration }}",
             "Nothing was published for a month, or a mirror that answers is no longer filled.",
-            "hotslot hub doctor OWNER/NAME",
+            "hotslot hub doctor MODEL",
             (
                 Step("a mirror is stale", "compare its listing with the original's"),
                 Step("nothing was published", "raise the limit of this rule to the time between your releases"),
@@ -61,7 +61,7 @@ UPDATES = AlertGroup(
             "30m",
             "no revision of {{ $labels.model }} on the hub can be installed",
             "The repository has no names that are followed, or none at all.",
-            "hotslot hub doctor OWNER/NAME",
+            "hotslot hub doctor MODEL",
             (
                 Step("it has only a branch", '`follow = "branch:master"` follows its content'),
                 Step("tags are named otherwise", "set `policy.pattern`"),
@@ -85,7 +85,8 @@ UPDATES = AlertGroup(
             'hotslot_update_stage{stage="HELD"} == 1',
             "30m",
             "an update of {{ $labels.model }} waits for a person",
-            "A new revision is there and is not installed until somebody decides. The serving model is not affected.",
+            "A new revision is not installed until somebody decides, or until there is room if it is held for "
+            "`DISK_FULL`. The serving model is not affected.",
             _STATUS,
             (
                 Step(
@@ -163,7 +164,10 @@ UPDATES = AlertGroup(
             "After failures in a row, attempts pause for a growing time.",
             _STATUS,
             (
-                Step("hub", "see the runbook of HotslotHubSilent"),
+                Step(
+                    "hub",
+                    "five failures in a row open it, 30 s at first, about 15 minutes at most: see HotslotHubSilent",
+                ),
                 Step("activation", "several updates failed: `hotslot updates history`"),
                 Step("device", "see the runbook of HotslotCpuFallback"),
                 Step("the cause is gone", "`hotslot updates breaker reset NAME` tries at once"),
