@@ -46,8 +46,10 @@ class EntailmentServiceStub:
     generates a request id and sends it in the trailing metadata. `x-model-version` names the version that is to answer: `stable`,
     `canary` (the revision on trial), a revision or a digest that is loaded now.
     While a new revision gets a part of the calls, all calls of one
-    `x-routing-key` (256 characters count) go to the same one. `served_by` says
-    which version has answered: what a canary fails, the stable one answers.
+    `x-routing-key` (256 characters count) are assigned to the same one, and calls
+    without a key each by itself. `served_by` says which version has answered, which
+    may be the other one: what a canary fails or would answer too late the stable one
+    answers, and a canary answers while the stable one starts again.
     """
 
     @_typing.overload
@@ -110,8 +112,10 @@ class EntailmentServiceAsyncStub(EntailmentServiceStub):
     generates a request id and sends it in the trailing metadata. `x-model-version` names the version that is to answer: `stable`,
     `canary` (the revision on trial), a revision or a digest that is loaded now.
     While a new revision gets a part of the calls, all calls of one
-    `x-routing-key` (256 characters count) go to the same one. `served_by` says
-    which version has answered: what a canary fails, the stable one answers.
+    `x-routing-key` (256 characters count) are assigned to the same one, and calls
+    without a key each by itself. `served_by` says which version has answered, which
+    may be the other one: what a canary fails or would answer too late the stable one
+    answers, and a canary answers while the stable one starts again.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -170,8 +174,10 @@ class EntailmentServiceServicer(metaclass=_abc_1.ABCMeta):
     generates a request id and sends it in the trailing metadata. `x-model-version` names the version that is to answer: `stable`,
     `canary` (the revision on trial), a revision or a digest that is loaded now.
     While a new revision gets a part of the calls, all calls of one
-    `x-routing-key` (256 characters count) go to the same one. `served_by` says
-    which version has answered: what a canary fails, the stable one answers.
+    `x-routing-key` (256 characters count) are assigned to the same one, and calls
+    without a key each by itself. `served_by` says which version has answered, which
+    may be the other one: what a canary fails or would answer too late the stable one
+    answers, and a canary answers while the stable one starts again.
     """
 
     @_abc_1.abstractmethod

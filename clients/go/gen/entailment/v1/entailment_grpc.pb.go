@@ -47,8 +47,10 @@ const (
 // generates a request id and sends it in the trailing metadata. `x-model-version` names the version that is to answer: `stable`,
 // `canary` (the revision on trial), a revision or a digest that is loaded now.
 // While a new revision gets a part of the calls, all calls of one
-// `x-routing-key` (256 characters count) go to the same one. `served_by` says
-// which version has answered: what a canary fails, the stable one answers.
+// `x-routing-key` (256 characters count) are assigned to the same one, and calls
+// without a key each by itself. `served_by` says which version has answered, which
+// may be the other one: what a canary fails or would answer too late the stable one
+// answers, and a canary answers while the stable one starts again.
 type EntailmentServiceClient interface {
 	// Judges up to 32 statements about one picture.
 	//
@@ -145,8 +147,10 @@ type EntailmentService_StreamPredictClient = grpc.BidiStreamingClient[StreamPred
 // generates a request id and sends it in the trailing metadata. `x-model-version` names the version that is to answer: `stable`,
 // `canary` (the revision on trial), a revision or a digest that is loaded now.
 // While a new revision gets a part of the calls, all calls of one
-// `x-routing-key` (256 characters count) go to the same one. `served_by` says
-// which version has answered: what a canary fails, the stable one answers.
+// `x-routing-key` (256 characters count) are assigned to the same one, and calls
+// without a key each by itself. `served_by` says which version has answered, which
+// may be the other one: what a canary fails or would answer too late the stable one
+// answers, and a canary answers while the stable one starts again.
 type EntailmentServiceServer interface {
 	// Judges up to 32 statements about one picture.
 	//
