@@ -105,7 +105,13 @@ def run(folder: Path, seed: int, seconds: float) -> list[str]:
     sections: Sections = {
         "server": {"metrics_port": port},
         "updater": {"breaker_first_seconds": 0.1},
-        "observe": {"window_seconds": OBSERVE_SECONDS, "min_answers": 100},
+        # Nor may a machine that becomes busier in a trial hold the revision.
+        "observe": {
+            "window_seconds": OBSERVE_SECONDS,
+            "min_answers": 100,
+            "latency_margin_seconds": 60,
+            "max_cost_factor": 100,
+        },
     }
     whole = ScriptedStack(
         folder,
