@@ -154,6 +154,7 @@ async def test_a_stream_is_woken_although_another_waits_for_its_quota_for_long(g
     gate.remove_unsent(8)
     await asyncio.wait_for(second, 1.0)
     first.cancel()
+    assert (held.allowance, other.allowance) == (0, TURN_ROWS)
 
 
 async def test_a_stream_without_unanswered_items_does_not_wait(gate: TurnGate) -> None:
