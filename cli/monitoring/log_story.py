@@ -35,7 +35,7 @@ _DEATHS = {
 }
 _REPEATED_SECONDS = 60.0  # the same sentence within this time is told once, with a number
 _PROGRAMS = {"server_started": "server", "updater_started": "updater", "alert_relay_started": "alert relay"}
-_TAKEN_BACK = ("trial_rolled_back", "trial_lease_expired", "gap_lease_expired")
+_TAKEN_BACK = ("trial_rolled_back", "trial_lease_expired", "gap_lease_expired", "gap_abandoned")
 
 
 @dataclass(slots=True)

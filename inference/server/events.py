@@ -112,9 +112,8 @@ class SwapDone:
     """The active slot has changed, or a trial has ended."""
 
     model: str
-    change: (
-        str  # "slot_activated", "trial_committed", "trial_rolled_back", "trial_lease_expired", "gap_lease_expired", …
-    )
+    # "slot_activated", "trial_committed", "trial_rolled_back", "trial_lease_expired", "gap_lease_expired", …
+    change: str
     slot: str
     revision: str
     digest: str

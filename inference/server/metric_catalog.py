@@ -135,7 +135,7 @@ SWAPS = counter(
     "Changes of the active slot and ends of trials.",
     "model",
     "change",
-    use='"trial_rolled_back", "trial_lease_expired" and "gap_lease_expired" are updates that failed.',
+    use='"trial_rolled_back", "trial_lease_expired", "gap_lease_expired" and "gap_abandoned" are updates that failed.',
 )
 HANDOVERS = counter(
     "hotslot_handovers_total",

@@ -387,7 +387,9 @@ class Explorer:
             world = replace(world, copy="")
         if is_at_fault:
             world = self.settle(world)  # it is answered POISON_INPUT
-        return self.apply(world, m.ProcessEnded(name, "", is_input_at_fault=is_at_fault))
+        has_requests = world.caller is not None and world.caller.at == name
+        ended = m.ProcessEnded(name, "", is_input_at_fault=is_at_fault, has_requests=has_requests)
+        return self.apply(world, ended)
 
     def command(self, world: World, event: m.Event) -> World:
         """A command, which may be refused; then nothing changes."""
@@ -443,8 +445,7 @@ class Explorer:
         if caller is None or caller.at != name:
             return world
         if target is None or world.pair[target].load is None:
-            is_returning = world.pair.gap is not None and world.pair.gap.is_over
-            expect("what waits in a gap is answered by the model that returns", holds=not is_returning)
+            expect("what waits in a gap is answered by the model that returns", holds=world.pair.gap is None)
             return self.settle(world)
         return self.move_caller(world, target, lease=caller.lease)
 

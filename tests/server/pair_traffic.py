@@ -422,11 +422,34 @@ def waiting_requests_end_with_the_gap() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def death_in_the_gap_ends_requests() -> Iterator[None]:
+    """What a process held that ends before it is retired is moved to no model."""
+    with patch.object(GapStep, "keep_requests", lambda self, _: self.return_from_gap()):
+        yield
+
+
+@contextlib.contextmanager
+def trial_in_the_gap_is_retired_at_once() -> Iterator[None]:
+    """What waits for its load is moved to no model."""
+    shipped = transitions.HANDLERS[m.Retire]
+
+    def retire(step: Any, event: m.Retire) -> None:  # noqa: ANN401  a transition in the making
+        for slot in step.pair:
+            step.change_slot(slot.name, is_leased=slot.is_leased and slot.is_loaded)
+        shipped(step, event)
+
+    with patch.dict(transitions.HANDLERS, {m.Retire: retire}):
+        yield
+
+
 GAP_MUTATIONS: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "a gap without a lease": gap_without_lease,
     "the candidate stays in the gap": candidate_stays_in_the_gap,
     "the return is forgotten": return_is_forgotten,
     "waiting requests end with the gap": waiting_requests_end_with_the_gap,
+    "a death in the gap ends requests": death_in_the_gap_ends_requests,
+    "a trial in the gap is retired at once": trial_in_the_gap_is_retired_at_once,
 }
 
 BRIDGE_MUTATIONS: dict[str, Callable[[], AbstractContextManager[None]]] = {

@@ -11,7 +11,7 @@ import pytest
 from common.errors import Conflict, HotslotError, InputRefused
 from inference.server.model.pair import CPU_DEVICE
 from inference.server.request import PendingRequest
-from tests.server.simulator import World
+from tests.server.simulator import World, ask
 from tests.server.test_rollout_faults import CARD, PAGE, describe
 
 LEASE = 60.0
@@ -219,3 +219,103 @@ async def test_a_load_that_comes_after_a_gap_is_told_why_it_has_no_slot(tmp_path
     world.runner("a").compute()
     await world.settle()
     assert world.pair.gap is None
+
+
+async def drain(world: World) -> PendingRequest:
+    """The active model is unloaded by command while it computes a request."""
+    world.holds_items = True
+    accepted = world.ask(seconds=300.0)
+    await world.settle()
+    await begin_gap(world)
+    return accepted
+
+
+async def drain_beside_load(world: World) -> PendingRequest:
+    """And the candidate is being loaded."""
+    accepted = await drain(world)
+    world.holds_loads = True
+    await world.candidate()
+    return accepted
+
+
+async def drain_beside_candidate(world: World) -> PendingRequest:
+    """And the candidate is being gated."""
+    accepted = await drain(world)
+    world.holds_items = False
+    await world.candidate()
+    world.holds_items = True
+    return accepted
+
+
+@pytest.mark.fault("K14")
+@pytest.mark.parametrize("act", [drain, drain_beside_load, drain_beside_candidate])
+async def test_what_a_process_held_that_dies_in_a_gap_is_answered_by_the_unloaded_model(
+    tmp_path: Path, act: Callable[[World], Awaitable[PendingRequest]]
+) -> None:
+    """It was accepted before the gap: the model is loaded again for it, whatever was to follow in the gap."""
+    world = await serving(tmp_path)
+    accepted = await act(world)
+    world.holds_items = world.holds_loads = False
+    world.runner("a").end()
+    await world.wait(1)
+
+    assert (await outcome_of(accepted), describe(world), world.pair.gap) == ("r1", "active r1", None)
+    assert "gap_abandoned" in world.changes()
+
+
+async def test_an_input_that_ends_a_draining_process_is_refused_after_a_second_one(tmp_path: Path) -> None:
+    """Both deaths count."""
+    world = await serving(tmp_path)
+    accepted = await drain(world)
+    world.runner("a").end()
+    await world.wait(1)
+    world.runner(world.pair.active or "").end()
+    world.holds_items = False
+    await world.wait(5)
+
+    assert (await outcome_of(accepted), describe(world)) == ("POISON_INPUT", "active r1")
+
+
+async def test_a_draining_process_without_accepted_requests_ends_no_gap(tmp_path: Path) -> None:
+    """Its caller is gone: the gap goes on."""
+    world = await serving(tmp_path)
+    accepted = await drain(world)
+    world.manager.requests.cancel(accepted)
+    world.runner("a").end()
+    await world.wait(1)
+    assert (world.pair.gap is None, world.pair.active) == (False, None)
+
+
+@pytest.mark.parametrize("standby", [True, False])
+async def test_what_waits_for_a_trial_in_a_gap_survives_its_rollback(tmp_path: Path, *, standby: bool) -> None:
+    """The trial's process has died; its requests are answered by the unloaded model, not failed with the trial."""
+    world = await serving(tmp_path, standby=standby)
+    await lose_trial(world)
+    waiting = world.ask(seconds=300.0)
+    candidate = world.active.load
+    assert candidate is not None
+    world.holds_loads = False
+    world.commands.retire(candidate.load_id, 0)
+    await world.wait(1)
+
+    assert (await outcome_of(waiting), describe(world)) == ("r1", "active r1")
+
+
+async def test_requests_that_wait_in_an_emptied_slot_outlive_its_next_process(tmp_path: Path) -> None:
+    """The unloaded model waits until the other slot is empty; meanwhile an idle process of this one ends, too."""
+    world = await serving(tmp_path)
+    accepted = await drain_beside_candidate(world)
+    candidate = world.pair["b"].load
+    assert candidate is not None
+    probe = world.manager.requests.probe("b", ask("probe"), world.clock.seconds + 300.0)
+    await world.settle()
+    world.runner("a").end()
+    await world.settle()
+    assert [slot.state.name for slot in world.pair] == ["READY", "RETIRING"]
+    world.runner("a").end()
+    await world.settle()
+    world.holds_items = False
+    world.runner("b").compute()
+    await world.wait(1)
+
+    assert (await outcome_of(accepted), await outcome_of(probe), describe(world)) == ("r1", "r2", "active r1")

@@ -1,18 +1,19 @@
 """The gap: the active model is unloaded by command, because its device has no room for another one beside it. Pure.
 
 Nothing answers until another load is activated. The gap has a lease, as a trial has: when it has run out and nothing
-answers, the unloaded model is loaded again, as soon as what is in its way has left the device.
+answers, the unloaded model is loaded again, as soon as what is in its way has left the device. So it is when accepted
+requests have no other model: a process that was to answer them before it is retired has ended.
 """
 
 from dataclasses import replace
 
 from common.errors import Conflict, Interrupted
 from inference.server.model import messages as m
-from inference.server.model.pair import UNRESOLVED_DEVICES, Gap, SlotRecord, SlotState, TrialOutcome
+from inference.server.model.pair import UNRESOLVED_DEVICES, Gap, GapEnd, SlotRecord, SlotState, TrialOutcome
 from inference.server.model.policy import check_lease
 from inference.server.model.step import Step
 
-LEASE_OVER = "the lease of the gap has run out"
+_SWAPS = {GapEnd.LEASE_EXPIRED: "gap_lease_expired", GapEnd.ABANDONED: "gap_abandoned"}
 _SOONEST_FIRST = (SlotState.READY, SlotState.STARTING, SlotState.EMPTY, SlotState.FAILED)
 
 
@@ -33,6 +34,10 @@ class GapStep(Step):
         if trial is not None and slot.name == trial.slot and trial.previous is None:
             self.close_trial(TrialOutcome.ROLLED_BACK)
             self.set_active(None)
+            if slot.is_leased and not slot.is_loaded:  # requests wait for its load
+                self._end_gap(GapEnd.ABANDONED)
+            if self.return_from_gap():
+                return
         elif event.gap is not None and slot.name == self.pair.active and self.pair.may_leave_gap:
             self._begin_gap(slot, event.gap)
         elif slot.name == self.pair.active or (trial is not None and slot.name == trial.previous):
@@ -57,10 +62,20 @@ class GapStep(Step):
         if gap is None or gap.is_over or self.now.seconds < gap.lease_ends or self.pair.is_stopping:
             return
         if self.pair.answering_slot() is None:
-            self.change(gap=replace(gap, is_over=True))
             self.close_trial(TrialOutcome.LEASE_EXPIRED)
             self.set_active(None)
+            self._end_gap(GapEnd.LEASE_EXPIRED)
             self.return_from_gap()
+
+    def keep_requests(self, event: m.ProcessEnded) -> bool:
+        """End the gap if an ended process leaves requests that no slot is to answer.
+
+        Returns:
+            Whether the unloaded model returns: `return_from_gap` moves the requests, now or later.
+        """
+        if event.has_requests and self.successor() is None:
+            self._end_gap(GapEnd.ABANDONED)
+        return self.return_from_gap()
 
     def return_from_gap(self) -> bool:
         """Load the unloaded model again when nothing else is on its device; its slot gets all requests that wait.
@@ -69,12 +84,12 @@ class GapStep(Step):
             Whether the gap is over: the requests of an ended process are moved by this method, now or later.
         """
         gap = self.pair.gap
-        if gap is None or not gap.is_over or self.pair.is_stopping:
+        if gap is None or gap.end is None or self.pair.is_stopping:
             return False
         kept = self._find_reload(gap)
         for slot in self.pair:
             if slot.name != kept and slot.load is not None and slot.state is not SlotState.RETIRING:
-                self._clear(slot)
+                self._clear(slot, gap.end)
         others = [slot for slot in self.pair if slot.name != kept]
         if not kept and any(slot.load is not None for slot in others):
             return True
@@ -86,7 +101,7 @@ class GapStep(Step):
         self.add(*(m.MoveRequests(slot.name, target.name) for slot in others if slot.load is None))
         if not kept:
             self.assign(target.name, gap.load.reset(self.now.seconds))
-        self.emit_swap("gap_lease_expired", target.name, "", "", with_roles=True)
+        self.emit_swap(_SWAPS[gap.end], target.name, "", "", with_roles=True)
         return True
 
     def _begin_gap(self, slot: SlotRecord, terms: m.GapTerms) -> None:
@@ -95,6 +110,11 @@ class GapStep(Step):
             load = replace(slot.load, load_id=terms.new_load_id)
             self.change(gap=Gap(load, terms.lease_seconds, self.now.seconds + terms.lease_seconds))
             self.set_active(None)
+
+    def _end_gap(self, end: GapEnd) -> None:
+        """From now on the next load is the unloaded model's; the active slot must be none."""
+        if self.pair.gap is not None and not self.pair.gap.is_over:
+            self.change(gap=replace(self.pair.gap, end=end))
 
     def _find_reload(self, gap: Gap) -> str:
         """The slot where the updater has loaded the same bundle again on the same device; empty if there is none."""
@@ -105,13 +125,13 @@ class GapStep(Step):
                 return slot.name
         return ""
 
-    def _clear(self, slot: SlotRecord) -> None:
+    def _clear(self, slot: SlotRecord, why: str) -> None:
         """Empty a slot; what waits in it stays until the unloaded model has a slot."""
-        if slot.has_process:
-            self.empty_slot(slot.name, LEASE_OVER)
-            return
-        if slot.load is not None:
-            error = Interrupted(f"the load was retired: {LEASE_OVER}", reason="LOAD_RETIRED")
+        if slot.load is not None and not slot.load.is_loaded:
+            error = Interrupted(f"the slot was needed, load it again later: {why}", reason="LOAD_YIELDED")
             self.add(m.FailLoad(slot.load.load_id, error))
-        self.emit_slot(slot.name, "retire_begun", LEASE_OVER)
+        if slot.has_process:
+            self.empty_slot(slot.name, why)
+            return
+        self.emit_slot(slot.name, "retire_begun", why)
         self.change_slot(slot.name, load=None)

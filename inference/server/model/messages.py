@@ -47,6 +47,7 @@ class ProcessEnded:
     detail: str
     has_stalled: bool = False  # it was ended because its load made no progress
     is_input_at_fault: bool = False  # a request that it held has ended a second process by that
+    has_requests: bool = False  # it held callers' requests that can be run again
 
 
 @dataclass(frozen=True, slots=True)

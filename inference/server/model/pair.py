@@ -201,6 +201,13 @@ class Trial:
     percent: float = ALL_PERCENT  # of the requests that it gets; less: a canary, and the previous slot gets the others
 
 
+class GapEnd(StrEnum):
+    """Why a gap ends without a commit."""
+
+    LEASE_EXPIRED = "the lease of the gap has run out"
+    ABANDONED = "accepted requests have no other model"  # the process that held them has ended, or its load was retired
+
+
 @dataclass(frozen=True, slots=True)
 class Gap:
     """The active model is unloaded by command; a commit ends the gap."""
@@ -208,7 +215,12 @@ class Gap:
     load: Load  # is loaded again if nothing answers when the lease has run out
     lease_seconds: float
     lease_ends: float  # clock.monotonic()
-    is_over: bool = False  # the lease has run out: the model is loaded as soon as nothing else is on its device
+    end: GapEnd | None = None  # it is over: the model is loaded as soon as nothing else is on its device
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the next load is the unloaded model's."""
+        return self.end is not None
 
 
 @dataclass(frozen=True, slots=True)

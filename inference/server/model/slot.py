@@ -166,6 +166,13 @@ class Slot:
         """The requests that the process computed when it ended, until they are taken."""
         return [] if self._left is None else self._left[0]
 
+    @property
+    def _has_requests(self) -> bool:
+        """Whether an ended process has left callers' requests that can be run again."""
+        computed, waiting = self._left or ([], [])
+        left = [*waiting, *(request for request in computed if request.deaths + 1 < MAX_DEATHS)]
+        return any(not (request.internal or request.is_done) and request.on_slot == self.name for request in left)
+
     def _close_queue(self, computing: Sequence[int] = ()) -> tuple[list[PendingRequest], list[PendingRequest]]:
         """Begin with an empty queue and without leases; returns what the process computed, and what waited."""
         self._leases, self._computing = Leases(), None
@@ -216,13 +223,16 @@ class Slot:
         self._release_memory()
         self.heartbeat = runner_pb2.Heartbeat()
         self.abandoned_at_end = self.dispatcher.find_abandoned(ending.computing)
-        self._left = self._close_queue(ending.computing)
+        before = self._left or ([], [])  # of the process before, if they wait for the unloaded model of a gap
+        computed, waiting = self._close_queue(ending.computing)
+        self._left = [*before[0], *computed], [*before[1], *waiting]
         self._listener.apply(
             m.ProcessEnded(
                 self.name,
                 f"{ending.reason}: {ending.detail}",
                 has_stalled=ending.reason is EndReason.LOAD_STALLED,
                 is_input_at_fault=any(request.deaths + 1 >= MAX_DEATHS for request in self.in_flight_at_end),
+                has_requests=self._has_requests,
             )
         )
 

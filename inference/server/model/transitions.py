@@ -180,6 +180,8 @@ class _Transition(GapStep):
             self.change_slot(name, brief_deaths=brief)
         self.emit_slot(name, "runner_retired" if was_requested else "runner_died", event.detail)
         role, load = self.pair.role_of(name), self.pair[name].load
+        if was_requested and event.has_requests and slot.load is not None:
+            self.add(m.RecordDeath(name, slot.load.key, is_trial=False))
         if load is not None and role is not Role.CANDIDATE:
             self.add(m.RecordDeath(name, load.key, is_trial=role is Role.TRIAL))
             if event.is_input_at_fault:  # its two deaths make the restart pauses neither grow nor start anew
@@ -188,7 +190,7 @@ class _Transition(GapStep):
         self.reload_or_drop(event, role, successor)
         self.use_emptied_slot(name)
         self.schedule_restart(name)
-        if not self.return_from_gap():
+        if not self.keep_requests(event):
             self.add(m.MoveRequests(name, successor))
 
     def stuck(self, event: m.Stuck) -> None:
