@@ -44,13 +44,16 @@ class Meaning:
 # Events that are told by themselves. Those of updates, deaths, calls and starts are told in episodes.
 MEANINGS: Mapping[str, Meaning] = {
     "access_warning": Meaning("{detail}", "protect the port, or listen on 127.0.0.1"),
-    "alerts_lost": Meaning("{notifications} alerts for {target} were given up: {detail}", "the chat refuses this text"),
+    "alerts_lost": Meaning(
+        "{notifications} alerts for {target} were given up: {detail}",
+        "the chat refuses this text",
+    ),
     "alerts_not_delivered": Meaning("{target} did not accept alerts: {reason} {detail}", "see docs/alert-relay.md"),
     "alerts_refused": Meaning("a notification was refused: {detail}", "check Alertmanager's webhook_configs"),
     "boot_without_model": Meaning("{model} starts without a model: {detail}", "import one, or wait for the first"),
     "breaker_opened": Meaning("{model}: {detail}", "`hotslot updates breaker reset NAME` tries at once"),
-    "call_crashed": Meaning("{rpc} failed with an error of ours", "report it with `hotslot doctor --archive FILE`"),
-    "certificate_refused": Meaning("a new certificate cannot be used: {detail}", "the old one stays; fix the files"),
+    "call_crashed": Meaning("{rpc} failed with an internal error", "report it with `hotslot doctor --archive FILE`"),
+    "certificate_refused": Meaning("a new certificate cannot be used: {detail}", "the old one is used; fix the files"),
     "committed_load_failed": Meaning("{model}: the committed bundle did not load: {detail}", "`hotslot state verify`"),
     "cpu_fallback_file_unusable": Meaning("{detail}", "delete the file; it is written again"),
     "drain_begun": Meaning("the server was told to stop and drains"),
@@ -62,7 +65,7 @@ MEANINGS: Mapping[str, Meaning] = {
     "kernels_unused": Meaning(
         "torch computes what compiled kernels would: {reason}", "answers are the same, and slower"
     ),
-    "listener_failed": Meaning("a port cannot be opened", "another program has it; `hotslot config check`"),
+    "listener_failed": Meaning("a port cannot be opened", "another program has it; `hotslot config check` lists them"),
     "load_failed": Meaning(
         "{model}: a load of {revision} on {device} failed: {reason} {detail}", "broken bundle, or too little memory"
     ),

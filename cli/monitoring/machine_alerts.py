@@ -60,12 +60,16 @@ MACHINE = AlertGroup(
             Severity.CRITICAL,
             f"{_DISK} < 0.02",
             "1m",
-            "the state folder's disk is full on {{ $labels.instance }}",
-            "Updates that would leave less than `updater.reserve_bytes` are HELD; if nothing is left, the journal "
-            "cannot be written, and no update or command is carried out. The server keeps serving.",
+            "{{ $value | humanizePercentage }} of the state folder's disk is free on {{ $labels.instance }}",
+            "Less than 2 % is free. The server keeps serving. An update that would leave less than "
+            "`updater.reserve_bytes` waits as HELD; when nothing is left, the journal cannot be written, and no update "
+            "and no command, a rollback included, is carried out.",
             _DOCTOR,
-            (Step("something fills the disk", "free room; updates go on by themselves"),),
-            ("updater.reserve_bytes",),
+            (
+                Step("something fills the disk", "free room; updates go on by themselves"),
+                Step("old bundles take the room", "lower `updater.retained_bytes`, then `hotslot reload`"),
+            ),
+            ("updater.reserve_bytes", "updater.retained_bytes"),
         ),
         Alert(
             "HotslotMemoryHigh",
@@ -121,7 +125,7 @@ ACCESS = AlertGroup(
             f"hotslot_certificate_expiry_timestamp_seconds - time() < {7 * _DAY}",
             "1h",
             "the certificate of {{ $labels.instance }} ends in {{ $value | humanizeDuration }}",
-            "After that, clients refuse to connect.",
+            "Once it has ended, clients refuse to connect.",
             _DOCTOR,
             (Step("it was not renewed", "replace the files: they are read again without a restart"),),
             ("tls.certificate_file", "tls.key_file"),
@@ -132,7 +136,7 @@ ACCESS = AlertGroup(
             f"hotslot_certificate_expiry_timestamp_seconds - time() < {_DAY}",
             "0m",
             "the certificate of {{ $labels.instance }} ends within a day, or has ended",
-            "Clients refuse to connect then.",
+            "Once it has ended, clients refuse to connect. Open connections go on.",
             _DOCTOR,
             (Step("it was not renewed", "replace the files: they are read again without a restart"),),
             ("tls.certificate_file", "tls.key_file"),
@@ -143,7 +147,8 @@ ACCESS = AlertGroup(
             "hotslot_last_reload_successful == 0",
             "5m",
             "changed {{ $labels.file }} files of {{ $labels.instance }} cannot be used",
-            "The last good content is used instead, until it ends.",
+            "The certificates or tokens from before stay in use; a certificate until it ends."
+            " A refused settings file is no case of this alert: `hotslot status` shows it.",
             _DOCTOR,
             (
                 Step(

@@ -36,10 +36,14 @@ UPDATES = AlertGroup(
             "hotslot hub doctor MODEL",
             (
                 Step("the hub cannot be reached", "check address, DNS and proxies of this machine"),
+                Step(
+                    "the status says `HUB_DENIED` or `TOKEN_UNREADABLE`",
+                    "the token has ended or is missing: renew the file that `updater.hub_token_file` names",
+                ),
                 Step("the breaker hub is open", "`hotslot updates breaker reset hub` asks at once"),
                 Step("the loop of updates has stopped", "see the runbook of HotslotUpdateLoopStopped"),
             ),
-            ("updater.hub_endpoint", "updater.models.NAME.poll_seconds"),
+            ("updater.hub_endpoint", "updater.hub_token_file", "updater.models.NAME.poll_seconds"),
         ),
         Alert(
             "HotslotListingOld",
@@ -84,16 +88,17 @@ UPDATES = AlertGroup(
             Severity.WARNING,
             'hotslot_update_stage{stage="HELD"} == 1',
             "30m",
-            "an update of {{ $labels.model }} waits for a person",
-            "A new revision is not installed until somebody decides, or until there is room if it is held for "
-            "`DISK_FULL`. The serving model is not affected.",
+            "an update of {{ $labels.model }} is HELD: its revision is not installed",
+            "A revision was not installed, because an operator must decide, or because something is missing: memory, "
+            "disk space, a golden set. What serves goes on. `hotslot updates status` says why, and what to do.",
             _STATUS,
             (
                 Step(
-                    "a reason that a person may approve",
-                    "`hotslot updates show ID`, then `… approve DIGEST`",
+                    "somebody must judge it: `APPROVAL`, `AGREEMENT`, `NOISE`, `SLOWER`, `CHANGED_ANSWERS`, `LABELS`",
+                    "look at `hotslot updates show ID`, then `hotslot updates approve DIGEST`, or publish a better one",
                 ),
-                Step("any other reason", "`hotslot updates show ID` says what to do"),
+                Step("`DISK_FULL`", "free room on the disk: it goes on by itself"),
+                Step("any other reason", "`docs/troubleshooting.md` has each one, with what to do"),
             ),
         ),
         Alert(

@@ -22,7 +22,12 @@ hotslot logs explain hotslot.log
 
 `hotslot doctor` looks at the settings, the disk, memory, certificates, golden sets, processes and sockets, changes nothing, and says for each finding what
 to do. `hotslot logs explain` tells a log as a story; `hotslot.log` is a file with what `hotslot serve` wrote to its standard output. Under systemd:
-`journalctl -u hotslot -o cat | hotslot logs explain` ([where the log is](how-to/read-the-logs.md#where-the-log-is)). Alerts have [runbooks](runbooks/README.md); errors that callers see are in
+`journalctl -u hotslot -o cat | hotslot logs explain` ([where the log is](how-to/read-the-logs.md#where-the-log-is)).
+
+`hotslot hub doctor MODEL` asks a hub, read only, which revision would be taken and why the others are not; MODEL is a model of `hotslot.toml`, or OWNER/NAME on the
+hub ([what it says](hub-doctor.md)).
+
+What hotslot does by itself in each case: [what happens when …](what-happens.md). Wrong answers, and a revision to take back: [stop everything and go back](how-to/stop-and-go-back.md). Alerts have [runbooks](runbooks/README.md); errors that callers see are in
 [error reasons](error-reasons.md); refusals of a revision in [checks](verification.md).
 
 ## It does not answer
@@ -43,8 +48,10 @@ to do. `hotslot logs explain` tells a log as a story; `hotslot.log` is a file wi
 |---|---|
 | `hotslot updates status`: updates are paused | `hotslot updates resume`; a rollback pauses them, too |
 | `hotslot updates status`: nothing followed | `hotslot hub doctor OWNER/NAME` says of each revision why it is taken, ignored or refused |
-| a breaker is open | it tries again by itself; `hotslot updates breaker reset hub` tries at once |
-| the revision is in quarantine | publish a better one; `hotslot updates unquarantine DIGEST` if it was not at fault |
+| `HUB_DENIED`, `TOKEN_UNREADABLE` | the hub refuses the token, or there is none: renew the file that `updater.hub_token_file` names; it is read for each request |
+| a breaker is open | it tries again by itself; `hotslot updates breaker reset NAME` (`hub`, `activation` or `device`) tries at once |
+| the revision is in quarantine | publish a better one. If it was not at fault, or was rolled back by mistake: `hotslot updates unquarantine DIGEST`, then `hotslot updates resume` |
+| `OBSERVING` for longer than `observe.window_seconds`, or a canary that stays at its share | few callers, or few compared answers: [how long a trial lasts](how-to/roll-out.md#how-long-a-trial-lasts); of a canary `hotslot updates step` gives the next share at once |
 | the journal is lost | [put it back](lost-journal.md); the server keeps serving |
 
 """

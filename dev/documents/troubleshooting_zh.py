@@ -22,6 +22,10 @@ hotslot logs explain hotslot.log
 
 `hotslot doctor` 检查设置、磁盘、内存、证书、基准测试集（golden set，下称基准集）、进程和套接字，不做任何改动，并对每项发现说明如何处理。`hotslot logs explain` 将日志整理为可读的事件时间线；
 `hotslot.log` 是保存 `hotslot serve` 标准输出的文件；使用 systemd 时执行 `journalctl -u hotslot -o cat | hotslot logs explain`。
+
+`hotslot hub doctor MODEL` 以只读方式查询模型仓库：会采用哪个版本，其他版本为何不采用；MODEL 是 `hotslot.toml` 中的模型，或仓库上的 OWNER/NAME（[输出说明](../hub-doctor.md)，英文）。
+
+各种情况下 hotslot 自动做什么：[发生各类事件时会怎样](what-happens.md)。预测错误、需要回退：[停止更新并回退](../how-to/stop-and-go-back.md)（英文）。
 告警有对应的 [runbook](../runbooks/README.md)；调用方看到的错误见[错误原因](../error-reasons.md)；版本被拒绝的原因见[检查项](../verification.md)（均为英文）。
 
 ## 无响应
@@ -42,8 +46,10 @@ hotslot logs explain hotslot.log
 |---|---|
 | `hotslot updates status`：更新已暂停 | `hotslot updates resume`；回滚也会暂停更新 |
 | `hotslot updates status`：没有可跟踪的版本 | `hotslot hub doctor OWNER/NAME` 逐个说明各版本为何采用、忽略或拒绝 |
-| 熔断器打开 | 会自动重试；`hotslot updates breaker reset hub` 立即重试 |
-| 版本已被隔离 | 发布更好的版本；若不是它的问题，用 `hotslot updates unquarantine DIGEST` |
+| `HUB_DENIED`、`TOKEN_UNREADABLE` | 模型仓库拒绝令牌，或没有令牌：更新 `updater.hub_token_file` 所指的文件，每次请求都会重新读取 |
+| 熔断器打开 | 会自动重试；`hotslot updates breaker reset NAME`（`hub`、`activation` 或 `device`）立即重试 |
+| 版本已被隔离 | 发布更好的版本；若不是它的问题，或回滚有误：`hotslot updates unquarantine DIGEST`，再执行 `hotslot updates resume` |
+| `OBSERVING` 超过 `observe.window_seconds`，或金丝雀停在同一比例 | 调用太少，或已比对的结果太少：[试运行持续多久](../how-to/roll-out.md#how-long-a-trial-lasts)（英文）；金丝雀可用 `hotslot updates step` 立即进入下一比例 |
 | 状态日志（journal）丢失 | [恢复它](../lost-journal.md)；服务不受影响 |
 
 """
