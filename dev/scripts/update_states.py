@@ -21,25 +21,27 @@ test fails if it is stale. A transition that is not in the picture raises an err
 """
 COMMANDS = """## Operators' commands
 
-What each command does in each stage. WAIT: it is applied when the stage has ended, which takes seconds.
+What each command of `hotslot updates` does in each stage; `hotslot updates status` shows the stage. What the words in
+the table mean stands below it. HELD is an update that waits for an operator, or for room on the disk.
 """
 MEANINGS: dict[CommandEffect, str] = {
     CommandEffect.POLL: "the hub is polled now",
-    CommandEffect.REQUEST: "the hub is polled for the named revision, which bypasses the policy",
+    CommandEffect.REQUEST: "the hub is polled for the named revision; policy does not apply to it",
     CommandEffect.SUPERSEDE: "the failback under way is abandoned, then as REQUEST",
     CommandEffect.ROLL_BACK_COMMITTED: "the revision committed before is restored; the current one is quarantined",
     CommandEffect.TAKE_BACK: "the trial ends, and its revision goes into quarantine; the committed one stays",
     CommandEffect.ABANDON: "the update under way is abandoned, and updates are paused; the committed one stays",
     CommandEffect.PAUSE: "no update starts automatically",
     CommandEffect.RESUME: "updates start again",
-    CommandEffect.DECLINE: (
-        "the held update ends as abandoned, then as RESUME: the poll that follows starts a new update, to the same "
-        "revision if there is no newer one; one that is held for disk space goes on instead"
+    CommandEffect.RETRY: (
+        "as RESUME, and the hub is polled: the held update ends as abandoned, and a new one begins, to the same "
+        "revision if there is no newer one. One that is held for disk space goes on instead; one that is held for its "
+        "conversion is not converted again"
     ),
     CommandEffect.APPROVE: "the held update continues",
     CommandEffect.UNQUARANTINE: "the source digest may be tried again",
     CommandEffect.RESET: "the breaker is closed",
-    CommandEffect.WAIT: "applied when the stage has ended",
+    CommandEffect.WAIT: "applied when the stage has ended, which takes seconds",
     CommandEffect.IN_PROGRESS: "refused: an update is under way",
     CommandEffect.NOT_HELD: "refused: no update is held",
     CommandEffect.ADVANCE: "a shadow begins its trial, a canary gets its next share; refused at the last one",

@@ -38,7 +38,7 @@ class CommandEffect(StrEnum):
     ABANDON = "ABANDON"  # the update under way is abandoned, and updates are paused; the committed revision stays
     PAUSE = "PAUSE"  # no update starts automatically
     RESUME = "RESUME"  # updates start again
-    DECLINE = "DECLINE"  # the held update is abandoned, then as RESUME: a poll starts a new one
+    RETRY = "RETRY"  # the held update is abandoned, then as RESUME: a poll starts a new one
     APPROVE = "APPROVE"  # the held update goes on
     UNQUARANTINE = "UNQUARANTINE"  # a source digest may be tried again
     RESET = "RESET"  # a breaker is closed
@@ -78,7 +78,7 @@ TABLE: Mapping[CommandKind, _Row] = MappingProxyType(
         ),
         CommandKind.PAUSE: _row(CommandEffect.ABANDON, (_RESTING, CommandEffect.PAUSE), (_ENDING, CommandEffect.WAIT)),
         CommandKind.RESUME: _row(
-            CommandEffect.RESUME, ((Stage.HELD,), CommandEffect.DECLINE), (_ENDING, CommandEffect.WAIT)
+            CommandEffect.RESUME, ((Stage.HELD,), CommandEffect.RETRY), (_ENDING, CommandEffect.WAIT)
         ),
         CommandKind.STEP: _row(
             CommandEffect.NOT_ROLLING_OUT,
@@ -302,7 +302,7 @@ def _resume(record: ModelRecord, _command: OperatorCommand, facts: Facts) -> Tra
     return transitions.with_event(record, facts, "updates_resumed", "an operator resumed updates")
 
 
-def _decline(record: ModelRecord, command: OperatorCommand, facts: Facts) -> Transition:
+def _retry(record: ModelRecord, command: OperatorCommand, facts: Facts) -> Transition:
     record, events = _resume(record, command, facts)
     update = record.under_way
     if stage.is_held_for_space(record):
@@ -390,7 +390,7 @@ _APPLY: Mapping[CommandEffect, Callable[[ModelRecord, OperatorCommand, Facts], T
         CommandEffect.ABANDON: _abandon,
         CommandEffect.PAUSE: _pause,
         CommandEffect.RESUME: _resume,
-        CommandEffect.DECLINE: _decline,
+        CommandEffect.RETRY: _retry,
         CommandEffect.APPROVE: _approve,
         CommandEffect.ADVANCE: _advance,
         CommandEffect.PROMOTE: _promote,

@@ -84,7 +84,7 @@ def _resumes(world: World) -> None:
     assert not world.record.paused
 
 
-def _declines(world: World) -> None:
+def _retries(world: World) -> None:
     assert (world.stage, world.outcomes("1.2.0")) == (Stage.IDLE, [Outcome.ABANDONED])
 
 
@@ -110,7 +110,7 @@ _SHOWS: dict[CommandEffect, Callable[[World], None]] = {
     CommandEffect.ABANDON: _abandons,
     CommandEffect.PAUSE: _pauses,
     CommandEffect.RESUME: _resumes,
-    CommandEffect.DECLINE: _declines,
+    CommandEffect.RETRY: _retries,
     CommandEffect.APPROVE: _approves,
     CommandEffect.RESET: _closes_the_breaker,
     CommandEffect.ADVANCE: _advances,
