@@ -92,9 +92,12 @@ ENTRIES = (
         "the demo's folder hub: revisions that are published there; elsewhere `hub_folder` may name any folder",
         "what serves goes on, and no update comes; publish again",
     ),
-    Entry("run", "all", _RUN, "nothing: it is made at each start"),
+    Entry("run", "all", _RUN, "it is made at each start; while they run: as `run/control.sock`"),
     Entry(
-        "run/control.sock", "server", "socket of the control service, for updater and commands", "restart the server"
+        "run/control.sock",
+        "server",
+        "socket of the control service, for updater, watchdog and commands",
+        "the watchdog does not reach the server, and restarts it after three failed checks (about 15 s)",
     ),
     Entry(
         "run/updates.sock", "updater", "socket of the updates service, for commands and console", "restart the updater"
