@@ -46,7 +46,7 @@ def _section(catalog: MetricCatalog) -> str:
     rows = [(f"`{one.name}`", one.kind.value, _join(one.labels), one.meaning, one.use) for one in catalog.metrics]
     labels = [(f"`{name}`", meaning) for name, meaning in catalog.labels.items()]
     return (
-        f"\n## {catalog.title}\n\nPort: `{catalog.setting}`.\n\n"
+        f"\n## {catalog.title}\n\nPort: {catalog.setting}.\n\n"
         + _table(("metric", "type", "labels", "meaning", "when it matters"), rows)
         + "\n"
         + _table(("label", "meaning"), labels)

@@ -175,4 +175,4 @@ _LABELS = {
     "hook": "Name of the webhook in hotslot.toml.",
     **PROCESS_LABELS,
 }
-CATALOG = MetricCatalog("Updater", "updater.metrics_port", _LABELS, _METRICS)
+CATALOG = MetricCatalog("Updater", "`updater.metrics_port`", _LABELS, _METRICS)

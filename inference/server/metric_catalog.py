@@ -378,4 +378,4 @@ _LABELS = {
     "le": "Upper bound of a histogram's bucket.",
     **PROCESS_LABELS,
 }
-CATALOG = MetricCatalog("Server", "server.metrics_port", _LABELS, _METRICS)
+CATALOG = MetricCatalog("Server", "`server.metrics_port`", _LABELS, _METRICS)

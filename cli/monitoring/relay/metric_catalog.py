@@ -27,7 +27,7 @@ WAITING = gauge(
 )
 CATALOG = MetricCatalog(
     "Alert relay",
-    "port of its own settings file",
+    "`port` of its own settings file",
     {
         "target": "Name of the target in the relay's settings.",
         "reason": "UNREACHABLE, TIMEOUT, TLS_FAILED, HTTP_…, RATE_LIMITED, BUSY, REFUSED, NO_CODE, MALFORMED, "

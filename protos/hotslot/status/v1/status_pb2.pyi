@@ -368,7 +368,7 @@ class ProcessHealth(_message.Message):
     LOOP_LAG_FIELD_NUMBER: _builtins.int
     DROPPED_LOG_LINES_FIELD_NUMBER: _builtins.int
     level: Global___HealthLevel.ValueType
-    """OK, or DEGRADED while draining, or FAILED if the event loop lags."""
+    """OK; DEGRADED while it drains, or if the event loop lags by 0.5 s; FAILED from a lag of 5 s."""
     draining: _builtins.bool
     """Whether the server drains and refuses new requests."""
     dropped_log_lines: _builtins.int

@@ -626,7 +626,7 @@ func (x *ServerCertificate) GetNotAfter() *timestamppb.Timestamp {
 // Layer one: the server process.
 type ProcessHealth struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// OK, or DEGRADED while draining, or FAILED if the event loop lags.
+	// OK; DEGRADED while it drains, or if the event loop lags by 0.5 s; FAILED from a lag of 5 s.
 	Level HealthLevel `protobuf:"varint,1,opt,name=level,proto3,enum=hotslot.status.v1.HealthLevel" json:"level,omitempty"`
 	// When the process began to serve.
 	StartedAt *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
