@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PAGE = Path("docs") / "faults.md"
-_LINE = re.compile(r"^- \*\*([A-Z]\d+)\*\* (.*)$", re.MULTILINE)
+_LINE = re.compile(r"^- \*\*([A-Z]\d+): .*?\*\* (.*)$", re.MULTILINE)
 _TEST = re.compile(r"`(tests/[^`]+::[^`]+)`(?! \(on a GPU\))")
 
 

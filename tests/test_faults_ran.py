@@ -1,11 +1,16 @@
 """A page that lists tests is only worth something if a run that left one out fails."""
 
+import re
+
 import pytest
 
+from dev.scripts import faults
+from tests.faults_ran import listed
+
 PAGE = """
-- **K1** `tests/test_kills.py::test_a_kill` · `tests/test_kills.py::test_on_a_card` (on a GPU)
-- **K2** `tests/test_kills.py::test_a_kill`
-- **S9** `make chaos ARGS=flat`
+- **K1: A process is killed.** `tests/test_kills.py::test_a_kill` · `tests/test_kills.py::test_on_a_card` (on a GPU)
+- **K2: Two processes are killed.** `tests/test_kills.py::test_a_kill`
+- **S9: Many swaps.** `make chaos ARGS=flat`
 """
 SCOPE = "asyncio_default_fixture_loop_scope = function\n"  # a plugin of ours warns without it
 PASSING = """
@@ -35,6 +40,17 @@ def ended(run: pytest.Pytester, tests: str, *arguments: str) -> tuple[int, str]:
     (run.path / "tests" / "test_kills.py").write_text(tests)
     done = run.runpytest("-p", "tests.faults_ran", "-p", "no:randomly", *arguments)
     return int(done.ret), done.stdout.str()
+
+
+def test_the_page_is_read_as_it_is_written() -> None:
+    """Each of its lines with a test in `make test` is understood."""
+    lines = [line for line in faults.PAGE.read_text().splitlines() if line.startswith("- **")]
+    of_tests = [line for line in lines if re.search(r"`tests/[^`]+`(?! \(on a GPU\))", line)]
+
+    found = listed(faults.PAGE.read_text())
+
+    assert {line.partition(":")[0] for line in of_tests} == {f"- **{number}" for number, _ in found}
+    assert len(found) > 300
 
 
 def test_a_whole_run_that_did_everything_passes(run: pytest.Pytester) -> None:
