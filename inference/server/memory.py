@@ -1,6 +1,7 @@
 """The memory of the server's own process: what is in use, and what the C library keeps although it is free."""
 
 import ctypes
+import gc
 import os
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,11 +13,11 @@ STRICT_LARGE_BYTES = 128 << 10  # blocks of at least this size are mapped, and u
 LARGE_BYTES = 32 << 20  # the same while free memory may be kept; the largest value that every glibc accepts
 TOP_BYTES = 1 << 20  # free bytes at the heap's end that are always kept
 KEPT_BYTES = 8 << 20  # free bytes inside the heap that are kept while messages come, at least
-REST_BYTES = 2 << 20  # the same while none comes
+REST_BYTES = 512 << 10  # the same while none comes
 MAX_KEPT_BYTES = 64 << 20  # that are kept while large messages come: the next one needs them
 KEPT_SHARE = 1 / 8  # of the limit of what is held for callers: a server with a low limit keeps nothing
 LARGE_MESSAGE_BYTES = 1 << 20  # whose pieces are worth giving back
-CALM_TRIMS = 20  # calls of `trim` without a large message, or without any, after which the server is at rest
+CALM_TRIMS = 20  # calls of `trim` without a large message, or without any call, after which the server is at rest
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _PATH = Path("/proc/self/statm")
 
@@ -33,9 +34,12 @@ def set_heap_limits(max_held_bytes: int) -> bool:
     the heap stays. Memory that is given back is cleared by the kernel when it is taken again: half of the CPU time of a
     call with a picture of 8 MB.
 
+    Python's collector looks no more at what the imports have made: that takes 99 % of the time of a full collection.
+
     Returns:
         Whether the C library supports it (`mallopt`).
     """
+    gc.freeze()
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:
@@ -56,6 +60,10 @@ class Heap(Protocol):
         """Bytes in use in the heap, mapped blocks included."""
         ...
 
+    def collect(self) -> None:
+        """Free Python's objects that refer to each other and that nothing else refers to."""
+        ...
+
     def give_back(self) -> None:
         """Return free memory to the system, as far as whole pages are free."""
         ...
@@ -71,7 +79,8 @@ class MemoryGauge:
         self._first_resident, self._first_heap = self._resident, self._heap
         self._kept = 0  # free bytes that could not be given back
         self._freed = 0  # bytes of large messages since it was last looked whether too much is kept
-        self._calm_trims = self._idle_trims = 0
+        self._calm_trims = self._idle_trims = self._calls = 0
+        self._next_rest = CALM_TRIMS  # of the idle trims
 
     def limit(self, max_held_bytes: int) -> None:
         """Follow another limit of what is held for callers; the C library's own thresholds stay as at the start."""
@@ -92,18 +101,34 @@ class MemoryGauge:
         # Allocated memory that was never written is not resident; free memory that the C library keeps is.
         return min(self._heap - self._first_heap, self._resident - self._first_resident)
 
-    def trim(self) -> bool:
-        """Give free memory back to the system if there is much; returns whether it was tried. For each tick."""
+    def trim(self, calls: int) -> bool:
+        """Give free memory back to the system if there is much; returns whether it was tried. For each tick.
+
+        Args:
+            calls: that are open now.
+        """
+        if calls != self._calls:
+            self._calls, self._idle_trims = calls, 0
+        if self._idle_trims == 0:
+            self._next_rest = CALM_TRIMS
         self._calm_trims += 1
-        limit = self._max_kept if self._calm_trims < CALM_TRIMS else KEPT_BYTES
         self._idle_trims += 1
-        if self._idle_trims % CALM_TRIMS == 0:  # while messages come, the next ones need it
-            self._resident, self._heap = self._source.read_resident(), self._source.read_used()
-            limit = REST_BYTES
-            if self._idle_trims == CALM_TRIMS:
-                self._kept = 0  # what could not be given back amid messages may be free now
-        if self._free_bytes - self._kept < limit:
+        if self._idle_trims == self._next_rest:
+            # What could not be given back amid messages may be free now, or a little later: again after twice the time.
+            self._next_rest *= 2
+            return self._rest()
+        if self._free_bytes - self._kept < (self._max_kept if self._calm_trims < CALM_TRIMS else KEPT_BYTES):
             self._kept = min(self._kept, max(0, self._free_bytes))
+            return False
+        self._give_back()
+        self._kept = max(0, self._free_bytes)
+        return True
+
+    def _rest(self) -> bool:
+        """Give back all that is free: no message comes that would need it."""
+        self._source.collect()
+        self._measure()
+        if self._free_bytes < REST_BYTES:
             return False
         self._give_back()
         self._kept = max(0, self._free_bytes)
@@ -119,12 +144,15 @@ class MemoryGauge:
         if self._freed < self._max_kept:
             return
         self._freed = 0
-        self._resident, self._heap = self._source.read_resident(), self._source.read_used()
+        self._measure()
         if self._max_kept <= KEPT_BYTES or self._free_bytes >= self._max_kept:
             self._give_back()
 
     def _give_back(self) -> None:
         self._source.give_back()
+        self._measure()
+
+    def _measure(self) -> None:
         self._resident, self._heap = self._source.read_resident(), self._source.read_used()
 
 
@@ -148,6 +176,10 @@ class ProcessHeap:
             return read_resident_bytes()
         info = self._info()
         return int(info.uordblks + info.hblkhd)
+
+    def collect(self) -> None:
+        """See `Heap`."""
+        gc.collect()
 
     def give_back(self) -> None:
         """See `Heap`."""

@@ -15,6 +15,7 @@ class SimHeap:
         self.resident = self.used = 50 * MIB
         self.times_given_back = 0
         self.torn = 0  # free bytes beside blocks in use, in pages that cannot be given back
+        self.cyclic = 0  # bytes in use by objects that only a collection frees
 
     def read_resident(self) -> int:
         """As set."""
@@ -23,6 +24,11 @@ class SimHeap:
     def read_used(self) -> int:
         """As set."""
         return self.used
+
+    def collect(self) -> None:
+        """Free what is in cycles."""
+        self.used -= self.cyclic
+        self.cyclic = 0
 
     def give_back(self) -> None:
         """All that is free and not torn."""
@@ -49,7 +55,7 @@ def play(gauge: MemoryGauge, heap: SimHeap, messages: int, at_once: int = 1) -> 
             heap.free(PICTURE)
             gauge.count_freed(PICTURE)
         gauge.read_growth()
-        gauge.trim()
+        gauge.trim(0)
 
 
 @pytest.mark.parametrize(("limit", "kept"), [(64 * MIB, KEPT_BYTES), (256 * MIB, 32 * MIB), (1 << 40, MAX_KEPT_BYTES)])
@@ -75,7 +81,7 @@ def test_at_rest_it_is_given_back() -> None:
     for _ in range(CALM_TRIMS):
         gauge.read_growth()
         gauge.count_freed(1000)
-        gauge.trim()
+        gauge.trim(0)
 
     assert heap.resident == 50 * MIB
 
@@ -89,11 +95,11 @@ def test_little_that_small_messages_leave_is_given_back_once_none_comes() -> Non
         heap.free(3 * MIB)
         gauge.count_freed(100_000)
         gauge.read_growth()
-        gauge.trim()
+        gauge.trim(0)
     assert heap.resident == 53 * MIB
 
     for _ in range(CALM_TRIMS):
-        gauge.trim()
+        gauge.trim(0)
     assert heap.resident == 50 * MIB
     assert heap.times_given_back == 1
 
@@ -108,12 +114,56 @@ def test_what_could_not_be_given_back_amid_messages_is_given_back_at_rest() -> N
     heap.free(20 * MIB)
     gauge.count_freed(20 * MIB)
     gauge.read_growth()
-    gauge.trim()
+    gauge.trim(0)
     assert heap.resident == 59 * MIB
 
     heap.torn = 0
     for _ in range(CALM_TRIMS):
-        gauge.trim()
+        gauge.trim(0)
+    assert heap.resident == 50 * MIB
+
+
+def test_what_becomes_free_later_is_given_back_too() -> None:
+    """A server at rest tries again, each time after twice the time."""
+    heap = SimHeap()
+    gauge = MemoryGauge(64 * MIB, heap)
+    heap.torn = 2 * MIB
+    play(gauge, heap, 1)
+    for _ in range(CALM_TRIMS):
+        gauge.trim(0)
+    assert heap.resident == 52 * MIB
+
+    heap.torn = 0
+    for _ in range(CALM_TRIMS):
+        gauge.trim(0)
+    assert heap.resident == 50 * MIB
+
+
+def test_a_heap_that_stays_torn_is_looked_at_less_and_less() -> None:
+    """After 1, 2, 4, 8, … seconds without a call."""
+    heap = SimHeap()
+    gauge = MemoryGauge(64 * MIB, heap)
+    heap.torn = 2 * MIB
+    play(gauge, heap, 1)
+
+    tried = [number for number in range(2, 1000) if gauge.trim(0)]
+
+    assert [number // CALM_TRIMS for number in tried] == [1, 2, 4, 8, 16, 32]
+
+
+def test_calls_that_end_without_a_message_are_followed_by_a_rest() -> None:
+    """Thousands of idle streams that are ended leave memory, part of it in cycles of objects."""
+    heap = SimHeap()
+    gauge = MemoryGauge(64 * MIB, heap)
+    heap.hold(4 * MIB)
+    for _ in range(10 * CALM_TRIMS):
+        gauge.trim(3000)
+    assert heap.resident == 54 * MIB
+
+    heap.free(3 * MIB)
+    heap.cyclic = MIB
+    for _ in range(CALM_TRIMS):
+        gauge.trim(0)
     assert heap.resident == 50 * MIB
 
 
