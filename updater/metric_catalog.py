@@ -24,7 +24,7 @@ STAGE = gauge(
     "1 for the current stage of a model's updates, 0 for the others.",
     "model",
     "stage",
-    use='"HELD" for long: an update waits for a person.',
+    use='"HELD" for long: an update waits for an operator, or for room on the disk.',
 )
 LOOP_RUNNING = gauge(
     "hotslot_update_loop_running",

@@ -131,7 +131,7 @@ _UPDATES = PanelRow(
     (
         Panel(
             "Stage",
-            "HELD waits for a person.",
+            "HELD waits for an operator, or for room on the disk.",
             "short",
             (Query("hotslot_update_stage{$where} == 1", "{{model}} {{stage}}"),),
             PanelKind.STATES,

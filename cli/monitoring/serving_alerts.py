@@ -51,7 +51,10 @@ ANSWERS = AlertGroup(
             "The committed revision no longer loads, or its process dies at once. It is still restarted, with pauses.",
             _EXPLAIN,
             (
-                Step("the bundle is damaged", "`hotslot state verify` finds it; `hotslot updates rollback` goes back"),
+                Step(
+                    "the bundle is damaged",
+                    "`hotslot state verify` finds it; `hotslot updates rollback REV` takes it back",
+                ),
                 Step("memory is short", "`hotslot doctor` compares the memory plan with what is free"),
                 Step("the device has failed", "`nvidia-smi` must list it; restart the stack when it does"),
             ),
@@ -70,7 +73,7 @@ ANSWERS = AlertGroup(
                     "runners die",
                     "the story names the signal; SIGKILL with no reason in the log is usually the kernel's, for memory",
                 ),
-                Step("a new revision answers badly", "`hotslot updates rollback` goes back to the one before"),
+                Step("a new revision answers badly", "`hotslot updates rollback REV` takes it back"),
                 Step("one caller sends what the engine cannot compute", "group by `reason` in hotslot_items_total"),
             ),
         ),
@@ -189,7 +192,7 @@ ANSWERS = AlertGroup(
             (
                 Step(
                     "a revision was committed since",
-                    "`hotslot golden check` compares it on the golden set; `hotslot updates rollback` goes back",
+                    "`hotslot golden check` runs the golden set; `hotslot updates rollback REV` takes it back",
                 ),
                 Step(
                     "callers ask other questions",

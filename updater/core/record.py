@@ -86,7 +86,7 @@ class Outcome(StrEnum):
 
 
 class HeldFor(StrEnum):
-    """The reason why an update waits for a person's decision."""
+    """The reason why an update is HELD."""
 
     APPROVAL = "APPROVAL"  # the policy requires approval
     AGREEMENT = "AGREEMENT"  # its answers differ from the active model's
