@@ -57,6 +57,18 @@ def test_the_pod_has_time_to_drain(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert drain < settings.watchdog.stop_seconds < int(found[1])
 
 
+def init_script(name: str) -> str:
+    """The script of a manifest's init container."""
+    found = re.search(r"- sh\n +- -ceu\n +- \|\n((?: {12,}.*\n)+)", (KUBERNETES / name).read_text(encoding="utf-8"))
+    assert found is not None
+    return textwrap.dedent(found[1])
+
+
+def test_a_pod_of_kserve_begins_as_any_other() -> None:
+    """With the image's model, by the same script."""
+    assert init_script("overlays/kserve/service.yaml") == init_script("base/deployment.yaml")
+
+
 @pytest.mark.parametrize(
     ("volume", "expected"),
     [
@@ -70,16 +82,13 @@ def test_the_pod_has_time_to_drain(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 )
 def test_a_volume_with_a_state_keeps_it(volume: dict[str, str], expected: dict[str, str], tmp_path: Path) -> None:
     """The init container copies the image's model into a volume without one, and removes nothing of an updater's."""
-    manifest = (KUBERNETES / "base" / "deployment.yaml").read_text(encoding="utf-8")
-    found = re.search(r"- sh\n +- -ceu\n +- \|\n((?: {14}.*\n)+)", manifest)
-    assert found is not None
     image, state = tmp_path / "image", tmp_path / "state"
     for folder, files in ((image, {"bundles/b": "baked", "committed.json": "baked"}), (state, volume)):
         folder.mkdir()
         for name, content in files.items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(content, encoding="utf-8")
-    script = textwrap.dedent(found[1]).replace("/var/lib/hotslot", str(image)).replace("/state", str(state))
+    script = init_script("base/deployment.yaml").replace("/var/lib/hotslot", str(image)).replace("/state", str(state))
     subprocess.run(["/bin/sh", "-ceu", script], check=True)
 
     kept = {str(path.relative_to(state)): path.read_text() for path in state.rglob("*") if path.is_file()}
@@ -93,6 +102,13 @@ def test_systemd_restarts_only_where_it_helps(tmp_path: Path, monkeypatch: pytes
 
     assert service["RestartPreventExitStatus"].split() == [str(int(ExitCode.WRONG_USE)), str(WRONG_ENVIRONMENT)]
     assert int(service["TimeoutStopSec"].removesuffix("s")) > default.watchdog.stop_seconds
+
+
+def test_supervisord_may_give_its_socket_an_owner() -> None:
+    """It ends if `chown` fails, which is one of the calls that `@privileged` removes: the last line allows it again."""
+    filters = re.findall(r"^SystemCallFilter=(.*)$", UNIT.read_text(encoding="utf-8"), re.MULTILINE)
+
+    assert filters == ["@system-service", "~@privileged", "@chown"]
 
 
 @contextmanager
@@ -175,7 +191,7 @@ def test_manifests_name_the_image_of_this_version() -> None:
     }
 
     assert {tag for _, tag in tags} == {version}
-    assert {name for name, _ in tags} == {"kustomization.yaml", "runtime.yaml"}
+    assert {name for name, _ in tags} == {"kustomization.yaml", "runtime.yaml", "service.yaml"}
 
 
 def test_open_ports_are_those_of_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
