@@ -287,6 +287,7 @@ _DEVICES = PanelRow(
                     "{{model}} {{device}}",
                 ),
                 Query("sum by (model) (hotslot_runner_deaths_total{$where})", "{{model}} deaths"),
+                Query("hotslot_fork_server_failures_total{$on}", "{{instance}} fork server's failures"),
             ),
         ),
         Panel(
@@ -306,6 +307,7 @@ _MACHINE = PanelRow(
             "bytes",
             (
                 Query("hotslot_runner_resident_memory_bytes{$where}", "{{model}} runner {{slot}}"),
+                Query("hotslot_fork_server_resident_memory_bytes{$on}", "{{instance}} fork server"),
                 Query('process_resident_memory_bytes{job=~"hotslot.*"}', "{{job}}"),
                 Query("hotslot_memory_used_bytes{$on}", "{{instance}} used"),
                 Query("hotslot_memory_total_bytes{$on}", "{{instance}} total"),

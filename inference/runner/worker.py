@@ -12,7 +12,7 @@ from common.exit_codes import ExitCode
 from hotslot.runner.v1 import runner_pb2
 from inference.call_cost import CallCost
 from inference.runner.calls import DeviceCalls, DeviceLost, ExecutionContext
-from inference.runner.engines.base import Engine, loader_for
+from inference.runner.engines.base import Engine, kernels_of, loader_for
 from inference.runner.hardware import CpuOnly, Hardware, hardware_for, measure_own_bytes
 from inference.runner.items import PendingItem, ReceivedItems
 from inference.runner.loading import LoadContext, LoadedModel, LoadRefused, load_bundle
@@ -287,6 +287,7 @@ class Worker:
             needed_bytes=loaded.needed_bytes,
             call_rows=self._context.call_rows,
             taken_bytes=self._taken.measure(),
+            kernels=kernels_of(engine),
         )
 
     def _compute(self, context: ExecutionContext, calls: DeviceCalls) -> None:

@@ -220,6 +220,24 @@ RUNNER_FILES = gauge(
 RUNNER_THREADS = gauge(
     "hotslot_runner_threads", "Threads of the slot's runner process.", *_RUNNER, use="Alert when it grows without end."
 )
+FORK_SERVER_MEMORY = gauge(
+    "hotslot_fork_server_resident_memory_bytes", "Resident memory of the fork server.", use="Part of the memory plan."
+)
+FORK_SERVER_READY = gauge(
+    "hotslot_fork_server_ready",
+    "1 while the fork server answers, 0 while it starts or cannot work; absent with runner.fork_server = false.",
+    use="0 for long: runners start as programs, so that an update and the death of a runner take seconds more.",
+)
+FORK_SERVER_FAILURES = counter(
+    "hotslot_fork_server_failures_total", "Ends of the fork server.", use="fork_server_failed in the log has reasons."
+)
+COMPILED_KERNELS = gauge(
+    "hotslot_compiled_kernels",
+    "1 if kernels compiled for the processor compute, 0 if torch instead; absent for models without a use for them.",
+    *_RUNNER,
+    "instructions",
+    use="0: the model is slower than it could be; kernels_unused in the log has the reason.",
+)
 PICTURES = counter(
     "hotslot_pictures_total",
     "Pictures that the slot's runner has decoded or refused; starts at 0 with each process.",
@@ -327,10 +345,10 @@ LOG_LINES_DROPPED = counter(
 _METRICS: tuple[MetricSpec, ...] = (
     *(CALLS_STARTED, CALLS_HANDLED, MESSAGES_RECEIVED, MESSAGES_SENT, CALL_SECONDS),
     *(ITEMS, ANSWERS, ITEM_SECONDS, UNANSWERED_REQUESTS, WAITING_REQUESTS, WAITING_ROWS, OVERLOADED),
-    *(POISON_INPUTS, HELD_BYTES, MAX_HELD_BYTES),
-    *(DEVICE_CALL_ITEMS, DEVICE_CALL_ROWS, DEVICE_CALL_SECONDS),
+    *(POISON_INPUTS, HELD_BYTES, MAX_HELD_BYTES, DEVICE_CALL_ITEMS, DEVICE_CALL_ROWS, DEVICE_CALL_SECONDS),
     *(COMPARED_ANSWERS, COPIES_DROPPED, CANARY_PERCENT),
     *(SLOT_INFO, SWAPS, HANDOVERS, LOAD_SECONDS, LOAD_FAILURES, RUNNER_DEATHS, CPU_FALLBACKS, CPU_FALLBACK),
+    *(FORK_SERVER_MEMORY, FORK_SERVER_READY, FORK_SERVER_FAILURES, COMPILED_KERNELS),
     *(RUNNER_CPU, RUNNER_MEMORY, RUNNER_FILES, RUNNER_THREADS, PICTURES, PICTURE_SECONDS),
     *(QUEUED_PREPARATIONS, PICTURE_BYTES, DEVICE_MEMORY_USED, DEVICE_MEMORY_TOTAL),
     *(MEMORY_USED, MEMORY_TOTAL, DISK_FREE, DISK_TOTAL),
@@ -373,6 +391,7 @@ _LABELS = {
     "role": "As SlotRole in status.proto.",
     "change": "As the log event: slot_activated, trial_committed, trial_rolled_back, gap_lease_expired, …",
     "fallback_device": '"cpu".',
+    "instructions": 'Of compiled kernels: "AVX2" or "AVX512"; "none" if torch computes.',
     "service": 'Name in the health service: a model, a gRPC service, "liveness"; empty for the whole server.',
     "file": '"certificate" (with its key and client CAs) or "tokens".',
     "le": "Upper bound of a histogram's bucket.",

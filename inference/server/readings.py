@@ -17,6 +17,7 @@ from inference.server.access import Access
 from inference.server.health import HealthRegistry, LoopLag, read_resources
 from inference.server.model.manager import ModelManager
 from inference.server.model.models import Models
+from inference.server.runner_client.fork_server import ForkServer
 from inference.server.scheduling.held_bytes import HeldBytes
 
 Values = dict[tuple[str, ...], float]
@@ -34,6 +35,7 @@ class ServerReader:
     access: Access
     clock: Clock
     state_dir: Path
+    forks: ForkServer
 
     def read(self) -> list[Reading]:
         """All values now."""
@@ -42,6 +44,7 @@ class ServerReader:
             *self._read_access(),
             *self._read_requests(),
             *self._read_runners(),
+            *self._read_fork_server(),
             *self._read_pictures(),
             *self._read_devices(),
             *self._read_machine(),
@@ -101,7 +104,30 @@ class ServerReader:
             Reading(catalog.RUNNER_MEMORY, {key: float(usage.resident_bytes) for key, usage in usages.items()}),
             Reading(catalog.RUNNER_FILES, {key: float(usage.open_files) for key, usage in usages.items()}),
             Reading(catalog.RUNNER_THREADS, {key: float(usage.threads) for key, usage in usages.items()}),
+            self._read_kernels(),
         ]
+
+    def _read_fork_server(self) -> list[Reading]:
+        """Nothing where runners are not forked."""
+        pid = self.forks.pid
+        usage = read_usage(pid) if pid else None
+        memory: Values = {} if usage is None or usage.parent != os.getpid() else {(): float(usage.resident_bytes)}
+        is_used = self.forks.is_watched
+        return [
+            Reading(catalog.FORK_SERVER_MEMORY, memory),
+            Reading(catalog.FORK_SERVER_READY, {(): float(self.forks.is_ready)} if is_used else {}),
+            Reading(catalog.FORK_SERVER_FAILURES, {(): float(self.forks.failures)} if is_used else {}),
+        ]
+
+    def _read_kernels(self) -> Reading:
+        """Of loaded models that have a use for compiled kernels."""
+        slots = (
+            (manager.options.model, slot) for manager in self.models.all() for slot in manager.machine.slots.values()
+        )
+        return Reading(
+            catalog.COMPILED_KERNELS,
+            {(model, slot.name, slot.kernels): float(slot.kernels != "none") for model, slot in slots if slot.kernels},
+        )
 
     def _read_pictures(self) -> list[Reading]:
         counts: Values = {}

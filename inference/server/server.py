@@ -84,8 +84,7 @@ class InferenceServer:
         self._clock = clock
         self._log = log
         self._drain = Drain()
-        self._stop_requested = asyncio.Event()
-        self._hurry = asyncio.Event()
+        self._stop_requested, self._hurry = asyncio.Event(), asyncio.Event()
         self._traces, self._tracer = compose.build_traces(settings, clock, log)
         self._metrics = EventMetrics()
         self._emit = emit_to_all([EventLogger(log).handlers(), self._metrics.handlers()])
@@ -358,6 +357,7 @@ class InferenceServer:
             access=self._access,
             clock=self._clock,
             state_dir=Path(self._settings.state_dir),
+            forks=self._early.fork_server,
         )
 
     def _interceptor(self, held: HeldBytes | None = None, access: Access | None = None) -> CallInterceptor:

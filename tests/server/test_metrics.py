@@ -4,6 +4,7 @@ import asyncio
 import os
 from pathlib import Path
 
+import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from common.metric_catalog import MetricKind
@@ -18,27 +19,35 @@ from inference.server.metric_catalog import CATALOG
 from inference.server.metrics import EventMetrics
 from inference.server.model.models import Models
 from inference.server.readings import ServerReader
+from inference.server.runner_client.fork_server import ForkServer
 from inference.server.scheduling.held_bytes import HeldBytes, HeldRules
 from inference.server.settings import ServerSettings
 from tests.common.clock import KeptLog
+from tests.runner.simulated_forks import SimulatedForks
 from tests.server.simulated_connections import SimConnections, SimMemory
 from tests.server.simulator import World
 
 
-def reader(world: World, state_dir: Path = Path("/")) -> ServerReader:
+def reader(world: World, state_dir: Path = Path("/"), forks: ForkServer | None = None) -> ServerReader:
     """A reader of one model."""
     health = HealthRegistry(["", "shapes"])
     health.update({"": False, "shapes": True})
     held = HeldBytes(HeldRules(1000, 1000, 12.0), SimConnections(), SimMemory())
     lag = LoopLag(world.clock.monotonic)
     models, access = Models([world.manager]), Access(None, AccessRules())
-    return ServerReader(models, health, lag, lambda: world.drain.is_draining, held, access, world.clock, state_dir)
+    is_draining = lambda: world.drain.is_draining  # noqa: E731
+    return ServerReader(models, health, lag, is_draining, held, access, world.clock, state_dir, forks or unused_forks())
 
 
-def registry_of(world: World) -> CollectorRegistry:
+def unused_forks() -> ForkServer:
+    """Runners are not forked."""
+    return SimulatedForks().server
+
+
+def registry_of(world: World, forks: ForkServer | None = None) -> CollectorRegistry:
     """A registry of what is read."""
     registry = CollectorRegistry()
-    ReadingCollector(reader(world).read, registry)
+    ReadingCollector(reader(world, forks=forks).read, registry)
     return registry
 
 
@@ -109,6 +118,39 @@ async def test_pictures_are_counted_by_format_and_outcome(tmp_path: Path) -> Non
     world.runner("a").end()
     await world.settle()
     assert registry.get_sample_value("hotslot_pictures_total", refused) is None
+
+
+@pytest.mark.parametrize(("kernels", "value"), [("AVX512", 1.0), ("none", 0.0), ("", None)])
+async def test_kernels_of_a_model_are_those_that_its_runner_has_named(
+    kernels: str, value: float | None, tmp_path: Path
+) -> None:
+    """None for a model that has no use for them, and after the end of its runner."""
+    world = await World(tmp_path).serving()
+    registry, labels = registry_of(world), {"model": "shapes", "slot": "a", "instructions": kernels}
+    outcome = runner_pb2.LoadOutcome(device="cpu", precision="float32", row_seconds=0.01, call_rows=4, kernels=kernels)
+
+    world.manager.machine.slots["a"].on_load_outcome(outcome)
+
+    assert registry.get_sample_value("hotslot_compiled_kernels", labels) == value
+    world.runner("a").end()
+    await world.settle()
+    assert registry.get_sample_value("hotslot_compiled_kernels", labels) is None
+
+
+async def test_the_fork_server_has_its_memory_and_failures(tmp_path: Path) -> None:
+    """Not ready until its imports are done, and no series without one."""
+    world, forks = await World(tmp_path).serving(), SimulatedForks()
+    registry = registry_of(world, forks.server)
+    names = ("ready", "failures_total", "resident_memory_bytes")
+    rows = [[registry.get_sample_value(f"hotslot_fork_server_{name}") for name in names]]
+    await forks.start()
+    rows.append([registry.get_sample_value(f"hotslot_fork_server_{name}") for name in names])
+    await forks.end()
+    rows.append([registry.get_sample_value(f"hotslot_fork_server_{name}") for name in names])
+    forks.close()
+
+    assert [row[:2] for row in rows] == [[None, None], [1.0, 0.0], [0.0, 1.0]]
+    assert [(row[2] or 0) > 1000 for row in rows] == [False, True, True]
 
 
 async def test_readiness_has_a_series_for_each_service_name(tmp_path: Path) -> None:

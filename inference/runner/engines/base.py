@@ -136,6 +136,11 @@ class Engine(Protocol):
         ...
 
 
+def kernels_of(engine: Engine) -> str:
+    """Which compiled kernels an engine uses, see `kernels.name_kernels`: its attribute `kernels`, if it has one."""
+    return str(getattr(engine, "kernels", ""))
+
+
 EngineLoader = Callable[[Path, Bundle, LoadOptions, Progress], Engine]
 """Opens a sealed bundle. Raises BundleRefused (wrong content) or the device's own memory error."""
 

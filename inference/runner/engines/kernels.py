@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from inference.runner.engines.kernels_library import MAX_ERROR, Building, NoCompilerError, describe, open_library
+from inference.runner.engines.build_command import describe
+from inference.runner.engines.kernels_library import MAX_ERROR, Building, NoCompilerError, open_library
 
-_INSTRUCTIONS = {
+INSTRUCTIONS = {
     "AVX2": ("-mavx2", "-mfma"),
     "AVX512": ("-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma", "-mprefer-vector-width=512"),
 }
@@ -97,11 +98,20 @@ def _find_parallel() -> ctypes.c_void_p:
 
 
 _kernels: Kernels | None = None
+_name = ""
 
 
 def get_kernels() -> Kernels | None:
     """The kernels that this process has loaded, if they compute on as many threads as torch does."""
     return _kernels if _kernels is not None and (_kernels.has_threads or torch.get_num_threads() == 1) else None
+
+
+def name_kernels() -> str:
+    """The instructions of the kernels that compute, "AVX2" or "AVX512"; "none" if torch computes instead of them.
+
+    Empty if the loaded model has no use for them, or they are turned off.
+    """
+    return _name
 
 
 def load_kernels(
@@ -116,11 +126,12 @@ def load_kernels(
         log: takes the name, the level and the fields of an event.
         progress: takes the share of a build's time limit, while it lasts.
     """
-    global _kernels  # noqa: PLW0603  one process loads one model
-    _kernels = None
+    global _kernels, _name  # noqa: PLW0603  one process loads one model
+    _kernels, _name = None, "" if folder is None else "none"
     if folder is None:
         return
-    instructions = _INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability())
+    capability = torch.backends.cpu.get_cpu_capability()
+    instructions = INSTRUCTIONS.get(capability)
     if instructions is None:
         log("kernels_unused", reason="the processor has no AVX2")
         return
@@ -131,6 +142,8 @@ def load_kernels(
         return
     if not _kernels.has_threads:
         log("kernels_unused", level="warning", reason="torch has other threads than GNU OpenMP's; one thread uses them")
+        return
+    _name = capability
 
 
 def _check(library: ctypes.CDLL) -> None:

@@ -14,23 +14,23 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.clock import SystemClock
-from common.durable import read_bounded, write_atomic
+from common.durable import LockTimeout, hold_lock, read_bounded, write_atomic
+from inference.runner.engines.build_command import BUILD_SECONDS, MAX_BYTES, describe, run_command
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
-BUILD_SECONDS = 20.0  # of each command of a build, which takes one second
-_WAIT_SECONDS = 0.25  # between two progress reports
-_LEFTOVER_SECONDS = 3600.0
-_MAX_BYTES = 1 << 24
+FAILURE_SECONDS = 3600.0  # for which a failed build is not tried again: the disk may have been full
+_LOCK = ".lock"
+_LOCK_SECONDS = 2 * BUILD_SECONDS  # for the build of another process
+_LOCK_STEP_SECONDS = 0.25  # between two progress reports
 _CLOCK = SystemClock()
 _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = ("-std=c++17", "-O3", "-shared", "-fPIC", "-w")
@@ -70,36 +70,84 @@ def open_library(
     """
     source = SOURCE.read_bytes()
     digest = hashlib.sha256(b"\0".join((source, *(flag.encode() for flag in (*_FLAGS, *instructions))))).hexdigest()
-    stem = f"kernels-{digest[:32]}"
+    stem = folder / f"kernels-{digest[:32]}"
     _own_folder(folder)
-    for path in sorted(folder.glob(f"{stem}-*.so")):
+    if (found := _find_library(stem, check, building)) is None:
+        compilers = _find_compilers()
+        if not compilers:
+            raise NoCompilerError("there is no C++ compiler")
+        with _lock_folder(folder, building.progress):
+            _remove_others(stem, stem)
+            found = _find_library(stem, check, building)  # another process may have built it meanwhile
+            return found[0] if found else _build_library(compilers, source, instructions, stem, check, building)
+    with contextlib.suppress(OSError), hold_lock(folder / _LOCK, 0.0):
+        _remove_others(stem, found[1])
+    return found[0]
+
+
+def _find_library(
+    stem: Path, check: Callable[[ctypes.CDLL], None], building: Building
+) -> tuple[ctypes.CDLL, Path] | None:
+    """Load a library that an earlier build has left; those that cannot be loaded are removed."""
+    for path in sorted(stem.parent.glob(f"{stem.name}-*.so")):
         try:
-            return _load(path, check)
+            return _load(path, check), path
         except (OSError, ValueError, AttributeError) as error:
-            path.unlink(missing_ok=True)
-            building.log("kernels_removed", level="warning", reason=describe(error))
-    compilers = _find_compilers()
-    if not compilers:
-        raise NoCompilerError("there is no C++ compiler")
-    memory = folder / f"{stem}.failed"
+            with contextlib.suppress(OSError):  # the build then tells why
+                path.unlink(missing_ok=True)
+                building.log("kernels_removed", level="warning", reason=describe(error))
+    return None
+
+
+def _build_library(
+    compilers: Mapping[str, int],
+    source: bytes,
+    instructions: tuple[str, ...],
+    stem: Path,
+    check: Callable[[ctypes.CDLL], None],
+    building: Building,
+) -> ctypes.CDLL:
+    """Try each compiler; what fails is not tried again for a while."""
+    memory = stem.with_suffix(".failed")
     if (failed := _read_failure(memory, compilers)) is not None:
         raise ValueError(f"an earlier build failed: {failed}")
-    _remove_leftovers(folder, stem)
     reason = ""
     for compiler in compilers:
         try:
-            path = _build(compiler, source, instructions, folder / stem, building)
+            path = _build(compiler, source, instructions, stem, building)
             library = _load(path, check)
         except (subprocess.SubprocessError, ValueError, AttributeError) as error:
-            reason = describe(error).replace(str(folder), "…")
+            reason = describe(error).replace(str(stem.parent), "…")
         else:
             building.log("kernels_compiled", compiler=Path(compiler).name)
             memory.unlink(missing_ok=True)
             return library
-    for path in folder.glob(f"{stem}-*.so"):
+    for path in stem.parent.glob(f"{stem.name}-*.so"):
         path.unlink(missing_ok=True)
-    write_atomic(memory, json.dumps({"compilers": compilers, "reason": reason}).encode(), 0o600)
+    with contextlib.suppress(OSError):  # the disk may be full, which the reason tells
+        write_atomic(memory, json.dumps({"compilers": compilers, "reason": reason}).encode(), 0o600)
     raise ValueError(reason)
+
+
+@contextlib.contextmanager
+def _lock_folder(folder: Path, progress: Callable[[float], None]) -> Iterator[None]:
+    """Hold the folder's lock, which the kernel releases when this process ends.
+
+    Raises:
+        ValueError: another process holds it for too long.
+        OSError: there can be no lock.
+    """
+    ends = _CLOCK.monotonic() + _LOCK_SECONDS
+    with contextlib.ExitStack() as stack:
+        while True:
+            progress(0.0)
+            try:
+                stack.enter_context(hold_lock(folder / _LOCK, _LOCK_STEP_SECONDS))
+                break
+            except LockTimeout as error:
+                if _CLOCK.monotonic() > ends:
+                    raise ValueError("another process has compiled them for too long") from error
+        yield
 
 
 def _own_folder(folder: Path) -> None:
@@ -118,7 +166,7 @@ def _load(path: Path, check: Callable[[ctypes.CDLL], None]) -> ctypes.CDLL:
     found = path.lstat()
     if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & OTHERS_WRITE:
         raise ValueError("the library belongs to another user, or others can write it")
-    if hashlib.sha256(read_bounded(path, _MAX_BYTES)).hexdigest() != path.stem.rpartition("-")[2]:
+    if hashlib.sha256(read_bounded(path, MAX_BYTES)).hexdigest() != path.stem.rpartition("-")[2]:
         raise ValueError("the library is damaged")
     library = ctypes.CDLL(str(path))
     check(library)
@@ -132,82 +180,35 @@ def _find_compilers() -> dict[str, int]:
     return {path: target.stat().st_mtime_ns for target, path in reversed(real.items())}
 
 
-def _read_failure(path: Path, compilers: dict[str, int]) -> str | None:
-    """Why these compilers failed before."""
+def _read_failure(path: Path, compilers: Mapping[str, int]) -> str | None:
+    """Why these compilers failed in the last hour."""
     try:
-        failure = json.loads(read_bounded(path, _MAX_BYTES))
+        if abs(_CLOCK.now().timestamp() - path.stat().st_mtime) > FAILURE_SECONDS:
+            return None
+        failure = json.loads(read_bounded(path, MAX_BYTES))
         return str(failure["reason"]) if failure["compilers"] == compilers else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _remove_leftovers(folder: Path, stem: str) -> None:
-    """Remove libraries of other sources, and what builds left that did not end."""
-    for path in folder.iterdir():
-        with contextlib.suppress(OSError):
-            if path.name.startswith("."):
-                if _CLOCK.now().timestamp() - path.lstat().st_mtime > _LEFTOVER_SECONDS:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-            elif path.name.startswith("kernels-") and not path.name.startswith(stem):
-                path.unlink()
+def _remove_others(stem: Path, kept: Path) -> None:
+    """Remove what killed builds have left, and libraries that `kept` does not begin the name of. Under the lock."""
+    for path in stem.parent.iterdir():
+        is_ours = path.name.startswith((".build-", ".kernels-", "kernels-"))
+        if is_ours and not path.name.startswith((kept.name, f"{stem.name}.")):
+            with contextlib.suppress(OSError):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _build(compiler: str, source: bytes, instructions: Iterable[str], stem: Path, building: Building) -> Path:
-    with tempfile.TemporaryDirectory(prefix=".build-", dir=stem.parent) as name:
+def _build(compiler: str, source: bytes, instructions: tuple[str, ...], stem: Path, building: Building) -> Path:
+    with tempfile.TemporaryDirectory(prefix=".build-", dir=stem.parent, ignore_cleanup_errors=True) as name:
         built = Path(name) / "kernels.so"
         environment = {"PATH": f"{Path(compiler).parent}{os.pathsep}{os.defpath}", "TMPDIR": name, "LC_ALL": "C"}
         command = [compiler, *_FLAGS, *instructions, "-x", "c++", "-", "-o", str(built)]
         run_command(command, source, environment, building.progress)
         check = [sys.executable, "-I", "-S", "-c", _CHECK, str(built), str(MAX_ERROR)]
         run_command(check, b"", environment, building.progress)
-        content = read_bounded(built, _MAX_BYTES)
+        content = read_bounded(built, MAX_BYTES)
     path = stem.with_name(f"{stem.name}-{hashlib.sha256(content).hexdigest()}.so")
     write_atomic(path, content, 0o500)
     return path
-
-
-def run_command(
-    command: list[str], text: bytes, environment: dict[str, str], progress: Callable[[float], None]
-) -> None:
-    """Run a command in a session of its own, of which nothing is left after the limit."""
-    began = _CLOCK.monotonic()
-    with subprocess.Popen(
-        command,
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    ) as process:
-        try:
-            errors = _communicate(process, text, began + BUILD_SECONDS, progress)
-        except BaseException:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            raise
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command[:1], stderr=errors)
-
-
-def _communicate(
-    process: subprocess.Popen[bytes], text: bytes, deadline: float, progress: Callable[[float], None]
-) -> bytes:
-    rest: bytes | None = text
-    while True:
-        left = deadline - _CLOCK.monotonic()
-        progress(min(1.0, 1 - left / BUILD_SECONDS))
-        try:
-            return process.communicate(rest, timeout=max(0.0, min(_WAIT_SECONDS, left)))[1]
-        except subprocess.TimeoutExpired:
-            rest = None
-            if left <= 0:
-                raise
-
-
-def describe(error: Exception) -> str:
-    """What failed, without a path."""
-    if isinstance(error, subprocess.CalledProcessError):
-        return f"a command ended with status {error.returncode}: {error.stderr.decode(errors='replace')[-300:]}"
-    if isinstance(error, subprocess.TimeoutExpired):
-        return f"a command took more than {BUILD_SECONDS:g} s"
-    return str(error) if isinstance(error, ValueError) else type(error).__name__

@@ -92,6 +92,7 @@ class Slot:
         self.name = name
         self.process: RunnerHandle | None = None
         self.heartbeat = runner_pb2.Heartbeat()
+        self.kernels = ""  # of the loaded model, as the runner's LoadOutcome says
         self.reservation: LoadReservation | None = None  # of the process's load, until the load fails or it ends
         self._listener = listener
         self._make_dispatcher = make_dispatcher
@@ -204,6 +205,7 @@ class Slot:
         else:
             if self.reservation is not None:
                 self.reservation.update(outcome.needed_bytes, outcome.taken_bytes)
+            self.kernels = outcome.kernels
             self.dispatcher.set_call_rows(outcome.call_rows)
             self._listener.apply(m.Loaded(self.name, outcome.device, outcome.precision, outcome.row_seconds))
 
@@ -218,7 +220,7 @@ class Slot:
 
     def on_end(self, ending: RunnerEnding) -> None:
         """The process has ended, after a retire or unexpectedly."""
-        self.process = None
+        self.process, self.kernels = None, ""
         self.is_lowered = False
         self._release_memory()
         self.heartbeat = runner_pb2.Heartbeat()

@@ -125,6 +125,7 @@ class ForkServer:
         self._number = 0
         self._began = self._asked_at = 0.0
         self._is_ready = False
+        self.failures = 0  # how often it could not be started, ended or was killed, since the server's start
         self._failures_in_row = 0
         self._start_at: float | None = None  # a start after a pause
         self._is_given_up = False  # its imports fail, and would again
@@ -137,7 +138,8 @@ class ForkServer:
     @property
     def pid(self) -> int:
         """Its process id; 0 if there is none."""
-        return 0 if self._process is None else self._process.pid
+        process = self._process  # read once: metrics are read on another thread
+        return 0 if process is None else process.pid
 
     @property
     def engines(self) -> Sequence[str]:
@@ -153,6 +155,11 @@ class ForkServer:
     def can_fork(self) -> bool:
         """Whether it answers, or will as soon as its first imports are done."""
         return self._connection is not None and (self._is_ready or not self._failures_in_row)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether its imports are done and it answers."""
+        return self._is_ready
 
     @property
     def is_watched(self) -> bool:
@@ -307,6 +314,7 @@ class ForkServer:
 
     def _fail(self, why: str) -> None:
         """End it, and start another one: at once after the first failure, else after a growing pause."""
+        self.failures += 1
         self._failures_in_row += 1
         pause = pause_seconds(self._failures_in_row)
         self._start_at = None if self._is_given_up else self._clock.monotonic() + pause

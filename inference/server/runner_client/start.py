@@ -152,6 +152,11 @@ class RunnerStarter:
             for spec in specs:
                 self._runners.append((spec, self._start(spec)))
 
+    @property
+    def fork_server(self) -> ForkServer:
+        """The process that forks runners, for its metrics."""
+        return self._forks
+
     def prepare(self, spec: RunnerSpec) -> None:
         """Start a runner of this specification, unless one waits to be taken; call it on the loop's thread.
 

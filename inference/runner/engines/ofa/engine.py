@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,9 @@ from inference.runner.engines.base import (
     Progress,
     RowRange,
     RowResult,
+    log_nothing,
 )
+from inference.runner.engines.kernels import name_kernels
 from inference.runner.engines.ofa.gpu import ROW_SIZES, GpuCalls
 from inference.runner.engines.ofa.model import OfaModel
 from inference.runner.engines.ofa.picture import decode
@@ -139,6 +141,7 @@ class OfaEngine:
         device: str,
         precision: str,
         pictures: PictureOptions,
+        log: Callable[..., None] = log_nothing,
     ) -> None:
         """Use parts of one bundle, all on one device."""
         self.device = device
@@ -153,7 +156,12 @@ class OfaEngine:
         bias_bytes = config.encoder_heads * (config.patches + config.max_text_tokens) ** 2 * 4
         self.max_masked_rows = max(1, _MASKED_BYTES // bias_bytes)
         self._max_pictures = max(1, _RESNET_PIXELS // config.image_size**2)
-        self.gpu = GpuCalls(model, biases) if self._kind == "cuda" else None
+        self.gpu = GpuCalls(model, biases, log) if self._kind == "cuda" else None
+
+    @property
+    def kernels(self) -> str:
+        """Which compiled kernels compute, see `name_kernels`."""
+        return name_kernels()
 
     def prepare(self, item: Item) -> OfaPreparedItem:
         """Tokenise an item, and decode its picture unless that is done. Any thread.

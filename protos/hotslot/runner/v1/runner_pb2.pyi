@@ -514,6 +514,7 @@ class LoadOutcome(_message.Message):
     FREE_BYTES_FIELD_NUMBER: _builtins.int
     CALL_ROWS_FIELD_NUMBER: _builtins.int
     TAKEN_BYTES_FIELD_NUMBER: _builtins.int
+    KERNELS_FIELD_NUMBER: _builtins.int
     device: _builtins.str
     """Device of the load."""
     precision: _builtins.str
@@ -532,6 +533,10 @@ class LoadOutcome(_message.Message):
     """Most rows that the first device call may carry."""
     taken_bytes: _builtins.int
     """Memory that the load has taken on its device. Bytes; 0 if it failed."""
+    kernels: _builtins.str
+    """Instructions of the compiled kernels that compute, "AVX2" or "AVX512"; "none"
+    if torch computes instead of them; empty if the model has no use for them.
+    """
     @_builtins.property
     def failure(self) -> Global___Failure:
         """Set if it failed."""
@@ -547,10 +552,11 @@ class LoadOutcome(_message.Message):
         free_bytes: _builtins.int = ...,
         call_rows: _builtins.int = ...,
         taken_bytes: _builtins.int = ...,
+        kernels: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_rows", b"call_rows", "device", b"device", "failure", b"failure", "free_bytes", b"free_bytes", "needed_bytes", b"needed_bytes", "precision", b"precision", "row_seconds", b"row_seconds", "taken_bytes", b"taken_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_rows", b"call_rows", "device", b"device", "failure", b"failure", "free_bytes", b"free_bytes", "kernels", b"kernels", "needed_bytes", b"needed_bytes", "precision", b"precision", "row_seconds", b"row_seconds", "taken_bytes", b"taken_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
