@@ -56,6 +56,7 @@ MEANINGS: Mapping[str, Meaning] = {
     "certificate_refused": Meaning("a new certificate cannot be used: {detail}", "the old one is used; fix the files"),
     "committed_load_failed": Meaning("{model}: the committed bundle did not load: {detail}", "`hotslot state verify`"),
     "cpu_fallback_file_unusable": Meaning("{detail}", "delete the file; it is written again"),
+    "cuda_graphs_unused": Meaning("a GPU's calls are launched kernel by kernel: {reason}", "look at free GPU memory"),
     "drain_begun": Meaning("the server was told to stop and drains"),
     "fork_server_failed": Meaning("runners start as programs: {detail}", "docs/explanation/decisions/fork-server.md"),
     "hub_unanswered": Meaning("{model}: the hub did not answer: {detail}", "`hotslot hub doctor MODEL` asks it"),
@@ -79,6 +80,9 @@ MEANINGS: Mapping[str, Meaning] = {
     "overload_begun": Meaning("{model} is offered more than it serves", "add servers, or limit callers"),
     "overload_ended": Meaning("{model} is no longer overloaded"),
     "process_given_up": Meaning("{program} is no longer started", "the lines before say why it ended"),
+    "products_unused": Meaning(
+        "torch multiplies in {dtype}, not oneDNN: {reason}", "answers are the same, and slower; report it"
+    ),
     "revision_republished": Meaning("{model}: {detail}", "ask who published it; it is not installed"),
     "runner_forks_paused": Meaning("runners start as programs for {pause_seconds} s: {detail}", "look at free memory"),
     "server_refused": Meaning("the server cannot start: {detail}", "`hotslot config check`"),

@@ -57,7 +57,7 @@ def _measure(precision: str, rounds: int) -> None:
 
 def _products(is_fused: bool) -> contextlib.AbstractContextManager[object]:  # noqa: FBT001  what is alternated
     """Replace the choice of products; attention follows, whatever its dtype."""
-    linear.supports_products.cache_clear()
+    linear.find_obstacle.cache_clear()
     attention._has_fast_products.cache_clear()  # noqa: SLF001
     machine = "x86_64" if is_fused else "none"
     return mock.patch("platform.machine", return_value=machine)

@@ -8,16 +8,16 @@ import torch
 from torch.nn import functional as F  # noqa: N812 - torch's conventional alias
 
 from inference.runner.engines import linear
-from inference.runner.engines.linear import ACTIVATIONS, Linear, supports_products
+from inference.runner.engines.linear import ACTIVATIONS, Linear, find_obstacle, report_obstacle, supports_products
 
 ROWS, INPUTS, OUTPUTS = 37, 96, 50
 
 
 @pytest.fixture(autouse=True)
 def _tried_anew() -> Iterator[None]:
-    supports_products.cache_clear()
+    find_obstacle.cache_clear()
     yield
-    supports_products.cache_clear()
+    find_obstacle.cache_clear()
 
 
 def _layer() -> tuple[Linear, torch.Tensor, torch.Tensor]:
@@ -93,6 +93,12 @@ def test_torch_computes_where_onednn_does_not(failure: str, monkeypatch: pytest.
 
     assert not supports_products("cpu", torch.float32)
     _check(*_layer())
+    events: list[tuple[str, dict[str, object]]] = []
+    report_obstacle("cpu", torch.float32, lambda name, **fields: events.append((name, fields)))
+    reasons = {"lacking": "AttributeError", "refusing": "RuntimeError", "wrong": "they are wrong by 10"}
+    assert [(name, fields["level"], fields["reason"]) for name, fields in events] == [
+        ("products_unused", "warning", reason) for case, reason in reasons.items() if case == failure
+    ]
 
 
 def test_other_devices_and_dtypes_are_left_to_torch() -> None:

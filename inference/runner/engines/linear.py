@@ -5,7 +5,6 @@ half of the vector width on processors that are not Intel's, and so takes 2.3 ti
 """
 
 import functools
-import logging
 import platform
 from collections.abc import Callable
 
@@ -19,7 +18,6 @@ _ONEDNN = torch.ops.mkldnn
 _MACHINES = {"x86_64", "amd64"}
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 _KERNEL_ROWS = 512  # with fewer rows oneDNN is as fast or faster
-_log = logging.getLogger(__name__)
 
 # In place; the GELU is that by the error function. The names are oneDNN's.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": torch.ops.aten.gelu_, "relu": torch.relu_}
@@ -92,25 +90,32 @@ def multiply_add(x: Tensor, weight: Tensor, other: Tensor, bias: Tensor | None =
     return result
 
 
-@functools.cache
 def supports_products(kind: str, dtype: torch.dtype) -> bool:
-    """Whether `multiply` works, and is fast, on a kind of device ("cpu", "cuda") in a dtype.
+    """Whether `multiply` works, and is fast, on a kind of device ("cpu", "cuda") in a dtype."""
+    return find_obstacle(kind, dtype) is None
+
+
+def report_obstacle(kind: str, dtype: torch.dtype, log: Callable[..., None]) -> None:
+    """Log an event if `multiply` should work in a dtype and does not."""
+    if reason := find_obstacle(kind, dtype):
+        log("products_unused", level="warning", dtype=str(dtype), reason=reason)
+
+
+@functools.cache
+def find_obstacle(kind: str, dtype: torch.dtype) -> str | None:
+    """Why `multiply` cannot be used; None if it can, empty if it is not for such a device, processor or dtype.
 
     The first call for a CPU tries it: torch or oneDNN may lack it, or the processor the instructions for the dtype.
     """
     if kind != "cpu" or platform.machine().lower() not in _MACHINES or dtype not in _TOLERANCE:
-        return False
+        return ""
     if torch.backends.cpu.get_cpu_capability() == "DEFAULT":  # without AVX2, MKL is twice as fast
-        return False
+        return ""
     try:
         error = _try_products(dtype)
     except (RuntimeError, AttributeError, TypeError) as caught:
-        _log.warning("oneDNN's products are not used for %s: %s", dtype, type(caught).__name__)
-        return False
-    if not error <= _TOLERANCE[dtype]:
-        _log.warning("oneDNN's products are not used for %s: they are wrong by %g", dtype, error)
-        return False
-    return True
+        return type(caught).__name__
+    return None if error <= _TOLERANCE[dtype] else f"they are wrong by {error:g}"
 
 
 def _try_products(dtype: torch.dtype) -> float:

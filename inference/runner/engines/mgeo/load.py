@@ -13,6 +13,7 @@ from common.bundle import Bundle
 from common.durable import read_bounded
 from inference.runner.device import default_precision, set_threads, torch_device, torch_dtype
 from inference.runner.engines.base import BundleRefused, LoadOptions, MemoryEstimate, Progress
+from inference.runner.engines.linear import report_obstacle
 from inference.runner.engines.mgeo.config import (
     MAX_VOCABULARY_BYTES,
     VOCABULARY_NAME,
@@ -76,6 +77,7 @@ def load_mgeo(folder: Path, bundle: Bundle, options: LoadOptions, progress: Prog
             f"the bundle is not in the layout that convert writes: {_describe_without_path(error)}"
         ) from error
     progress("reading", 1.0)
+    report_obstacle(device.type, torch_dtype(precision), options.log)
     return MgeoEngine(model, config, tokenizer, options.device, precision)
 
 

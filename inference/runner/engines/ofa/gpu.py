@@ -6,7 +6,6 @@ pays for every size; later calls allocate next to nothing.
 """
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inference.runner.engines.base import Pixels, Progress
+from inference.runner.engines.base import Pixels, Progress, log_nothing
 from inference.runner.engines.ofa.config import EngineConfig
 from inference.runner.engines.ofa.model import OfaModel
 from inference.runner.engines.ofa.positions import PositionBiases, round_up_gpu_tokens
@@ -24,7 +23,6 @@ ROW_SIZES = (1, 2, 4, 8, 16, 24, 32)
 PICTURE_SIZES = (1, 2, 4, 8, 16)  # of one call of the ResNet; more are no faster and take more memory
 SHORT_TEXT = 16  # tokens; most statements are shorter
 _EMPTY_TEXT = 2  # tokens of an added row: begin and end
-_log = logging.getLogger(__name__)
 
 
 def choose_text_sizes(config: EngineConfig) -> tuple[int, ...]:
@@ -84,10 +82,11 @@ class GpuCalls:
     Args:
         model: on a GPU. A test may use a CPU, where nothing is captured.
         biases: of the model, full ones.
+        log: takes the name, the level and the fields of an event.
     """
 
-    def __init__(self, model: OfaModel, biases: PositionBiases) -> None:
-        config, self._model, self._biases = model.config, model, biases
+    def __init__(self, model: OfaModel, biases: PositionBiases, log: Callable[..., None] = log_nothing) -> None:
+        config, self._model, self._biases, self._log = model.config, model, biases, log
         weight = model.answer_embeddings
         self._pad, self._on_gpu = config.pad_token, weight.is_cuda
         self._stream = torch.cuda.Stream(weight.device) if self._on_gpu else None
@@ -149,7 +148,7 @@ class GpuCalls:
                 call.capture(pool, self._stream)
                 progress(step / len(self._calls))
         except RuntimeError as error:  # out of memory, or a kernel that cannot be captured
-            _log.warning("CUDA graphs are not used: %s", type(error).__name__)
+            self._log("cuda_graphs_unused", level="warning", reason=type(error).__name__)
             self.drop_graphs()
 
     def drop_graphs(self) -> None:

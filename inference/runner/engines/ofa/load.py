@@ -15,6 +15,7 @@ from common.durable import read_bounded
 from inference.runner.device import default_precision, set_threads, torch_device, torch_dtype
 from inference.runner.engines.base import BundleRefused, LoadOptions, MemoryEstimate, Progress
 from inference.runner.engines.kernels import load_kernels
+from inference.runner.engines.linear import report_obstacle
 from inference.runner.engines.ofa.attention import can_use_kernels
 from inference.runner.engines.ofa.config import (
     ADDED_WORDS_NAME,
@@ -155,11 +156,13 @@ def load_ofa(folder: Path, bundle: Bundle, options: LoadOptions, progress: Progr
             f"the bundle is not in the layout that convert writes: {_describe_without_path(error)}"
         ) from error
     progress("reading", 1.0)
+    for one in dict.fromkeys((dtype, torch.float32)):
+        report_obstacle(device.type, one, options.log)
     if device.type == "cpu":
         # Not in the warm-up, whose seconds are the first estimate of a row's cost.
         is_useful = can_use_kernels(config.patches + config.max_text_tokens, dtype)
         load_kernels(options.kernels if is_useful else None, options.log, lambda share: progress("compiling", share))
-    return OfaEngine(model, biases, tokenizer, options.device, precision, options.pictures)
+    return OfaEngine(model, biases, tokenizer, options.device, precision, options.pictures, options.log)
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
