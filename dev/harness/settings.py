@@ -33,14 +33,14 @@ DEFAULTS: Sections = {
 }
 _SHORT_NAMES = {
     "model": f"updater.models.{MODEL}",
-    **{name: f"updater.models.{MODEL}.{name}" for name in ("gate", "observe", "policy")},
+    **{name: f"updater.models.{MODEL}.{name}" for name in ("gate", "observe", "compare", "policy")},
 }
 
 
 def merged(*layers: Sections) -> dict[str, dict[str, Any]]:
     """Tables of all layers, a later value in the place of an earlier one.
 
-    "model", "gate", "observe" and "policy" are short for the tables of the one model.
+    "model", "gate", "observe", "compare" and "policy" are short for the tables of the one model.
     """
     tables: dict[str, dict[str, Any]] = {}
     for layer in layers:

@@ -133,8 +133,11 @@ class SupervisedStack(Deployment):
         self.destroy()
 
     def logs(self) -> str:
-        """The end of its log."""
-        return self.log_path.read_text(encoding="utf-8", errors="replace")[-6000:] if self.log_path.exists() else ""
+        """The end of its log, without the lines of calls, which are most of it."""
+        if not self.log_path.exists():
+            return ""
+        lines = self.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
+        return "\n".join(line for line in lines if '"call_ended"' not in line)[-12000:]
 
     def pid(self, program: str) -> int:
         """Process id of "server", "updater", "watchdog" or "supervisord"; 0 if there is none."""

@@ -105,13 +105,14 @@ def run(folder: Path, seed: int, seconds: float) -> list[str]:
     sections: Sections = {
         "server": {"metrics_port": port},
         "updater": {"breaker_first_seconds": 0.1},
-        # Nor may a machine that becomes busier in a trial hold the revision.
+        # Nor may a machine that becomes busier, or the scripted answers, which each revision changes, hold it.
         "observe": {
             "window_seconds": OBSERVE_SECONDS,
             "min_answers": 100,
             "latency_margin_seconds": 60,
             "max_cost_factor": 100,
         },
+        "compare": {"margin": 1.0},
     }
     whole = ScriptedStack(
         folder,
