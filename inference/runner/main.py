@@ -109,7 +109,7 @@ class Runner:
                 case "cancel":
                     self._received.cancel(request.cancel.item_ids)
                 case "priority":
-                    self._apply(is_serving=request.priority.serving)
+                    self._apply(is_serving=request.priority.serving, yields=request.priority.yields)
                 case "retire":
                     self._retire()
                 case _:
@@ -135,9 +135,9 @@ class Runner:
         if self._worker.engine is None:
             self._exit(ExitCode.DONE)  # imports and loads cannot be interrupted otherwise
 
-    def _apply(self, *, is_serving: bool) -> None:
+    def _apply(self, *, is_serving: bool, yields: bool = False) -> None:
         self._worker.set_serving(is_serving=is_serving)
-        refused = self._priority.apply(self._pool.decoders.pids, is_serving=is_serving)
+        refused = self._priority.apply(self._pool.decoders.pids, is_serving=is_serving, yields=yields)
         if refused:
             self._log.event("runner_priority_refused", level="warning", serving=is_serving, refused=refused)
 

@@ -50,12 +50,14 @@ class Priority:
     added_oom_score: int
     can_lower: bool  # whether a raised niceness can be lowered again
 
-    def apply(self, children: Sequence[int] = (), *, is_serving: bool) -> list[str]:
-        """Set niceness and OOM score for a process that serves, or that does not.
+    def apply(self, children: Sequence[int] = (), *, is_serving: bool, yields: bool = False) -> list[str]:
+        """Set niceness, scheduling policy and OOM score for a process that serves, or that does not.
 
         Args:
-            children: ids of processes that get the same niceness.
+            children: ids of processes that get the same niceness and policy.
             is_serving: whether callers wait for this process.
+            yields: whether it runs only when no other process wants the CPUs. At a high niceness alone it would keep a
+                CPU for some milliseconds after another process has become ready: too long beside a caller's request.
 
         Returns:
             Messages of refused settings; the process works without them.
@@ -74,6 +76,11 @@ class Priority:
                     _set_niceness(child, wanted)
             except OSError as error:
                 refused.append(f"niceness: {error.strerror}")
+            try:
+                for thread in (*_threads(), *children):
+                    _set_policy(thread, os.SCHED_IDLE if yields else os.SCHED_OTHER)
+            except OSError as error:
+                refused.append(f"scheduling policy: {error.strerror}")
         return refused
 
 
@@ -115,6 +122,12 @@ def _renice(wanted: int) -> None:
 def _set_niceness(thread: int, wanted: int) -> None:
     with contextlib.suppress(ProcessLookupError):  # it has ended
         os.setpriority(os.PRIO_PROCESS, thread, wanted)
+
+
+def _set_policy(thread: int, wanted: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has ended
+        if os.sched_getscheduler(thread) != wanted:
+            os.sched_setscheduler(thread, wanted, os.sched_param(0))
 
 
 def _threads() -> Iterator[int]:

@@ -242,6 +242,19 @@ async def test_priority_is_lowered_until_the_runner_serves(make_runner: MakeRunn
     await runner.listener.until(lambda: _importance(runner.process.pid) == ({max(own_niceness)}, own_score))
 
 
+async def test_a_runner_of_copies_yields_the_cpus_until_it_serves(make_runner: MakeRunner) -> None:
+    """All its threads run only when no other process wants a CPU; a standby's do not wait so long."""
+    runner = make_runner()
+    await runner.load()
+    standby = _policies(runner.process.pid)
+    yielding = os.SCHED_IDLE if read_priority(0).can_lower else os.SCHED_OTHER
+    runner.process.yield_cpus()
+    await runner.listener.until(lambda: _policies(runner.process.pid) == {yielding})
+    runner.process.set_serving(True)
+    await runner.listener.until(lambda: _policies(runner.process.pid) == {os.SCHED_OTHER})
+    assert standby == {os.SCHED_OTHER}
+
+
 async def test_a_runner_computes_on_one_thread_until_it_serves(
     make_runner: MakeRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,6 +305,10 @@ async def test_help_describes_the_program(capsys: pytest.CaptureFixture[str]) ->
 def _environment(pid: int) -> dict[str, str]:
     rows = Path(f"/proc/{pid}/environ").read_text(encoding="utf-8").split("\0")
     return dict(row.split("=", 1) for row in rows if row)
+
+
+def _policies(pid: int) -> set[int]:
+    return {os.sched_getscheduler(int(entry.name)) for entry in Path(f"/proc/{pid}/task").iterdir()}
 
 
 def _importance(pid: int) -> tuple[set[int], int]:

@@ -64,6 +64,7 @@ class SimRunner:
         self.step_began: float | None = None  # the device call that is held, or hangs
         self.cancelled: list[int] = []
         self.serving: bool | None = None
+        self.yields = False
         self.priorities: list[bool] = []  # every value that `serving` had
         self.loaded: runner_pb2.LoadBundle | None = None
         self.has_ended = False
@@ -105,6 +106,11 @@ class SimRunner:
         """Remember."""
         self.serving = serving
         self.priorities.append(serving)
+        self.yields = False
+
+    def yield_cpus(self) -> None:
+        """Remember that it runs when no other process wants the CPUs."""
+        self.serving, self.yields = False, True
 
     def retire(self) -> None:
         """End politely."""

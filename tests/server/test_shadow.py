@@ -11,6 +11,7 @@ from inference.server.model.shadow import (
     BUSY_SHARE,
     MAX_KEPT_SECONDS,
     PATIENT_SECONDS,
+    YIELDING_SECONDS,
     Activity,
     may_compute,
 )
@@ -19,7 +20,7 @@ from inference.server.scheduling.admission import Capacity
 from inference.server.scheduling.fair_queue import UNNAMED
 from inference.server.scheduling.held_bytes import HeldBytes, HeldRules
 from tests.server.simulated_connections import SimConnections, SimMemory
-from tests.server.simulator import World, ask
+from tests.server.simulator import SimRunner, World, ask
 from tests.server.test_manager import stats
 
 ALL = ShadowPolicy(1.0)
@@ -157,7 +158,7 @@ async def test_a_copy_waits_until_no_caller_waits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("activity", "kept_seconds", "expected"),
+    ("activity", "blocked_seconds", "expected"),
     [
         (Activity(is_waiting=False, is_computing=False, busy_share=1.0, is_on_cpu=True), 0.0, True),
         (Activity(is_waiting=True, is_computing=False, busy_share=0.0, is_on_cpu=True), 9.0, False),
@@ -167,9 +168,9 @@ async def test_a_copy_waits_until_no_caller_waits(tmp_path: Path) -> None:
         (Activity(is_waiting=False, is_computing=True, busy_share=BUSY_SHARE + 0.01, is_on_cpu=False), 9.0, False),
     ],
 )
-def test_idle_time_comes_first(activity: Activity, kept_seconds: float, *, expected: bool) -> None:
+def test_idle_time_comes_first(activity: Activity, blocked_seconds: float, *, expected: bool) -> None:
     """A card that is never idle computes copies beside callers' requests, unless it has much to do; a CPU does not."""
-    assert may_compute(activity, kept_seconds) == expected
+    assert may_compute(activity, blocked_seconds) == expected
 
 
 async def test_a_handed_over_request_comes_before_copies(tmp_path: Path) -> None:
@@ -191,32 +192,113 @@ async def test_a_handed_over_request_comes_before_copies(tmp_path: Path) -> None
     assert found(world).requests == 1, "what the trial has failed is not compared"
 
 
-async def test_a_copy_that_is_sent_is_cancelled_for_a_caller(tmp_path: Path) -> None:
-    """The runner skips it unless it has begun."""
-    world = await start(tmp_path)
+async def copying(world: World) -> SimRunner:
+    """Let the trial answer a request and the previous slot hold its copy; returns the previous slot's runner."""
     await trial(world)
-    first = world.ask("first")
+    world.ask("first")
     world.holds_items = True
     await world.settle()
     runner = world.runner("b")
     runner.answer(*runner.items)
     await world.settle()
-    previous = world.runner("a")
+    return world.runner("a")
+
+
+async def test_a_copy_that_is_sent_makes_way_for_a_caller_of_either_slot(tmp_path: Path) -> None:
+    """The runner skips it unless it has begun; it is computed at the next idle moment."""
+    world = await start(tmp_path)
+    previous = await copying(world)
     (copy,) = previous.items
 
-    pending = world.ask("second")
+    pending = [world.ask(name) for name in ("second", "third")]
     await world.settle()
-    runner.refuse("NOT_FINITE")
+    cancelled = list(previous.cancelled)
+    previous.refuse("CANCELLED")
+    await world.settle()
+    while_callers_wait = list(previous.items)
+    trial_runner = world.runner("b")
+    trial_runner.answer(*trial_runner.items)
     await world.settle()
 
-    assert first.is_done
-    assert previous.cancelled == [copy.item_id]
     assert copy.priority == 2
-    previous.answer(previous.items[1])
+    assert cancelled == [copy.item_id], "once, however many callers come"
+    assert while_callers_wait == []
+    assert [(await one.outcome).served_by.revision for one in pending] == ["r2", "r2"]
+    assert found(world).dropped == {}
+    assert [item.entailment.statements for item in previous.items] == [copy.entailment.statements]
+
+
+async def test_a_copy_that_makes_way_too_long_is_dropped(tmp_path: Path) -> None:
+    """It is counted as one that got no time."""
+    world = await start(tmp_path)
+    previous = await copying(world)
+    world.ask("second")
+    await world.settle()
+    world.clock.seconds += MAX_KEPT_SECONDS
     previous.refuse("CANCELLED")
     await world.settle()
     assert found(world).dropped == {"BUSY": 1}
+
+
+async def test_a_process_that_computes_copies_yields_the_cpus_for_a_moment(tmp_path: Path) -> None:
+    """Later it has a candidate's priority, so that a full machine does not silence it; a caller gives it all back."""
+    world = await start(tmp_path)
+    previous = await copying(world)
+    shadows = world.manager.requests.shadows
+    levels = [(previous.serving, previous.yields)]
+    shadows.update(world.clock.seconds + 0.9 * YIELDING_SECONDS)
+    levels.append((previous.serving, previous.yields))
+    shadows.update(world.clock.seconds + YIELDING_SECONDS)
+    levels.append((previous.serving, previous.yields))
+    previous.answer(*previous.items)
+    await world.settle()
+    pending = world.ask("second")
+    await world.settle()
+    world.runner("b").refuse("ENGINE_FAILED")
+    await world.settle()
+    levels.append((previous.serving, previous.yields))
+    previous.answer(*previous.items)
+
+    assert levels == [(False, True), (False, True), (False, False), (True, False)]
     assert (await pending.outcome).served_by.revision == "r1"
+
+
+async def test_a_process_without_a_copy_yields_no_longer(tmp_path: Path) -> None:
+    """It sends its heartbeats in time on a full machine."""
+    world = await start(tmp_path)
+    previous = await copying(world)
+    previous.answer(*previous.items)
+    await world.settle()
+    world.manager.requests.shadows.update(world.clock.seconds)
+    assert (previous.serving, previous.yields) == (False, False)
+
+
+async def test_a_card_computes_a_copy_beside_a_caller_after_a_second_without_an_idle_moment(
+    tmp_path: Path,
+) -> None:
+    """The time for which a copy waits for its share of the card's time does not count."""
+    world = await start(tmp_path, device="cuda:0")
+    world.devices = ["cuda:0"]
+    previous = await copying(world)
+    shadows, trial_runner, began = world.manager.requests.shadows, world.runner("b"), world.clock.seconds
+    world.clock.seconds += 0.2  # a twentieth of about four seconds
+    previous.answer(*previous.items)
+    await world.settle()
+    world.ask("second")
+    await world.settle()
+    trial_runner.answer(*trial_runner.items)
+    await world.settle()
+    world.ask("is computed")
+    await world.settle()
+
+    async def sent_after(seconds: float) -> int:
+        while world.clock.seconds < began + seconds:
+            world.clock.seconds += 0.05
+            shadows.update(world.clock.seconds)
+            await world.settle()
+        return len(previous.items)
+
+    assert [await sent_after(seconds) for seconds in (3.0, 4.0, 4.0 + PATIENT_SECONDS)] == [0, 0, 1]
 
 
 @pytest.mark.fault("T5")

@@ -24,9 +24,10 @@ MAX_KEPT = 64  # requests that wait to be copied
 MAX_KEPT_SHARE = 1 / 16  # of the bytes that the model's requests may hold
 MAX_KEPT_SECONDS = 10.0  # a copy is dropped if it gets no time until then
 COPY_SECONDS = 10.0  # time limit of a copy that is sent, at least
-CALL_SECONDS = 0.02  # of device time: several copies are sent at once up to this
-PATIENT_SECONDS = 1.0  # after which a card also computes a copy beside requests of callers, unless some wait
+MAX_LONGER = 1.25  # further copies are sent with one if their call takes at most this much longer than one alone
+PATIENT_SECONDS = 1.0  # without an idle moment, after which a card computes a copy beside callers, unless some wait
 BUSY_SHARE = 0.75  # of the time that calls of callers take, above which it does not
+YIELDING_SECONDS = 1.0  # for which copies yield the CPUs to all other processes; later they are as a candidate's calls
 WINDOW_SECONDS = 0.5  # for which that share is measured, at least
 BURST_SECONDS = 0.5  # of the time for copies, that may be used ahead
 CARD_BUSY_SHARE = 0.05  # of a card's time that copies take at most: what it computes cannot make way
@@ -42,13 +43,13 @@ class Activity:
     is_on_cpu: bool  # whether the copy would take the CPUs that callers' requests are computed and served on
 
 
-def may_compute(activity: Activity, kept_seconds: float) -> bool:
-    """Whether a copy that has been kept for so long may be computed now. Pure."""
+def may_compute(activity: Activity, blocked_seconds: float) -> bool:
+    """Whether a copy that has found no idle moment for so long may be computed now. Pure."""
     if activity.is_waiting:
         return False
     if not activity.is_computing:
         return True
-    return not activity.is_on_cpu and kept_seconds >= PATIENT_SECONDS and activity.busy_share <= BUSY_SHARE
+    return not activity.is_on_cpu and blocked_seconds >= PATIENT_SECONDS and activity.busy_share <= BUSY_SHARE
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +95,12 @@ class Shadows:
         self._kept: deque[KeptCopy] = deque()
         self.kept_bytes = 0
         self._sent: dict[int, tuple[KeptCopy, PendingRequest]] = {}  # by request id
+        self._is_making_way = False  # what was sent is cancelled
         self._spent_seconds = 0.0  # with copies, since the shadow began
         self._busy_since = 0.0  # while copies are sent
         self._busy_share = 0.0
         self._measured: tuple[float, float] = (-math.inf, 0.0)  # when, and seconds computed until then
+        self._allowed_at = 0.0  # since when a copy may be computed at the next idle moment
         self._due: asyncio.Handle | None = None
 
     # From the requests of callers.
@@ -130,11 +133,13 @@ class Shadows:
         target = self._machine.slots[slot]
         if target.is_lowered:
             target.set_serving(is_serving=True)
+        if self._is_making_way:
+            return
+        self._is_making_way = bool(self._sent)
         for copy, request in list(self._sent.values()):
-            if copy.slot == slot:
-                target.dispatcher.cancel(request)
-                if not request.sent_at:
-                    request.finish(errors.DeadlineMissed("a caller's request came first"))
+            self._machine.slots[copy.slot].dispatcher.cancel(request)
+            if not request.sent_at:
+                request.finish(errors.DeadlineMissed("a caller's request came first"))
 
     # In time.
 
@@ -148,6 +153,8 @@ class Shadows:
             return
         comparison = self._follow(shadow, compared)
         self._measure(now)
+        if not self._sent or now - self._busy_since >= YIELDING_SECONDS:
+            self._stop_yielding()
         reason = "BUSY" if self._has_budget(shadow, now) else "BUDGET"
         while self._kept and now - self._kept[0].kept_at >= MAX_KEPT_SECONDS:
             self._take()
@@ -169,7 +176,7 @@ class Shadows:
         if error is None:
             self._compare(comparison, copy, request.outcome.result().outcome)
         elif isinstance(error, errors.DeadlineMissed):
-            self._drop(comparison, "BUSY")
+            self._keep_again(comparison, copy)
         elif isinstance(error, errors.Interrupted):
             self._drop(comparison, "ENDED")
         else:
@@ -198,6 +205,20 @@ class Shadows:
             "previous_answers": [write_answer(*row) for row in zip(texts, reference, strict=True)],
             "scores": [asdict(row) if isinstance(row, EntailmentScores) else [*map(asdict, row)] for row in judged],
         }
+
+    def _stop_yielding(self) -> None:
+        """Give the processes the low priority of candidates: they send heartbeats, and finish what they have begun."""
+        for slot in self._machine.slots.values():
+            if slot.is_yielding:
+                slot.set_serving(is_serving=False)
+
+    def _keep_again(self, comparison: Comparison, copy: KeptCopy) -> None:
+        """Keep a copy that has made way, unless it has become too old."""
+        if self._options.clock.monotonic() - copy.kept_at >= MAX_KEPT_SECONDS:
+            self._drop(comparison, "BUSY")
+            return
+        self._kept.appendleft(copy)
+        self.kept_bytes += copy.payload.size_bytes
 
     def _drop(self, comparison: Comparison, reason: str) -> None:
         comparison.drop(reason)
@@ -243,9 +264,9 @@ class Shadows:
         for copy, request in list(self._sent.values()):
             self._machine.slots[copy.slot].dispatcher.cancel(request)
             request.finish(errors.Interrupted("the comparison is over"))
-        for slot in self._machine.slots.values():
+        for name, slot in self._machine.slots.items():
             if slot.is_lowered:
-                slot.set_serving(is_serving=True)
+                slot.set_serving(is_serving=self._machine.pair.role_of(name) in ANSWERING_ROLES)
 
     def _has_budget(self, shadow: Shadow, now: float) -> bool:
         share, slot = shadow.policy.busy_share, self._machine.pair.slot_holding(shadow.load_id)
@@ -277,20 +298,23 @@ class Shadows:
         """Send the first copies that are kept, if they may be computed now."""
         pair = self._machine.pair
         if not self._kept or pair.is_stopping or self._options.drain.is_draining or not self._has_budget(shadow, now):
+            self._allowed_at = now
             return
         first = self._kept[0]
         slot, dispatcher = self._machine.slots[first.slot], self._machine.slots[first.slot].dispatcher
         if not pair[first.slot].is_loaded or not dispatcher.is_empty:
             return
-        if not may_compute(self._read_activity(first.slot), now - first.kept_at):
+        if not may_compute(self._read_activity(first.slot), now - max(first.kept_at, self._allowed_at)):
             return
-        if pair.role_of(first.slot) in ANSWERING_ROLES and not slot.is_lowered:  # a candidate's priority is low anyway
-            slot.set_serving(is_serving=False)
-        self._busy_since = now
+        if not slot.is_yielding:
+            slot.yield_cpus()
+        self._busy_since = self._allowed_at = now
+        self._is_making_way = False
+        longest = MAX_LONGER * dispatcher.cost.expected(first.payload.rows)
         deadline, rows = now + max(COPY_SECONDS, dispatcher.limit_of(first.payload.rows)), 0
         while self._kept and self._kept[0].slot == first.slot:
             rows += self._kept[0].payload.rows
-            if self._kept[0] is not first and dispatcher.cost.expected(rows) > CALL_SECONDS:
+            if self._kept[0] is not first and dispatcher.cost.expected(rows) > longest:
                 break
             copy = self._take()
             request = self._send(copy, deadline)

@@ -101,6 +101,7 @@ class Slot:
         self._leases = Leases()
         self._computing: SlotLease | None = None  # while the process holds items
         self.is_lowered = False  # computes at low priority although callers may be given to it
+        self.is_yielding = False  # even runs only when no other process wants the CPUs
         self.abandoned_at_end: list[InputId] = []  # inputs in the call that ran when the process ended; callers left
         self._left: tuple[list[PendingRequest], list[PendingRequest]] | None = None  # by an ended process
         self.dispatcher = make_dispatcher(self)
@@ -135,9 +136,15 @@ class Slot:
 
     def set_serving(self, *, is_serving: bool) -> None:
         """Set the priority of the process: full, or low while it computes nothing that a caller waits for."""
-        self.is_lowered = not is_serving
+        self.is_lowered, self.is_yielding = not is_serving, False
         if self.process is not None:
             self.process.set_serving(is_serving)
+
+    def yield_cpus(self) -> None:
+        """Let the process run only when no other one wants the CPUs, until `set_serving`."""
+        self.is_lowered = self.is_yielding = True
+        if self.process is not None:
+            self.process.yield_cpus()
 
     def cancel_load(self) -> None:
         """Forget a load that waits for the plans of others; one that was started goes on."""
@@ -221,7 +228,7 @@ class Slot:
     def on_end(self, ending: RunnerEnding) -> None:
         """The process has ended, after a retire or unexpectedly."""
         self.process, self.kernels = None, ""
-        self.is_lowered = False
+        self.is_lowered = self.is_yielding = False
         self._release_memory()
         self.heartbeat = runner_pb2.Heartbeat()
         self.abandoned_at_end = self.dispatcher.find_abandoned(ending.computing)

@@ -82,6 +82,10 @@ class RunnerProcess:
         """Set whether requests may be routed to this runner; initially false."""
         self._send_control(runner_pb2.RunnerRequest(priority=runner_pb2.SetPriority(serving=serving)))
 
+    def yield_cpus(self) -> None:
+        """Compute only when no other process wants the CPUs, until `set_serving`."""
+        self._send_control(runner_pb2.RunnerRequest(priority=runner_pb2.SetPriority(yields=True)))
+
     def retire(self) -> None:
         """End the process after it has answered what was sent; kill it after `retire_seconds`."""
         if self._is_retiring:

@@ -99,6 +99,10 @@ class RunnerHandle(Protocol):
         """Set whether requests may be routed to it: the process gets full priority."""
         ...
 
+    def yield_cpus(self) -> None:
+        """Compute only when no other process wants the CPUs, until `set_serving`: it is given copies only."""
+        ...
+
     def retire(self) -> None:
         """End the process after it has answered what was sent."""
         ...

@@ -415,16 +415,20 @@ class SetPriority(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SERVING_FIELD_NUMBER: _builtins.int
+    YIELDS_FIELD_NUMBER: _builtins.int
     serving: _builtins.bool
     """Whether requests may be routed to it; a candidate computes at lower priority."""
+    yields: _builtins.bool
+    """Without serving: it computes copies of answered requests only, so it runs when no other process wants the CPUs."""
     def __init__(
         self,
         *,
         serving: _builtins.bool = ...,
+        yields: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["serving", b"serving"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["serving", b"serving", "yields", b"yields"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
