@@ -26,10 +26,12 @@ class SimMemory:
 
     def __init__(self) -> None:
         self.growth = 0
+        self.freed: list[int] = []
 
     def read_growth(self) -> int:
         """What the test says."""
         return self.growth
 
     def count_freed(self, size_bytes: int) -> None:
-        """Nothing is kept."""
+        """Remember it."""
+        self.freed.append(size_bytes)

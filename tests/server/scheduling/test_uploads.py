@@ -1,119 +1,20 @@
 """Which messages are read, wait or are ended, so that what the server holds stays within its limit."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import pytest
 
-from common.errors import HotslotError, Overloaded
+from common.errors import Overloaded
 from inference.server.scheduling.held_bytes import (
     CALL_BYTES,
     IDLE_BYTES,
     LOOKAHEAD_BYTES,
+    MAX_CONNECTIONS,
     MAX_WAIT_SECONDS,
     SLOW_SECONDS,
-    HeldBytes,
-    HeldRules,
     Traffic,
-    Upload,
-)  # fmt: skip
-from tests.server.simulated_connections import SimConnections, SimMemory
+)
+from tests.server.scheduling.uploads import LARGEST, LIMIT, MIB, TICK_SECONDS, UPLOAD_SECONDS, Arrival, Items, Server
 
-MIB = 1 << 20
-LIMIT, LARGEST = 128 * MIB, 16 * MIB  # a first message is expected to be as large as any
-UPLOAD_SECONDS = 12.0
-TICK_SECONDS = 0.05
 PEAK_FACTOR = 1.3  # of the limit, with what arrives before it is measured
-
-
-@dataclass
-class Items:
-    """The items of a stream."""
-
-    open_items: int = 0
-    unwritten_items: int = 0
-
-
-class Picture:
-    """Something that holds bytes in memory."""
-
-
-class Arrival(Upload):
-    """A message that arrives at some rate."""
-
-    def __init__(self, connection: str, stream: Items | None = None) -> None:
-        super().__init__(connection, stream)
-        self.is_reading = False
-        self.arrived = 0
-        self.error: HotslotError | None = None
-
-    def on_turn(self) -> None:
-        """Bytes of it may arrive."""
-        self.is_reading = True
-
-    def on_end(self, error: HotslotError) -> None:
-        """Remember the first."""
-        self.error = self.error or error
-
-    @property
-    def reason(self) -> str:
-        """Why it was ended."""
-        return "" if self.error is None else self.error.reason
-
-
-class Server:
-    """The messages of callers in simulated time; what has arrived of incomplete ones is the process's growth."""
-
-    def __init__(self, limit: int = LIMIT) -> None:
-        self.memory, self.network = SimMemory(), SimConnections()
-        self.held = HeldBytes(HeldRules(limit, LARGEST, UPLOAD_SECONDS), self.network, self.memory)
-        self.now = 0.0
-        self.own_growth = self.peak = 0
-        self.uploads: list[Arrival] = []
-        self.pictures: list[tuple[Picture, int]] = []  # complete messages
-
-    def upload(self, connection: str, stream: Items | None = None) -> Arrival:
-        """Begin a message, or let it wait."""
-        upload = Arrival(connection, stream)
-        upload.is_reading = self.held.ask(upload, self.now)
-        self.uploads.append(upload)
-        return upload
-
-    def hold(self, connection: str, size_bytes: int) -> None:
-        """A complete message that waits for its answer."""
-        self.pictures.append((Picture(), size_bytes))
-        self.held.hold(connection, self.pictures[-1][0], size_bytes)
-
-    def answer(self, count: int = 1) -> None:
-        """Forget the oldest complete messages."""
-        del self.pictures[:count]
-
-    def wait(self, seconds: float, each: Callable[[], object] = lambda: None) -> None:
-        """Ticks; `each` is called before each."""
-        for _ in range(round(seconds / TICK_SECONDS)):
-            self.now += TICK_SECONDS
-            each()
-            held = sum(size for _, size in self.pictures)
-            self.memory.growth = held + self.own_growth + sum(one.arrived for one in self.uploads)
-            self.peak = max(self.peak, self.memory.growth)
-            self.held.tick(self.now)
-            for one in [one for one in self.uploads if one.error is not None]:
-                self.uploads.remove(one)
-                self.held.finish(one, None)
-
-    def receive(self, bytes_each: int, up_to: int) -> None:
-        """Bytes arrive of all that are read."""
-        for one in self.uploads:
-            if one.is_reading:
-                one.arrived = min(up_to, one.arrived + bytes_each)
-                self.network.traffic[one.connection] = Traffic(one.arrived, 0.0)
-
-    def complete(self, size_bytes: int) -> None:
-        """Messages that have arrived whole become pictures that wait."""
-        for one in [one for one in self.uploads if one.arrived >= size_bytes]:
-            self.uploads.remove(one)
-            self.held.finish(one, size_bytes)
-            self.hold(one.connection, size_bytes)
 
 
 @pytest.mark.fault("L6")
@@ -347,5 +248,221 @@ def test_connections_without_a_call_are_closed_while_memory_is_held() -> None:
 
     server.own_growth = 2 * IDLE_BYTES
     server.wait(1.0)
-
     assert set(server.network.closed) == {"idle"}
+
+    server.held.close_call("busy")
+    server.wait(1.0)
+    assert set(server.network.closed) == {"idle", "busy"}
+
+
+@pytest.mark.fault("L6")
+def test_a_slow_message_is_ended_for_one_that_waits() -> None:
+    """Only once another one has waited for half a second; until then it may take its time."""
+    server = Server()
+    slow = server.upload("slow")
+
+    def arrive() -> None:
+        server.network.traffic["slow"] = Traffic(40 * MIB, 0.0)
+
+    server.own_growth = 40 * MIB
+    server.wait(SLOW_SECONDS + 1.0, arrive)
+    assert slow.reason == ""
+
+    for _ in range(5):
+        server.hold("other", LARGEST)
+    waiting = server.upload("next")
+    server.wait(0.4, arrive)
+    assert (waiting.is_reading, slow.reason) == (False, "")
+    server.wait(1.0, arrive)
+
+    assert slow.reason == "QUEUE_FULL"
+
+
+@pytest.mark.fault("L6")
+@pytest.mark.parametrize(("received", "reason"), [(5 * MIB, "UPLOAD_TOO_SLOW"), (3 * MIB, "")])
+def test_a_quiet_stream_is_ended_in_the_middle_of_a_message_only(received: int, reason: str) -> None:
+    """More than half of what its connection has received belongs to no complete message."""
+    server = Server()
+    for size in (MIB, MIB):
+        first = server.upload("a", Items())
+        server.held.finish(first, size)
+        server.uploads.remove(first)
+    stream = server.upload("a", Items())
+    server.network.traffic["a"] = Traffic(received, SLOW_SECONDS)
+    server.own_growth = 2 * IDLE_BYTES
+    server.wait(SLOW_SECONDS + 1.0)
+
+    assert stream.reason == reason
+
+
+@pytest.mark.fault("L6")
+def test_those_in_the_middle_of_a_message_are_ended_first() -> None:
+    """Then those of the connection with most uploads."""
+    server = Server(limit=1 << 30)
+    between, amid = server.upload("between"), server.upload("amid")
+    several = [server.upload("several") for _ in range(3)]
+    server.network.traffic = {
+        "between": Traffic(0, 0.0), "amid": Traffic(8 * MIB, 0.0), "several": Traffic(0, 0.0)
+    }  # fmt: skip
+    server.wait(1.0)
+    over = 3 * (1 << 30) // 4
+    server.own_growth = over + MIB
+    server.wait(TICK_SECONDS)
+    assert [one.reason for one in (amid, between, *several)] == ["QUEUE_FULL", "", "", "", ""]
+
+    server.wait(TICK_SECONDS)
+    assert [one.reason for one in (between, *several)] == ["", "QUEUE_FULL", "", ""]
+
+
+def test_only_streams_that_were_idle_for_long_are_ended() -> None:
+    """One that has just begun is younger than an upload may be; one with items is not idle."""
+    server = Server(limit=1 << 30)
+    old, busy = server.upload("a", Items()), server.upload("b", Items(unwritten_items=1))
+    server.wait(UPLOAD_SECONDS - 1.0)
+    young = server.upload("c", Items())
+    server.own_growth = 3 * IDLE_BYTES
+    server.wait(3.0)
+
+    assert [one.reason for one in (old, busy, young)] == ["STREAM_IDLE", "", ""]
+
+
+def test_a_small_message_is_read_beside_a_full_memory_and_ended_late() -> None:
+    """A health check has half a second before it may be ended for the memory that others hold."""
+    server = Server()
+    for _ in range(8):
+        server.hold("a", LARGEST)
+    check = server.upload("probe", is_small=True)
+    assert check.is_reading
+
+    server.own_growth = LIMIT
+    server.wait(0.4)
+    assert check.reason == ""
+    server.wait(0.2)
+    assert check.reason == "QUEUE_FULL"
+
+
+def test_the_next_message_is_expected_to_be_like_the_last_one() -> None:
+    """Of a connection with small pictures many are read at once; a first message counts as the largest."""
+    server = Server()
+    for size in (MIB, None):  # a message that was not complete says nothing
+        one = server.upload("small")
+        server.held.finish(one, size)
+    many = [server.upload("small").is_reading for _ in range(33)]
+    first = [Server().upload("new").is_reading, server.upload("new").is_reading]
+
+    assert many == [True] * 32 + [False]
+    assert first == [True, False]
+
+
+def test_expected_bytes_count_until_the_message_is_there() -> None:
+    """Four of the largest size; when one is complete, or a quarter of a second is over, the next one is read."""
+    server = Server()
+    uploads = [server.upload("a") for _ in range(4)]
+    assert server.held.total == 4 * LARGEST
+
+    server.held.finish(uploads.pop(), LARGEST)
+    assert server.held.total == 3 * LARGEST
+    server.now += 1.0
+    assert server.upload("b").is_reading
+    assert server.held.total == LARGEST
+
+
+def test_memory_that_became_free_counts_at_once() -> None:
+    """Without a tick in between."""
+    server = Server()
+    for _ in range(8):
+        server.hold("a", LARGEST)
+    server.answer()
+
+    assert server.upload("b").is_reading
+
+
+def test_expected_messages_of_a_connection_count_as_its_own() -> None:
+    """With 200 of 512 MiB held and 56 that arrive, it has its half; another connection may begin."""
+    server = Server(limit=4 * LIMIT)  # a first message counts for 1 MiB
+    server.hold("greedy", 200 * MIB)
+    server.hold("other", MIB)
+    begun = [server.upload("greedy").is_reading for _ in range(57)]
+    assert begun == [True] * 56 + [False]
+
+    server.wait(TICK_SECONDS)
+    assert server.upload("other").is_reading is False  # behind the one that waits, until the next tick
+    server.wait(TICK_SECONDS)
+    assert server.uploads[-1].is_reading
+    assert not server.uploads[-2].is_reading
+
+
+def test_what_a_connection_has_had_does_not_count_against_it() -> None:
+    """Beside another one that holds something, it sends a hundred large messages, one after the other."""
+    server = Server()
+    server.hold("other", MIB)
+    for _ in range(100):
+        upload = server.upload("busy")
+        assert upload.is_reading
+        server.held.finish(upload, LARGEST)
+        server.hold("busy", LARGEST)
+        del server.pictures[-1]
+
+    for _ in range(4):
+        server.hold("busy", LARGEST)
+    assert not server.upload("busy").is_reading, "its half is what it holds now"
+
+
+def test_a_caller_that_leaves_while_it_waits_gets_no_turn() -> None:
+    """Its upload is forgotten."""
+    server = Server()
+    for _ in range(8):
+        server.hold("a", LARGEST)
+    gone = server.upload("b")
+    server.held.finish(gone, None)
+    server.answer(8)
+    server.wait(1.0)
+
+    assert not gone.is_reading
+
+
+def test_what_a_complete_message_frees_is_reported_to_the_memory() -> None:
+    """Its pieces; an upload that ended early reports nothing."""
+    server = Server()
+    for size in (MIB, None):
+        server.held.finish(server.upload("a"), size)
+
+    assert server.memory.freed == [MIB]
+
+
+def test_many_connections_are_forgotten_when_nothing_of_them_is_left() -> None:
+    """What is expected of one is that of a first message again; one that has something is remembered."""
+    server = Server()
+    server.hold("holds", MIB)
+    reads = server.upload("reads")
+    server.held.open_call("calls")
+    server.held.finish(server.uploads.pop(), MIB)
+    reads = server.upload("reads")
+    for number in range(MAX_CONNECTIONS):
+        gone = Arrival(f"gone {number}")
+        server.held.ask(gone, server.now)
+        server.held.finish(gone, MIB)
+    server.wait(TICK_SECONDS)
+
+    before = server.held.total
+    server.upload("gone 7")
+    assert server.held.total - before == LARGEST
+    server.held.finish(reads, MIB)
+    server.held.close_call("calls")
+    server.answer()
+    server.wait(TICK_SECONDS)
+    assert server.held.total == LARGEST
+
+
+def test_it_is_measured_more_often_while_uploads_could_exceed_the_limit() -> None:
+    """More than half of it is held, and something is being read."""
+    server = Server()
+    for _ in range(5):
+        server.hold("a", LARGEST)
+    assert not server.held.is_busy
+
+    upload = server.upload("b")
+    assert server.held.is_busy
+    server.answer(5)
+    server.wait(1.0)
+    assert (upload.is_reading, server.held.is_busy) == (True, False)
