@@ -1,5 +1,8 @@
 """Free memory is kept while large messages come, and given back at rest; a server with a low limit keeps none."""
 
+import subprocess
+import sys
+
 import pytest
 
 from inference.server.memory import CALM_TRIMS, KEPT_BYTES, MAX_KEPT_BYTES, MemoryGauge, choose_kept_bytes
@@ -198,3 +201,71 @@ def test_under_a_low_limit_each_large_message_is_given_back() -> None:
     play(gauge, heap, 10)
 
     assert heap.times_given_back == 10
+
+
+@pytest.mark.parametrize(("messages", "given_back"), [(3, 0), (4, 1), (7, 1), (8, 2)])
+def test_what_large_messages_leave_is_looked_at_each_time_they_could_exceed_it(messages: int, given_back: int) -> None:
+    """At 32 MiB that may be kept, at every fourth picture; between two ticks, where `trim` would be late."""
+    heap = SimHeap()
+    gauge = MemoryGauge(256 * MIB, heap)
+    for _ in range(messages):
+        heap.hold(4 * PICTURE)
+        heap.free(4 * PICTURE)
+        gauge.count_freed(PICTURE)
+
+    assert heap.times_given_back == given_back
+
+
+def test_little_that_large_messages_leave_is_kept_for_the_next_one() -> None:
+    """They are looked at, and nothing is given back."""
+    heap = SimHeap()
+    gauge = MemoryGauge(256 * MIB, heap)
+    for _ in range(8):
+        heap.hold(PICTURE)
+        heap.free(PICTURE)
+        gauge.count_freed(PICTURE)
+
+    assert heap.times_given_back == 0
+
+
+def test_a_tick_tells_whether_it_gave_memory_back() -> None:
+    """Beyond what is kept while messages come, and at rest."""
+    heap = SimHeap()
+    gauge = MemoryGauge(64 * MIB, heap)
+    heap.hold(2 * PICTURE)
+    gauge.read_growth()
+    heap.free(2 * PICTURE)
+    gauge.count_freed(1000)
+    gauge.read_growth()
+    assert [gauge.trim(0) for _ in range(2)] == [True, False]
+
+    heap.hold(MIB)
+    heap.free(MIB)
+    assert [gauge.trim(0) for _ in range(CALM_TRIMS - 2)] == [False] * (CALM_TRIMS - 3) + [True]
+
+
+REAL = """
+import gc
+from inference.server.memory import ProcessHeap, set_heap_limits
+class Node: pass
+assert set_heap_limits(64 << 20)
+assert gc.get_freeze_count() > 1000
+heap = ProcessHeap()
+first, start = heap.read_used(), heap.read_resident()
+blocks = [bytes(100_000) for _ in range(400)]
+assert heap.read_used() - first > 39_000_000
+pins = blocks[::40]
+node = Node(); node.itself, node.blocks = node, blocks
+del blocks, node
+assert heap.read_used() - first > 39_000_000
+heap.collect()
+assert heap.read_used() - first < 5_000_000
+heap.give_back()
+assert heap.read_resident() - start < 8_000_000
+"""
+
+
+def test_the_heap_of_the_process_is_collected_and_given_back() -> None:
+    """Blocks that are free between others, and blocks that only a cycle of objects refers to."""
+    done = subprocess.run([sys.executable, "-c", REAL], capture_output=True, text=True, timeout=50, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
