@@ -44,7 +44,6 @@ def _make_tool(name: str) -> Language:
 _GO = ROOT / "clients" / "go"
 _GO_RUNNER = ROOT / ".tools" / "clients" / "go-conformance"
 _JAVA = ROOT / "clients" / "java"
-_JAVA_RUNNER = str(_JAVA / "conformance")
 LANGUAGES = {
     "python": Language("python", [sys.executable, str(ROOT / "clients" / "python" / "conformance.py")]),
     "go": Language("go", [str(_GO_RUNNER)], _GO, ["go", "build", "-o", str(_GO_RUNNER), "./conformance"], ["go"]),

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
+from dev.harness.simulated_card import CARD, CPU, Card, Held
 from dev.harness.simulated_counts import SimShadow, count_batches, count_requests
-from updater.core.effects import EffectFailure, FailureKind, ShadowCopies, Shortage
+from updater.core.effects import EffectFailure, FailureKind, ShadowCopies
 from updater.core.facts import (
     DeviceSnapshot,
     RevisionSnapshot,
@@ -17,31 +18,6 @@ from updater.core.facts import (
 from updater.core.label_mix import LabelCount
 from updater.core.ports import EffectFailed
 from updater.core.record import Counts, CpuFallback
-
-GIB = 1 << 30
-CPU, CARD = "cpu", "cuda:0"
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """The load of a slot."""
-
-    load_id: str
-    bundle_digest: str
-    state: str = "LOADED"
-    restarts: int = 0
-    device: str = CPU
-
-
-@dataclass(slots=True)
-class Card:
-    """The memory of a device."""
-
-    total: int = 10 * GIB
-    strangers: int = 0  # used by other processes
-    weights: int = 3 * GIB  # of any bundle
-    working: int = 2 * GIB  # that one item needs
-    plan: str = "honest"  # "kind" forgets what items need; "blind" cannot be made, so that a load tries it
 
 
 @dataclass(slots=True)
@@ -166,7 +142,7 @@ class SimServer:
         """Whether a single item exceeds the memory of a load's device."""
         if self.card is None or self.device_of(load_id) != CARD or self.bundle_of(load_id) == self.frugal:
             return False
-        return self.card.working > self._free()
+        return self.card.working > self.card.free_bytes(self.slots)
 
     @property
     def serving_on(self) -> str:
@@ -389,26 +365,9 @@ class SimServer:
             return self.fallback.fallback_device
         return CPU if self.card is None else CARD
 
-    def _free(self) -> int:
-        """Free bytes of the GPU."""
-        assert self.card is not None
-        loads = sum(held is not None and held.device == CARD for held in self.slots)
-        return self.card.total - self.card.strangers - self.card.weights * loads
-
     def _shortage(self, bundle_digest: str, device: str) -> EffectFailure | None:
         """The failure of a load that does not fit; None if it fits."""
-        if self.card is None or device != CARD:
-            return None
-        is_there = any(
-            held is not None and (held.bundle_digest, held.device) == (bundle_digest, CARD) for held in self.slots
-        )
-        free = self._free() + (self.card.weights if is_there else 0)
-        needed = self.card.weights + (0 if self.card.plan == "kind" else self.card.working)
-        if needed <= free:
-            return None
-        reason = "OUT_OF_MEMORY" if self.card.plan == "blind" else "DOES_NOT_FIT"
-        lacks = Shortage(CARD) if self.card.plan == "blind" else Shortage(CARD, needed, free)
-        return EffectFailure(FailureKind.PERMANENT, reason, "it does not fit", shortage=lacks)
+        return None if self.card is None or device != CARD else self.card.shortage(bundle_digest, self.slots)
 
     def _runs_out(self, held: Held) -> None:
         """Apply an out-of-memory error of the active slot: the previous slot answers the item, or the CPU does."""

@@ -12,18 +12,11 @@ import torch
 from torch import Tensor
 
 from dev.parity import folders as f
-from dev.parity.damaged import CONFIG, LABELS, PIPELINE, Damages, Names
+from dev.parity.damage import CONFIG, LABELS, PIPELINE, Damages, move, replace
+from dev.parity.damaged import Names
 from dev.parity.folders import BIN, Change
 
 _HUB_ERROR = '{"Code":10010205001,"Message":"model not found","RequestId":"6a1","Success":false}'
-
-
-def _write(file: str, content: str | bytes) -> Change:
-    def change(folder: Path) -> None:
-        (folder / file).unlink(missing_ok=True)
-        (folder / file).write_bytes(content.encode() if isinstance(content, str) else content)
-
-    return change
 
 
 def _pack(folder: Path) -> None:
@@ -63,18 +56,18 @@ def _nest(folder: Path) -> None:
 def of_contents(names: Names) -> Damages:
     """Damages that both engines know."""
     float8: Tensor = torch.zeros(4).to(torch.float8_e4m3fn)
-    flat = f.both(f.remove(BIN), _write(f.FLAT, struct.pack("<Q", 1 << 60) + bytes(40)))
+    flat = f.both(f.remove(BIN), replace(f.FLAT, struct.pack("<Q", 1 << 60) + bytes(40)))
     return {
-        "a hub's error": (_write(BIN, _HUB_ERROR), f"{BIN} is an error message of the hub, not the file itself"),
-        "a hub's error as JSON": (_write(PIPELINE, _HUB_ERROR), f"{PIPELINE} is an error message of the hub"),
+        "a hub's error": (replace(BIN, _HUB_ERROR), f"{BIN} is an error message of the hub, not the file itself"),
+        "a hub's error as JSON": (replace(PIPELINE, _HUB_ERROR), f"{PIPELINE} is an error message of the hub"),
         "a zip in a file": (_pack, f"{BIN} is a zip archive with '{BIN}' in it: unpack it"),
         "an absurd header": (flat, f"{f.FLAT} is cut off or damaged (has 48 bytes, by its first ones the header"),
         "a garbage header": (
-            f.both(f.remove(BIN), _write(f.FLAT, struct.pack("<Q", 9) + b"x" * 99)),
+            f.both(f.remove(BIN), replace(f.FLAT, struct.pack("<Q", 9) + b"x" * 99)),
             f"{f.FLAT} is damaged (Error while deserializing header: ",
         ),
         "a download that was not finished": (
-            _move(BIN, f"{BIN}.incomplete"),
+            move(BIN, f"{BIN}.incomplete"),
             f"the download of '{BIN}.incomplete' was not finished: download it again",
         ),
         "a folder of a download": (
@@ -82,7 +75,7 @@ def of_contents(names: Names) -> Damages:
             "; ._____temp means that the download was not finished: download it again",
         ),
         "another model's task": (
-            _write(PIPELINE, json.dumps(OTHERS[names.model_type])),
+            replace(PIPELINE, json.dumps(OTHERS[names.model_type])),
             "is it another model's configuration.json? (the revision lacks ",
         ),
         "slashes": (
@@ -93,13 +86,13 @@ def of_contents(names: Names) -> Damages:
             f.saved(lambda _: {"conv.weight": torch.ones(2, 2)}),
             "holds no tensor of this model: it has 'conv.weight' and the like, expected ",
         ),
-        "keys without quotes": (_write(PIPELINE, '{\n framework: "pytorch"\n}'), "JSON has its keys in double quotes"),
-        "brackets": (_write(CONFIG, "[" * 100_000), "its brackets are nested too deeply"),
+        "keys without quotes": (replace(PIPELINE, '{\n framework: "pytorch"\n}'), "JSON has its keys in double quotes"),
+        "brackets": (replace(CONFIG, "[" * 100_000), "its brackets are nested too deeply"),
         "a copy's name": (
-            _move(CONFIG, "config (1).json"),
+            move(CONFIG, "config (1).json"),
             "config.json; is it 'config (1).json'? then name it config",
         ),
-        "a backup's name": (_move(PIPELINE, f"{PIPELINE}.bak"), f"; is it '{PIPELINE}.bak'? then name it {PIPELINE}"),
+        "a backup's name": (move(PIPELINE, f"{PIPELINE}.bak"), f"; is it '{PIPELINE}.bak'? then name it {PIPELINE}"),
         "models below": (_nest, "; other models are in the folders 'output', 'output_best': use one of them"),
         "cut safetensors": (f.both(f.flat, _cut), f"{f.FLAT} is cut off (has "),
         "float8": (_save_with(names.matrix, float8), "convert the tensors to bfloat16, and save again"),
@@ -120,7 +113,7 @@ def of_vocabularies() -> Damages:
     def halve(row: dict[str, int]) -> dict[str, int]:
         return dict(list(row.items())[:8])
 
-    exchanged = f.both(_move("vocab.json", "x"), _move("merges.txt", "vocab.json"), _move("x", "merges.txt"))
+    exchanged = f.both(move("vocab.json", "x"), move("merges.txt", "vocab.json"), move("x", "merges.txt"))
     return {
         "exchanged vocabulary": (exchanged, "it is a merges.txt: are the two files exchanged?"),
         "an answer map with a path": (
@@ -128,7 +121,7 @@ def of_vocabularies() -> Damages:
             "./ans2label.json (which configuration.json names and the folder has as 'ans2label.json': write the plain",
         ),
         "a pickled answer map": (
-            _write("ans2label.json", pickle.dumps({"yes": 0})),
+            replace("ans2label.json", pickle.dumps({"yes": 0})),
             "ans2label.json is a pickle, ",
         ),
         "old norms": (
@@ -139,7 +132,7 @@ def of_vocabularies() -> Damages:
             ),
             "tensors of norms end with 'gamma' or 'beta', expected 'weight' or 'bias': rename them",
         ),
-        "a vocab.txt": (_write("vocab.json", "[PAD]\n[UNK]\n"), "it is a vocab.txt, with a token a line: is it of"),
+        "a vocab.txt": (replace("vocab.json", "[PAD]\n[UNK]\n"), "it is a vocab.txt, with a token a line: is it of"),
         "another order": (_edit("vocab.json", turn), "are the tokens in another order than in training?"),
         "half a vocabulary": (_edit("vocab.json", halve), "it lacks the tokens of the answer 'yes': is it cut off?"),
     }
@@ -147,10 +140,6 @@ def of_vocabularies() -> Damages:
 
 def _edit(file: str, function: Callable[[dict[str, int]], dict[str, int]]) -> Change:
     return f.edit(file, lambda text: json.dumps(function(json.loads(text))))
-
-
-def _move(old: str, new: str) -> Change:
-    return lambda folder: (folder / old).rename(folder / new)
 
 
 def _swap(file: str) -> Change:
@@ -172,7 +161,7 @@ def noted() -> Mapping[str, tuple[str, Change, str]]:
     """Folders that can be imported, with the engine and a part of a note that says what is probably wrong."""
     sort = f.edit("vocab.txt", lambda text: "".join(sorted(text.splitlines(keepends=True))))
     zero = f.saved(lambda tensors: {name: torch.zeros_like(tensor) for name, tensor in tensors.items()})
-    foreign = _write("merges.txt", "#version: 0.2\nzq xj\nqq jj\n")
+    foreign = replace("merges.txt", "#version: 0.2\nzq xj\nqq jj\n")
     return {
         "a key twice": ("ofa", _repeat(CONFIG, "d_model"), "config.json: d_model is there twice, 999 and 64; the last"),
         "a task twice": ("mgeo", _repeat(PIPELINE, "task"), "configuration.json: task is there twice, 999 and "),
@@ -181,10 +170,10 @@ def noted() -> Mapping[str, tuple[str, Change, str]]:
             foreign,
             "merges.txt: 2 of 2 pairs make words that vocab.json lacks: is",
         ),
-        "no pairs": ("ofa", _write("merges.txt", "#version: 0.2\n"), "merges.txt has no pairs"),
+        "no pairs": ("ofa", replace("merges.txt", "#version: 0.2\n"), "merges.txt has no pairs"),
         "equal numbers": (
             "ofa",
-            _write("ans2label.json", '{"yes": 0, "no": 0, "maybe": 0}'),
+            replace("ans2label.json", '{"yes": 0, "no": 0, "maybe": 0}'),
             "ans2label.json: two answers have the same number",
         ),
         "a sorted vocabulary": ("mgeo", sort, "are the tokens in another order than in training?"),
@@ -197,7 +186,7 @@ def noted() -> Mapping[str, tuple[str, Change, str]]:
         ),
         "a misspelt label file": (
             "mgeo",
-            _move(LABELS, "label_maping.json"),
+            move(LABELS, "label_maping.json"),
             "; is label_maping.json a misspelling of it?",
         ),
     }

@@ -158,11 +158,6 @@ def keep_both(folder: Path) -> None:
     torch.save(moved(tensors), folder / BIN)
 
 
-def columns_first(tensors: Tensors) -> Tensors:
-    """Store matrices column by column."""
-    return {name: tensor.t().contiguous().t() if tensor.dim() == MATRIX else tensor for name, tensor in tensors.items()}
-
-
 def sharded(folder: Path, prefix: str = "", suffix: str = ".safetensors") -> None:
     """Save the weights as two shards with an index."""
     tensors = {prefix + name: tensor.clone() for name, tensor in read_weights(folder).items()}

@@ -20,7 +20,6 @@ BOTH = {"RUNNER_DIED"}  # counters of the internal contracts have its name
 _WORD = re.compile(r"\b[A-Z]+(?:_[A-Z]+)+\b")
 _CODES = {name for name in code_pb2.Code.keys()}  # noqa: C416, SIM118  protobuf's enum
 
-CORRECT = "correct the request"
 WAIT = "send it again after the time in `RetryInfo`; the clients do"
 # Reason → code, and what the caller does.
 ADVICE: dict[str, tuple[str, str]] = {

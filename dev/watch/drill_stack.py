@@ -1,7 +1,6 @@
 """The stack of the drill: the real one with a scripted engine, Prometheus, Alertmanager, the relay and a chat."""
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
@@ -140,20 +139,6 @@ def drill_stack(
             stack,
         ):
             yield DrillStack(folder, stack, prometheus, chat)
-
-
-def read_log(drill: DrillStack) -> list[str]:
-    """Lines of the stack's log."""
-    return drill.stack.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
-
-
-def find_line(drill: DrillStack, event: str) -> str:
-    """The first log line of an event; empty if there is none."""
-    for line in read_log(drill):
-        with contextlib.suppress(ValueError):
-            if json.loads(line).get("event") == event:
-                return line
-    return ""
 
 
 def run_command(drill: DrillStack, command: str) -> str:

@@ -12,8 +12,9 @@ from rich.console import Console
 
 from cli.explain import show_explanation
 from common.explanation import Explanation, Use
-from dev.parity import damaged, damaged_contents, folders
-from dev.parity.damaged import CONFIG, MGEO, OFA, copy_base
+from dev.parity import damaged, damaged_contents, damaged_models, folders
+from dev.parity.damage import CONFIG, Damages
+from dev.parity.damaged import MGEO, OFA, copy_base
 from dev.parity.folders import Change
 from dev.parity.make_model import make_model as make_ofa
 from dev.parity.mgeo.make_model import VARIANTS as MGEO_VARIANTS
@@ -23,14 +24,14 @@ from inference.runner.conversion.explain import explain_folder
 from inference.runner.conversion.mgeo_plan import plan_mgeo
 from inference.runner.conversion.ofa_plan import plan_ofa
 
-DAMAGES: Mapping[str, damaged.Damages] = {
+DAMAGES: Mapping[str, Damages] = {
     "ofa": {
         **damaged.shared(OFA),
-        **damaged.of_ofa(),
+        **damaged_models.of_ofa(),
         **damaged_contents.of_contents(OFA),
         **damaged_contents.of_vocabularies(),
     },
-    "mgeo": {**damaged.shared(MGEO), **damaged.of_mgeo(), **damaged_contents.of_contents(MGEO)},
+    "mgeo": {**damaged.shared(MGEO), **damaged_models.of_mgeo(), **damaged_contents.of_contents(MGEO)},
 }
 CASES = [(engine, kind) for engine, damages in DAMAGES.items() for kind in damages]
 

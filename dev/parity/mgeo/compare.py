@@ -26,7 +26,6 @@ from inference.runner.engines.mgeo.engine import MgeoEngine
 TOLERANCE = 1e-5
 ASKED = 600  # texts that are tagged; all are tokenised
 TOGETHER = 32  # addresses in one device call
-_SPANS = tuple[tuple[str, int, int], ...]
 
 
 @dataclass(slots=True)

@@ -69,16 +69,6 @@ class ConfigSection:
             self.refuse(key, value, ", ".join(json.dumps(one) for one in supported))
         return value
 
-    def get_triple(self, key: str) -> tuple[float, float, float] | None:
-        """Return three numbers, or None if the key is missing."""
-        value = self.get(key)
-        if value is None:
-            return None
-        numbers = [float(one) for one in value if isinstance(one, int | float)] if isinstance(value, list) else []
-        if len(numbers) != 3:  # noqa: PLR2004 - a triple
-            self.refuse(key, value, "three numbers")
-        return numbers[0], numbers[1], numbers[2]
-
     def get_section(self, key: str) -> "ConfigSection":
         """Return the object under a key; empty if the key is missing."""
         value = self.get(key, {})

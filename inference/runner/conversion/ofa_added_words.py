@@ -17,7 +17,6 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 ADDED_TOKENS = "added_tokens.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
 FAST_TOKENIZER = "tokenizer.json"
-TOKENIZER_FILES = (ADDED_TOKENS, SPECIAL_TOKENS, FAST_TOKENIZER, TOKENIZER_CONFIG)
 MAX_FILE_BYTES = 32 << 20
 MAX_ADDED_WORDS = 4096
 _MAX_SHOWN = 5  # words in a sentence

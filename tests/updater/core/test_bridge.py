@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from dev.harness.simulated_server import CARD, CPU, GIB, Card
+from dev.harness.simulated_card import CARD, CPU, GIB, Card
 from tests.updater.core.world import RULES, World
 from tests.updater.simulators import Quality
 from updater.core.bridge import Bridge

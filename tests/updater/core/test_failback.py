@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from dev.harness.simulated_server import CARD, CPU, GIB, Card
+from dev.harness.simulated_card import CARD, CPU, GIB, Card
 from tests.updater.core.world import RULES, World
 from tests.updater.simulators import Quality, bundle_of
 from updater.core.breaker import BreakerName, BreakerState

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from dev.harness.simulated_server import CARD, CPU, GIB, Held
+from dev.harness.simulated_card import CARD, CPU, GIB, Held
 from tests.updater.core.test_bridge import BAD, FULL, full_card, serves
 from tests.updater.core.world import RULES, World
 from tests.updater.simulators import Quality

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from dev.harness.simulated_server import CARD, CPU, GIB, Card
+from dev.harness.simulated_card import CARD, CPU, GIB, Card
 from tests.updater.core.world import World
 from updater.core.breaker import BreakerState
 from updater.core.effects import EffectFailure, FailureKind

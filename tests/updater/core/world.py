@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 from random import Random
 
-from dev.harness.simulated_server import Card, SimServer
+from dev.harness.simulated_card import Card
+from dev.harness.simulated_server import SimServer
 from tests.updater.simulators import (
     Quality,
     SimConverter,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from common.bundle import read_committed
-from dev.harness.simulated_server import GIB
+from dev.harness.simulated_card import GIB
 from tests.updater.simulators import Quality
 from tests.updater.stories.world import RULES, WEIGHTS, StoryWorld
 from updater.core.breaker import BreakerState

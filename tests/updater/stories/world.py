@@ -22,7 +22,8 @@ from common.bundle import POINTER_NAME, BundleBroken, bundle_folder, read_bundle
 from common.sealing import ConvertLimits
 from dev.harness.revisions import MODEL, convert_scripted, model_folder
 from dev.harness.scripted_updater import digest_of_scripted
-from dev.harness.simulated_server import Card, SimServer
+from dev.harness.simulated_card import Card
+from dev.harness.simulated_server import SimServer
 from tests.updater.core.world import RULES as COMMON_RULES
 from tests.updater.core.world import ManualClock, Operators
 from tests.updater.simulators import Quality, SimGolden
