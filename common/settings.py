@@ -5,19 +5,27 @@ One file holds the settings of every process; the environment overrides it (`HOT
 and all mistakes are reported together, each with its key.
 """
 
+import json
 import os
-import tomllib
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from common.engine_files import Task
 from common.tls import TlsFiles
+from common.toml_text import TomlBroken, read_toml, shorten
 
 ENV_PREFIX = "HOTSLOT_"
 CONFIG_VARIABLE = "HOTSLOT_CONFIG"
@@ -26,6 +34,8 @@ DEFAULT_STATE_DIR = Path("state")
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 50051  # the gRPC server's
 MODEL_NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,127}$"
 DEVICE_PATTERN = r"^(auto|cpu|cuda(:\d{1,3})?)$"
+_MAX_SHOWN = 100  # characters of a key, of one of its parts, and of a value in a message
+_MAX_MESSAGE = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,9 +199,13 @@ class SettingsFile(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment first, then the file; nothing else is read."""
+        """The environment first, then the file; nothing else is read.
+
+        Raises:
+            SettingsInvalid: the file cannot be read.
+        """
         del dotenv_settings, file_secret_settings
-        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=settings_path()))
+        return (init_settings, env_settings, InitSettingsSource(settings_cls, read_settings_table(settings_path())))
 
 
 T = TypeVar("T", bound=SettingsFile)
@@ -216,18 +230,18 @@ def load_settings(kind: type[T]) -> T:
     """Read and check the settings of one process.
 
     Raises:
-        SettingsInvalid: the file is missing or is not TOML, or a value in it or in the environment is not allowed; has
-            all mistakes.
+        SettingsInvalid: the file cannot be read or is not TOML, or a value in it or in the environment is not allowed;
+            has all mistakes.
     """
-    path = settings_path()
-    if not path.is_file():
-        raise SettingsInvalid([Mistake(str(path), f"no such file; name one with --config or {CONFIG_VARIABLE}")])
     try:
         loaded = kind()  # type: ignore[call-arg]  # the sources give the values
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsInvalid([Mistake(str(path), f"not TOML: {error}")]) from error
     except ValidationError as error:
         raise SettingsInvalid(list_mistakes(error)) from error
+    except SettingsError as error:
+        raise SettingsInvalid([_find_bad_variables(error)]) from error
+    except RecursionError as error:
+        message = "a table, a list or a variable is nested too deeply; remove the brackets"
+        raise SettingsInvalid([Mistake(shorten(str(settings_path()), _MAX_SHOWN), message)]) from error
     _check_names(loaded.models)
     return loaded
 
@@ -240,6 +254,18 @@ def use_settings_file(path: Path) -> None:
 def silence_grpc_logs() -> None:
     """Keep gRPC's own log lines off standard error unless GRPC_VERBOSITY is set; must run before gRPC is imported."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+
+def read_settings_table(path: Path) -> dict[str, Any]:
+    """Read a TOML file of settings.
+
+    Raises:
+        SettingsInvalid: it cannot be read or is not TOML.
+    """
+    try:
+        return read_toml(path)
+    except TomlBroken as error:
+        raise SettingsInvalid([Mistake(shorten(str(path), _MAX_SHOWN), str(error))]) from error
 
 
 def list_mistakes(error: ValidationError) -> list[Mistake]:
@@ -264,8 +290,38 @@ def _without_echoes(mistakes: list[Mistake]) -> list[Mistake]:
 def _mistake(row: Mapping[str, Any]) -> Mistake:
     key = ""
     for part in row["loc"]:
-        key += f"[{part}]" if isinstance(part, int) else f".{part}" if key else str(part)
+        key += f"[{part}]" if isinstance(part, int) else f".{_show(part)}" if key else _show(part)
     message = str(row["msg"])
     message = "unknown key" if row["type"] == "extra_forbidden" else message[0].lower() + message[1:]
     found = row.get("input")
-    return Mistake(key, message, repr(found) if isinstance(found, str | int | float | bool) else "")
+    shown = _show(found, repr) if isinstance(found, str | int | float | bool) else ""
+    return Mistake(shorten(key, _MAX_MESSAGE), shorten(message, _MAX_MESSAGE), shown)
+
+
+def _show(value: object, form: Callable[[object], str] = str) -> str:
+    """A value as text of a message, of a limited length."""
+    try:
+        return shorten(form(value), _MAX_SHOWN)
+    except ValueError:  # Python does not write out such an integer
+        return "a number with thousands of digits"
+
+
+def _find_bad_variables(error: SettingsError) -> Mistake:
+    """The variables that must be JSON and are not; pydantic names only the section."""
+    section = re.search(r'field "(\w+)"', str(error))
+    prefix = f"{ENV_PREFIX}{section[1] if section else ''}".upper()
+    given = {name: value for name, value in os.environ.items() if name.upper().split("__")[0] == prefix}
+    broken = sorted(name for name, value in given.items() if not _is_json(value))
+    whole = [name for name in broken if name.upper() == prefix]
+    message = (
+        f"not JSON; write a whole table or list as JSON, or set single keys, such as {ENV_PREFIX}SERVER__PORT=50052"
+    )
+    return Mistake(shorten(", ".join(whole or broken), _MAX_MESSAGE), message)
+
+
+def _is_json(value: str) -> bool:
+    try:
+        json.loads(value)
+    except (ValueError, RecursionError):
+        return False
+    return True

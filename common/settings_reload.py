@@ -17,8 +17,8 @@ from common.metric_catalog import MetricSpec, Reading, gauge
 from common.reload import ReloadLog
 from common.settings import Change, SettingsFile, SettingsInvalid, format_mistake, settings_path
 from common.settings_change import ReloadPlan, SettingChange, plan_reload
+from common.toml_text import MAX_FILE_BYTES
 
-MAX_FILE_BYTES = 8 << 20
 SETTINGS_SUCCESSFUL = gauge(
     "hotslot_settings_reload_successful",
     "1 while the settings file is in use as it was last read, 0 while it was refused: those before are in use.",

@@ -86,14 +86,22 @@ def test_a_stop_time_shorter_than_the_drain_is_a_mistake(hotslot: Hotslot, tmp_p
     assert hotslot("config", "check").code == 0
 
 
-@pytest.mark.parametrize(("content", "says"), [(None, "no such file"), ("a = = 1", "not TOML")])
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "no such file"),
+        (b"a = = 1", "not TOML"),
+        ("# 设置".encode("gbk"), "save it as UTF-8"),
+        (b"a = " + b"[" * 5000, "brackets are nested too deeply"),
+    ],
+)
 def test_a_file_that_cannot_be_read_is_a_mistake(
-    hotslot: Hotslot, tmp_path: Path, content: str | None, says: str
+    hotslot: Hotslot, tmp_path: Path, content: bytes | None, says: str
 ) -> None:
     """Exit code 2; the message says what is wrong with the file."""
     if content is not None:
-        (tmp_path / "hotslot.toml").write_text(content)
-    ended = hotslot("config", "check")
+        (tmp_path / "bad.toml").write_bytes(content)
+    ended = hotslot("config", "check", "-c", "bad.toml")
     assert (ended.code, says in ended.err) == (2, True)
 
 

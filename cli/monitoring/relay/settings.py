@@ -1,13 +1,12 @@
 """The settings of `hotslot alert-relay`: a file of its own, since it runs where Alertmanager does."""
 
-import tomllib
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, ValidationError, field_validator
 
-from common.settings import Mistake, Section, SettingsInvalid, list_mistakes
+from common.settings import Section, SettingsInvalid, list_mistakes, read_settings_table
 
 MAX_TARGETS = 16
 
@@ -82,10 +81,6 @@ def load_relay_settings(path: Path) -> RelaySettings:
         SettingsInvalid: has all mistakes.
     """
     try:
-        return RelaySettings.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise SettingsInvalid([Mistake(str(path), (error.strerror or str(error)).lower())]) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsInvalid([Mistake(str(path), f"not TOML: {error}")]) from error
+        return RelaySettings.model_validate(read_settings_table(path))
     except ValidationError as error:
         raise SettingsInvalid(list_mistakes(error)) from error
