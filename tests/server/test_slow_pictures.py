@@ -149,3 +149,44 @@ async def _hold_places_and_one_more(dispatcher: Dispatcher, log: Log) -> Pending
     dispatcher.on_reply(postpone(*(item.item_id for item in log.sent)))
     await asyncio.sleep(0)
     return slow[-1]
+
+
+@pytest.mark.parametrize("seconds", [0.0, SECONDS])
+async def test_one_that_must_be_computed_alone_is_sent_although_others_keep_coming(log: Log, seconds: float) -> None:
+    """As soon as the runner has answered what it held; the others wait, whether its picture takes long or not."""
+    dispatcher = await open_dispatcher(log)
+    for _ in range(3):
+        dispatcher.submit(request())
+    await asyncio.sleep(0)
+    alone = request()
+    alone.alone, alone.decoding_seconds = True, seconds  # a suspect of the end of a runner
+    dispatcher.submit(alone)
+
+    for item_id in (1, 2, 3):
+        dispatcher.submit(request())
+        await asyncio.sleep(0)
+        assert not alone.sent_at
+        dispatcher.on_reply(answer(item_id))
+    await asyncio.sleep(0)
+    sent_beside = len(log.sent)
+    dispatcher.on_reply(answer(log.sent[-1].item_id))
+    await asyncio.sleep(0)
+
+    assert alone.sent_at
+    assert sent_beside == 3 + 1
+    assert len(log.sent) == 3 + 1 + 3
+
+
+async def test_one_that_must_be_computed_alone_and_is_too_late_keeps_no_other_waiting(log: Log) -> None:
+    """It fails, and those behind it are sent beside what the runner holds."""
+    dispatcher = await open_dispatcher(log)
+    dispatcher.submit(request())
+    await asyncio.sleep(0)
+    alone = request(seconds=SECONDS)
+    alone.alone, alone.decoding_seconds = True, 100 * SECONDS
+    dispatcher.submit(alone)
+    dispatcher.submit(request())
+    await asyncio.sleep(0)
+
+    assert not alone.sent_at
+    assert len(log.sent) == 2

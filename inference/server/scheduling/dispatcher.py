@@ -24,6 +24,7 @@ from inference.server.scheduling.in_flight import (
     is_too_late,
     limit_window,
     may_send,
+    must_wait,
 )
 from inference.server.scheduling.limits import LOST_HEARTBEATS, LimitRules, find_hang, limit_seconds
 from inference.wire import Picture
@@ -170,7 +171,7 @@ class Dispatcher:
                 self._listener.on_failure(request, TOO_LATE)
                 continue
             if request.decoding_seconds:
-                return request
+                return None if must_wait(request, self._held) else request
             window = limit_window(self._window_calls, work, self.cost, self._call_rows)
             is_room = may_send(request, self._held, self._call_rows, window) and device.may_send(now)
             return request if is_room else None

@@ -181,17 +181,25 @@ class SlowPictures:
         self.queue.put(request, request.rows, request.flow)
 
     def choose(self, held: InFlight) -> PendingRequest | None:
-        """The request to send now, which stays in the queue; None if there is none or no place.
+        """The request whose turn it is, which stays in the queue; None if there is none or no place.
+
+        One that must be computed alone is returned although the runner holds others: none is sent before it, or the
+        runner would always hold some (see `must_wait`).
 
         Args:
             held: what the runner holds.
         """
         request = self.queue.peek()
-        if request is None or not held:
+        if request is None or not held or request.alone:
             return request
-        if request.alone or held.is_alone or held.slow_items >= self.places:
+        if held.is_alone or held.slow_items >= self.places:
             return None
         return request if held.size_bytes + request.size_bytes <= MAX_IN_FLIGHT_BYTES else None
+
+
+def must_wait(request: PendingRequest, held: InFlight) -> bool:
+    """Whether a request must be computed alone, and the runner still holds others."""
+    return request.alone and bool(held)
 
 
 def adapt_window(window_calls: float, call: runner_pb2.DeviceCall, call_rows: int, *, is_backlogged: bool) -> float:
