@@ -93,7 +93,7 @@ def _is_closed(details: str | None) -> bool:
 
 
 def format_status(status: status_pb2.Status) -> str:
-    """What the server says, with reason, field and the next step."""
+    """The server's error with reason, field and the next step."""
     found = read_status(status)
     named = [found.reason] if found.reason else []
     if found.field and found.field not in found.sentence:

@@ -41,7 +41,7 @@ def ask_server(endpoint: Endpoint) -> tuple[StatusReport | None, list[Finding]]:
 
 
 def judge_report(report: StatusReport) -> Iterator[Finding]:
-    """What a server's report says. Pure."""
+    """The findings in a server's report. Pure."""
     server = report.server
     process, resources = server.process, server.resources
     lag = process.loop_lag.ToTimedelta().total_seconds()
@@ -80,7 +80,7 @@ def ask_updater(settings: Settings) -> tuple[pb.GetStatusResponse | None, list[F
 
 
 def judge_updates(state: pb.ModelUpdates) -> Iterator[Finding]:
-    """What the state of one model's updates says. Pure."""
+    """The findings in the state of one model's updates. Pure."""
     name, stage = state.model, enum_word(pb.UpdateStage.DESCRIPTOR, state.stage)
     if state.fault:
         yield Finding("updates", Level.BAD, f"{name}: {state.fault}", state.advice)

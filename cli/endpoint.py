@@ -100,7 +100,7 @@ class Endpoint:
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What calls of `open_async` send: the token."""
+        """The metadata that calls of an `open_async` channel must carry: the token."""
         return ((HEADER, f"Bearer {self.token}"),) if self.token else ()
 
     def _options(self) -> list[tuple[str, Any]]:

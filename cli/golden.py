@@ -48,7 +48,7 @@ class ComparedAnswer:
 
     @property
     def reference(self) -> str:
-        """What the answer is compared with; empty if the set has nothing."""
+        """The reference of an answer; empty if the set has none."""
         return self.expected or self.recorded
 
     @property

@@ -132,7 +132,7 @@ def _print(place: str, follow: str, committed: Committed | None, found: "Diagnos
 
 
 def _describe(row: "FoundRevision") -> str:
-    """What a revision has, and why it is not simply taken."""
+    """A revision's files and commit, and why it is not simply installed."""
     what = f"{row.files} files, {size(row.size)}, engine {row.engine}" if row.engine else ""
     commit = f"commit {row.commit_id[:COMMIT_DIGITS]}" if row.commit_id else ""
     return "; ".join(part for part in (what, commit, row.why) if part)

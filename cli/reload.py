@@ -110,7 +110,7 @@ def _call(endpoint: Endpoint, send: Callable[[], control_pb2.SettingsReload]) ->
 
 
 def _show(name: str, one: control_pb2.SettingsReload, *, is_check: bool) -> None:
-    """What one process does with the file."""
+    """The changes that one process takes over from the file."""
     state = ("refused", BAD) if one.refusal else ("would change", DOUBTFUL) if is_check else ("in use", GOOD)
     if not one.changes and not one.refusal:
         state = ("no change", DIM) if is_check else ("in use, no change", GOOD)

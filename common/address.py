@@ -290,7 +290,7 @@ def _by(address: ListenAddress) -> str:
 
 
 def _read_link(link: Path) -> str:
-    """What a descriptor refers to; empty if it was closed meanwhile, which tells nothing of the process's others."""
+    """The target of a descriptor's link; empty if the descriptor was closed meanwhile."""
     try:
         return str(link.readlink())
     except OSError:

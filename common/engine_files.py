@@ -36,7 +36,7 @@ SECTIONS = frozenset(
 
 
 class Task(StrEnum):
-    """What a model does, in the hub's names."""
+    """A model's task, in the hub's names."""
 
     VISUAL_ENTAILMENT = "visual-entailment"
     ADDRESS_TAGGING = "token-classification"
@@ -200,7 +200,7 @@ _WEIGHTY = (
 
 
 def _describe_vocabularies(files: EngineFiles, listing: Mapping[str, int]) -> list[str]:
-    """What is missing of a vocabulary of which a part is there; else all alternatives."""
+    """The missing files of a vocabulary that is partly there; else the files of each alternative."""
     begun = [names for names in files.vocabulary if any(name in listing for name in names[:1])]
     return [" + ".join(name for name in names if name not in listing) for names in begun or files.vocabulary]
 

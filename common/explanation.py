@@ -14,7 +14,7 @@ MAX_EXPLANATION_BYTES = 4 << 20
 
 
 class Use(StrEnum):
-    """What becomes of a part."""
+    """Whether the engine uses a part of a model."""
 
     USED = "used"
     IGNORED = "ignored"

@@ -86,7 +86,7 @@ _KINDS = {list: "list", str: "text", int: "number", float: "number", bool: "trut
 
 
 def _identify_form(error: json.JSONDecodeError) -> str:
-    """What the text is, if it is a part of a vocabulary that has its own form, or JSON without quotes."""
+    """The form of a text that is not JSON: a vocabulary of another form, or JSON without quotes."""
     text = error.doc
     if text.lstrip().startswith("{") and _BARE_KEY.match(text[error.pos :]):
         return "; JSON has its keys in double quotes"
@@ -98,7 +98,7 @@ def _identify_form(error: json.JSONDecodeError) -> str:
 
 
 def _advise(error: json.JSONDecodeError) -> str:
-    """What to change, if the mistake is a common one."""
+    """The correction of a common mistake; empty for any other."""
     before, after = error.doc[: error.pos].rstrip(), error.doc[error.pos :]
     if before.endswith(",") and after[:1] in ("}", "]"):
         line = before.count("\n") + 1

@@ -53,7 +53,7 @@ PROCESS_LABELS = {
 
 @dataclass(frozen=True, slots=True)
 class ProcessUsage:
-    """What a process uses."""
+    """A process's parent, CPU time, memory, threads and open files."""
 
     parent: int  # process id
     cpu_seconds: float
@@ -64,7 +64,7 @@ class ProcessUsage:
 
 
 def read_usage(pid: int | str = "self") -> ProcessUsage | None:
-    """What a process uses now; None if it has ended or cannot be read."""
+    """The present usage of a process; None if it has ended or cannot be read."""
     folder = Path("/proc") / str(pid)
     try:
         fields = (folder / "stat").read_bytes().rpartition(b")")[2].split()

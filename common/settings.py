@@ -269,7 +269,7 @@ def read_settings_table(path: Path) -> dict[str, Any]:
 
 
 def list_mistakes(error: ValidationError) -> list[Mistake]:
-    """What pydantic has found, with the keys as in the file."""
+    """The mistakes that pydantic has found, with the keys as in the file."""
     return _without_echoes([_mistake(row) for row in error.errors()])
 
 

@@ -31,7 +31,7 @@ class SettingChange:
 
 @dataclass(frozen=True, slots=True)
 class ReloadPlan:
-    """What a process does to take over new settings."""
+    """The changes with which a process takes over new settings."""
 
     changes: tuple[SettingChange, ...]
     added: tuple[str, ...] = ()  # models

@@ -102,7 +102,7 @@ def is_same_origin(origin: str, host: str, public_hosts: Sequence[str]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class AccessRules:
-    """What is let in."""
+    """The hosts and addresses under which the console answers, and whether reading needs a login."""
 
     listens_on: tuple[str, ...] = ()
     public_hosts: tuple[str, ...] = ()

@@ -44,7 +44,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """What one revision did between two samples."""
+    """The rates of one revision between two samples."""
 
     answered: float  # a second
     failed: float  # a second
@@ -141,7 +141,7 @@ def _compare(before: Sample, after: Sample) -> Point:
 
 
 def _differences(before: Sample, after: Sample) -> dict[str, RevisionCounts]:
-    """What each revision did between two samples; after a restart of the server, all that it has counted."""
+    """The counts of each revision between two samples; after a restart of the server, all that it has counted."""
     is_new = after.started_at != before.started_at
     nothing = RevisionCounts(0, 0, (), ())
     return {

@@ -56,7 +56,7 @@ class Live:
         return self._watchers
 
     async def run(self) -> None:
-        """Ask for ever."""
+        """Poll the server and the updater until cancelled: often while a page is watched, else seldom."""
         while True:
             await self.refresh()
             if self._watchers:
@@ -103,7 +103,7 @@ class Live:
         return self.snapshot
 
     async def current(self) -> Snapshot:
-        """What is known now, at most as old as a watched page shows."""
+        """The present state, at most as old as a watched page shows."""
         at = self.snapshot.at
         if at is not None and self._watchers and (self._clock.now() - at).total_seconds() < 2 * WATCHED_SECONDS:
             return self.snapshot

@@ -71,7 +71,7 @@ def make_environment() -> jinja2.Environment:
 
 @dataclass(frozen=True, slots=True)
 class Console:
-    """What the pages use."""
+    """The parts of the console that pages use."""
 
     upstream: Upstream
     live: Live

@@ -57,7 +57,7 @@ class CallFailed(Exception):
 
     @property
     def details(self) -> StatusDetails:
-        """What it says."""
+        """The sentence of the error."""
         return StatusDetails(str(self), self.reason, self.field)
 
 

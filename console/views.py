@@ -35,7 +35,7 @@ class StageRow:
 
 @dataclass(frozen=True, slots=True)
 class TrafficRow:
-    """What one revision did in the last hour."""
+    """The traffic of one revision in the last hour."""
 
     revision: str
     digest: str

@@ -76,7 +76,7 @@ class HeartbeatProbe:
 
 
 class RestartDecision(StrEnum):
-    """What to do with a process after a check."""
+    """The decision on a process after a check."""
 
     KEEP = "keep"
     RESTART = "restart"

@@ -159,7 +159,7 @@ def build_rules(section: UpdaterSection, name: str, device: str = "auto") -> Rul
 
 
 def build_policy(section: ModelUpdatesSection) -> ReleasePolicy:
-    """What is followed on the hub, and which of its revisions may be installed."""
+    """The revisions to follow on the hub, and which of them may be installed."""
     policy = section.policy
     return ReleasePolicy(
         policy.pattern, policy.prereleases, policy.max_major_jump, policy.deny, policy.pin, section.branch

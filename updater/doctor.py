@@ -26,7 +26,7 @@ _BRANCHES = ("master", "main")
 
 
 class Finding(StrEnum):
-    """What the updater would do with a name on the hub."""
+    """The updater's decision on a name on the hub."""
 
     TAKE = "take"  # fetch it, and serve it if it passes
     HOLD = "hold"  # ask an operator first
@@ -105,7 +105,7 @@ def _make_record(committed: Committed | None, rules: Rules) -> ModelRecord:
 
 
 class _Check:
-    """What is wrong with one listed revision, and what is worth knowing."""
+    """Faults and notes on one listed revision."""
 
     def __init__(self, hub: Hub, release: Release) -> None:
         self._hub, self._release = hub, release
@@ -170,7 +170,7 @@ def _sort(listed: Listed, rules: Rules) -> list[Release]:
 def _judge(
     release: Release, check: _Check, record: ModelRecord, choice: Choice, listed: Listed, rules: Rules
 ) -> FoundRevision:
-    """What the updater would do with one revision that it lists."""
+    """The updater's decision on one listed revision."""
     name, committed = name_release(release, rules.policy, listed.names).revision, record.committed
     if committed is not None and release.source_digest == committed.source_digest != "":
         found, why = Finding.KEEP, f"its content is committed as {committed.revision}"

@@ -111,7 +111,7 @@ class BatchRun:
         self._position.rows += len(lines)
 
     def summary(self) -> dict[str, object]:
-        """What the results have, and what this run has done, as a row for JSON."""
+        """Totals of the results and of this run, for JSON."""
         return {
             "rows": self._position.total,
             "answered": self._counts.answered,

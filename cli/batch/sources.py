@@ -22,7 +22,7 @@ _SAMPLED_BYTES = 1 << 20  # at the begin and at the end of a file, for its diges
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked about every row that does not say it itself."""
+    """The question for rows without one of their own."""
 
     statements: tuple[str, ...] = ()
     premise: str = ""
@@ -52,7 +52,7 @@ class Source(Protocol):
 
     @property
     def task(self) -> Task:
-        """What is asked."""
+        """The task of the rows."""
         ...
 
     def digest(self) -> str:

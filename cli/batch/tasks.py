@@ -33,7 +33,7 @@ class BatchTask(Protocol):
         ...
 
     def answer_of(self, row: Row, response: Any) -> dict[str, Any]:  # noqa: ANN401
-        """What the line of an answered row says beside `describe_row`."""
+        """The fields of an answered row's result line beside `describe_row`."""
         ...
 
 
@@ -113,7 +113,7 @@ def describe_row(row: Row) -> dict[str, Any]:
 
 
 def describe_failure(failure: Failure) -> dict[str, Any]:
-    """What the line of a row without an answer says."""
+    """The fields of the result line of a row without an answer."""
     named = {"field": failure.field} if failure.field else {}
     return {"error": {"code": failure.code, "reason": failure.reason, "message": failure.message, **named}}
 

@@ -35,7 +35,7 @@ class LogEvent:
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """What an event says, and what to do."""
+    """The meaning of an event, and what to do."""
 
     sentence: str  # with the names of fields in braces
     action: str = ""  # empty if nothing
@@ -101,7 +101,7 @@ MEANINGS: Mapping[str, Meaning] = {
 
 @dataclass(slots=True)
 class Reading:
-    """What a log has beside its events."""
+    """The number of lines of a log, and of those that are no events."""
 
     lines: int = 0
     others: int = 0  # lines that are no events: of libraries, tracebacks, other programs

@@ -26,7 +26,7 @@ _LOG = (
 
 @dataclass(frozen=True, slots=True)
 class SettingFact:
-    """What the code says about a setting."""
+    """Default and meaning of a setting."""
 
     default: str
     meaning: str

@@ -62,7 +62,7 @@ class LoadedModel:
 
 @dataclass(frozen=True, slots=True)
 class LoadContext:
-    """What a load uses of its process."""
+    """The environment of a load in its process."""
 
     extra: Mapping[str, str]  # additional engines, name to "module:function"
     hardware: Hardware

@@ -347,7 +347,7 @@ class PreparePool:
         raise PictureRefused(CRASHED, reason="IMAGE_TOO_COSTLY")
 
     def _may_go_on(self, job: PrepareJob, cost: Cost) -> bool:
-        """Whether a picture that is not quick is decoded now; one that takes long is not without notice."""
+        """Whether a picture that is not quick is decoded now; a slow one is postponed unless the server allowed it."""
         if pace_of(cost) is Pace.SLOW and not job.may_take_long:
             job.postponed_seconds = cost.seconds
             return False

@@ -39,7 +39,7 @@ class WorkerCallbacks:
 
 @dataclass(slots=True)
 class Work:
-    """What has come for the device thread since it last looked."""
+    """Requests that have arrived for the device thread since its last step."""
 
     loads: list[runner_pb2.LoadBundle] = field(default_factory=list)
     items: list[PendingItem] = field(default_factory=list)  # prepared
@@ -47,7 +47,7 @@ class Work:
 
 
 class WorkQueue:
-    """What waits for the device thread. Any thread."""
+    """The queue of the device thread. Any thread."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()

@@ -120,7 +120,7 @@ def build_access(settings: ServerSettings, log: ReloadLog, clock: Clock) -> Acce
 
 
 def load_access_rules(settings: ServerSettings, log: ReloadLog, clock: Clock) -> AccessRules:
-    """What can be changed of the access while the server serves.
+    """The access rules, which may change while the server serves.
 
     Raises:
         SettingsInvalid: the tokens cannot be used.

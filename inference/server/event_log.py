@@ -30,7 +30,7 @@ class EventLogger:
         self._log = log
 
     def handlers(self) -> events.Handlers:
-        """What writes each kind of event."""
+        """The function that logs each kind of event."""
         return {
             events.CallEnded: self._call,
             events.SlotChanged: self._slot_changed,

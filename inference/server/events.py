@@ -49,7 +49,7 @@ class CallEnded:
 
 
 class ItemOutcome(StrEnum):
-    """What became of an item."""
+    """The outcome of an item."""
 
     ANSWERED = "answered"
     REFUSED = "refused"  # valid, but turned away: overloaded, no memory on the device, not ready, draining

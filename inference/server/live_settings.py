@@ -86,7 +86,7 @@ class LiveSettings:
             return control_pb2.SettingsReload(**found.as_fields(refusal, is_applied=is_applied))
 
     def facts(self) -> SettingsFacts:
-        """What the status shows of the settings."""
+        """The state of the settings, for the status service."""
         changes = self._parts.changes
         kept = [f"{name} keeps its settings: {detail}" for name, detail in changes.failures.items()]
         loading = [f"{name} is being replaced, by its new settings" for name in changes.loading]

@@ -55,7 +55,7 @@ class EventMetrics:
         self._revisions: dict[tuple[str, str], None] = {}  # model and revision, in the order of their last change
 
     def handlers(self) -> events.Handlers:
-        """What records each kind of event."""
+        """The function that counts each kind of event."""
         return {
             events.CallStarted: self._call_started,
             events.CallEnded: self._call,

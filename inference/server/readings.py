@@ -174,7 +174,7 @@ class ServerReader:
 
 
 def _read_usages(manager: ModelManager) -> dict[tuple[str, str], ProcessUsage]:
-    """What the runners of a model use, by model and slot; a process that is gone has no row."""
+    """CPU time and memory of runners, by model and slot; a process that is gone has no row."""
     found = {}
     for slot in manager.machine.slots.values():
         process = slot.process

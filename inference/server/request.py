@@ -28,7 +28,7 @@ class Payload(Protocol):
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """What is asked; each has one result."""
+        """The texts of the request; each has one result."""
         ...
 
     @property
@@ -38,7 +38,7 @@ class Payload(Protocol):
 
     @property
     def picture(self) -> Picture:
-        """What is sent beside its message, so that it is not copied; empty if there is none."""
+        """The picture's bytes, sent beside the message so that they are not copied; empty if there is none."""
         ...
 
     @property
@@ -208,7 +208,7 @@ COPY = Flow(Priority.BULK, "")  # copies of requests, for comparison
 
 @record
 class RequestTags:
-    """What a call says about a request, beside its content."""
+    """A request's ids, routing key, version and trace, from its call."""
 
     request_id: str = ""  # of the call
     item_id: str = ""  # of an item of a stream

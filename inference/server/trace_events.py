@@ -94,7 +94,7 @@ class CallTracer:
         self._next_exemplar_at = 0.0  # clock.monotonic()
 
     def sampled_below(self, service: str) -> str:
-        """What the last RANDOM_DIGITS of an id made by this server are less than if a call to a service is to begin.
+        """The sampling bound of a service: a call is recorded if the last RANDOM_DIGITS of its id are below it.
 
         `begin` decides on calls with ids of their callers.
 
@@ -217,7 +217,7 @@ def _encode_request_id(request_id: str) -> bytes:
 
 @cache
 def _find_request_id_head(size: int) -> bytes:
-    """What stands before a request id of this size, of which there are few."""
+    """The encoded bytes before a request id of this length; cached, because few lengths occur."""
     whole = encode_attribute("hotslot.request_id", "x" * size)
     return whole[: len(whole) - size]
 

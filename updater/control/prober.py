@@ -34,7 +34,7 @@ _NOT_FINITE = "NOT_FINITE"
 
 @dataclass(frozen=True, slots=True)
 class ComputeCost:
-    """What the bundle of one load has computed so far."""
+    """The cost and rows computed so far with a load's bundle."""
 
     seconds: float  # device time; CPU seconds on a CPU
     rows: int  # device rows
@@ -52,7 +52,7 @@ class ProbeClient(Protocol):
         ...
 
     def measure_cost(self, load_id: str, deadline_seconds: float) -> ComputeCost:
-        """What the bundle of a load has computed so far."""
+        """Reads the cost and rows computed so far with a load's bundle."""
         ...
 
 

@@ -20,7 +20,7 @@ class Rollout(StrEnum):
 
 
 class Mode(StrEnum):
-    """What happens with an acceptable release."""
+    """How an acceptable release is installed."""
 
     AUTO = "auto"  # an update
     APPROVE = "approve"  # an update that is HELD after its gate until a person approves it
@@ -29,7 +29,7 @@ class Mode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ReleasePolicy:
-    """What is followed on the hub, which of its names are releases, and which of those may be installed."""
+    """The names to follow on the hub, which of them are releases, and which releases may be installed."""
 
     pattern: str = ""  # regular expression with ordered capture groups; empty: SemVer, with or without "v"
     prereleases: bool = False

@@ -15,7 +15,7 @@ from updater.core.record import ModelRecord, Quarantined
 
 @dataclass(frozen=True, slots=True)
 class ProtectedState:
-    """What the witness keeps of one model's record."""
+    """The parts of a model's record that the witness keeps."""
 
     model: str
     min_version: str = ""
@@ -25,7 +25,7 @@ class ProtectedState:
 
 @dataclass(frozen=True, slots=True)
 class JournalIdentity:
-    """What tells one journal from another, and an older copy of it from a newer one."""
+    """Identifies a journal, and tells an older copy of it from a newer one."""
 
     journal_id: str  # drawn when it was created
     protected_writes: int = 0  # writes that changed a protected state

@@ -50,7 +50,7 @@ _NOT_STARTED: Mapping[str, tuple[type[HotslotError], str]] = {
 
 @dataclass(frozen=True, slots=True)
 class ModelHandle:
-    """What the service uses of one model's updater."""
+    """The part of a model's updater that the service uses."""
 
     publisher: StatusPublisher
     commands: CommandQueue
@@ -59,7 +59,7 @@ class ModelHandle:
 
 @dataclass(frozen=True, slots=True)
 class SettingsCalls:
-    """What the service uses of the settings."""
+    """The part of the settings that the service uses."""
 
     names: Callable[[], tuple[str, ...]]  # of the configured models, in order
     status: Callable[[], status_pb2.SettingsStatus]

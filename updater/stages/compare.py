@@ -22,7 +22,7 @@ _LEAST_NEW = 1000  # labels before they are added within an hour: each time the 
 
 @dataclass(frozen=True, slots=True)
 class ChangesJudgement:
-    """What the compared answers say."""
+    """The verdict on the compared answers."""
 
     compared: int = 0  # answers
     beyond: str = ""  # why the changes are too many, for people; empty if they are not

@@ -17,7 +17,7 @@ ORPHAN_AGE_SECONDS = 2 * 3600.0
 
 @dataclass(frozen=True, slots=True)
 class References:
-    """What must be kept: digests of bundles and sources, ids of updates."""
+    """Digests of bundles and sources, and ids of updates, whose files must be kept."""
 
     bundles: frozenset[str] = frozenset()
     sources: frozenset[str] = frozenset()

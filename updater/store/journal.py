@@ -210,7 +210,7 @@ class Journal:
             return read(PastUpdate, _object(rows[0][0])) if rows else None
 
     def events(self, update_id: str) -> list[PastEvent]:
-        """What happened to one update, oldest first."""
+        """The events of one update, oldest first."""
         rows = self._database.rows(
             "SELECT at, stage, name, message FROM events WHERE update_id = ? ORDER BY seq", (update_id,)
         )

@@ -129,7 +129,7 @@ class WitnessFile:
 
     @property
     def witness(self) -> Witness:
-        """What the witness says, or will say after `bring_up`.
+        """The witness's content, as it is or as it will be after `bring_up`.
 
         Raises:
             RuntimeError: the journal was not opened.

@@ -34,7 +34,7 @@ _LATER_STATUSES = frozenset({408, 423, 425, 429})
 
 
 class DeliveryResult(StrEnum):
-    """What an answer means."""
+    """The result of a delivery attempt."""
 
     DELIVERED = "delivered"
     LATER = "later"  # the same message may be accepted later
@@ -89,7 +89,7 @@ def encode_message(kind: TargetKind, url: str, message: Message, now: datetime, 
 
 
 def judge_answer(kind: TargetKind, status: int, body: bytes) -> Answer:
-    """What a response means.
+    """The result that a response stands for.
 
     Args:
         kind: what the target speaks.

@@ -26,7 +26,7 @@ _TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 @dataclass(frozen=True, slots=True)
 class RelayHandlers:
-    """What the endpoint calls, from its threads."""
+    """The functions that the endpoint calls from its threads."""
 
     accept: Mapping[str, Callable[[Notification], None]]  # by target; raises QueueFull or OSError
     render_metrics: Callable[[], bytes]

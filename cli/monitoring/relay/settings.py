@@ -12,7 +12,7 @@ MAX_TARGETS = 16
 
 
 class TargetKind(StrEnum):
-    """What a target speaks."""
+    """The protocol of a target."""
 
     WECOM = "wecom"  # 企业微信群机器人
     DINGTALK = "dingtalk"  # 钉钉自定义机器人

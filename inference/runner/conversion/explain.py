@@ -29,7 +29,7 @@ _MAX_SHOWN = 60  # characters of a value
 
 
 class Plan(Protocol):
-    """What is read of a plan."""
+    """The parts of a conversion plan that an explanation shows."""
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -45,7 +45,7 @@ def _sample(names: Mapping[str, object]) -> list[str]:
 
 
 def _list_beginnings(name: str, shape: tuple[int, ...], surplus: Shapes) -> set[tuple[str, str]]:
-    """What names of the same shape have instead of the beginning of a name."""
+    """Pairs of beginnings: those of surplus names with the same shape and end, and that of the name."""
     parts = name.split(".")
     pairs = set()
     for other, other_shape in surplus.items():

@@ -64,7 +64,7 @@ class TracedTensors(Protocol):
 
 @dataclass(slots=True)
 class Trace:
-    """What was read while the trace was active."""
+    """The files, keys and tensors read while the trace was active."""
 
     hidden: frozenset[tuple[str, str]] = frozenset()  # (location, key) that are treated as absent
     sections: list[TracedSection] = field(default_factory=list)

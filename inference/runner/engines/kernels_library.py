@@ -48,7 +48,7 @@ class NoCompilerError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Building:
-    """What a build reports to."""
+    """Receives the progress of a build."""
 
     log: Callable[..., None]  # name of an event, level, fields
     progress: Callable[[float], None]  # share of the time limit

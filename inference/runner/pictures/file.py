@@ -33,7 +33,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class JpegLayout:
-    """What decides the cost of a JPEG."""
+    """The properties that determine the cost of decoding a JPEG."""
 
     components: int
     blocks: int  # of 8 × 8 samples, all components
@@ -45,7 +45,7 @@ class JpegLayout:
 
 @dataclass(frozen=True, slots=True)
 class PngLayout:
-    """What decides the cost of a PNG."""
+    """The properties that determine the cost of decoding a PNG."""
 
     depth: int  # bits a sample
     channels: int  # samples a pixel in the file; 1 for a palette
@@ -61,7 +61,7 @@ class PngLayout:
 
 @dataclass(frozen=True, slots=True)
 class WebpLayout:
-    """What decides the cost of a WebP."""
+    """The properties that determine the cost of decoding a WebP."""
 
     is_lossless: bool
     has_alpha: bool

@@ -170,7 +170,7 @@ def _convert_and_turn(image: Image.Image, convert: Convert | None, turn: Image.T
 
 
 def _read_stock_orientation(file: PictureFile) -> int:
-    """What Pillow's `exif_transpose` applies."""
+    """The orientation that Pillow's `exif_transpose` applies."""
     try:
         exif = Image.Exif()
         if file.exif or file.text_exif:

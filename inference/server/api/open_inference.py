@@ -33,7 +33,7 @@ SERVER_NAME = "hotslot"
 
 @dataclass(frozen=True, slots=True)
 class WantedResponse:
-    """What the response to a request must be like."""
+    """The task, id, outputs and encoding of the response to a request."""
 
     task: Task
     id: str

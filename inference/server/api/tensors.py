@@ -49,12 +49,12 @@ class TaskTensors(Protocol):
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """What a request may have."""
+        """The input tensors of the task."""
         ...
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """What a response may have."""
+        """The output tensors of the task."""
         ...
 
     def build_request(self, model: str, inputs: Mapping[str, Elements]) -> Any:  # noqa: ANN401  as of `TaskApi`

@@ -38,7 +38,7 @@ class ModelManager:
         return has_given_up(self.pair, self.options.rules)
 
     def read_queue(self) -> dict[str, QueueDepth]:
-        """What waits for a runner, by priority; from any thread."""
+        """The waiting requests and rows by priority; from any thread."""
         dispatchers = [slot.dispatcher for slot in self.machine.slots.values()]
         return {
             priority.name.lower(): sum((dispatcher.depth(priority) for dispatcher in dispatchers), QueueDepth(0, 0))

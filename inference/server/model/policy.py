@@ -75,7 +75,7 @@ class DeviceRules:
 
 @dataclass(frozen=True, slots=True)
 class SlotRules:
-    """What `transitions.apply` needs of a model's settings."""
+    """The settings of a model that `transitions.apply` uses."""
 
     model: str
     device: DeviceRules

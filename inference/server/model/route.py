@@ -41,7 +41,7 @@ class RouteDecision:
 
 @record
 class Demand:
-    """What the route of a request depends on."""
+    """The properties of a request that determine its route."""
 
     rows: int
     flow: Flow

@@ -35,7 +35,7 @@ CARD_BUSY_SHARE = 0.05  # of a card's time that copies take at most: what it com
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """What the model does for its callers."""
+    """The present work of the model for its callers."""
 
     is_waiting: bool  # a request waits in a queue, or another model's rows wait for the device
     is_computing: bool  # a request is unanswered

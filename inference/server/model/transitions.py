@@ -68,7 +68,7 @@ def has_given_up(pair: Pair, rules: SlotRules) -> bool:
 def after_item(
     pair: Pair, slot: str, now: float, rules: SlotRules, *, is_probe: bool, other_failed: bool
 ) -> ShortageAction:
-    """What follows when a slot had no memory for a single item; for the request, and for the pair by `OutOfMemory`.
+    """The action after a slot had no memory for a single item: for the request, and for the pair by `OutOfMemory`.
 
     Args:
         pair: the two slots now.

@@ -219,7 +219,7 @@ def draining_error() -> NotReady:
 
 @dataclass(slots=True)
 class _Window:
-    """What happened since `begun_at`."""
+    """Counts since `begun_at`."""
 
     begun_at: float
     offered: int = 0  # rows, refused ones included

@@ -30,7 +30,7 @@ class LoadReservation:
 
     @property
     def outstanding_bytes(self) -> int:
-        """What is planned and not taken yet."""
+        """Bytes that are planned and not allocated yet."""
         return max(0, self.needed_bytes - self.taken_bytes)
 
     def begin(self, reserved_bytes: int) -> None:

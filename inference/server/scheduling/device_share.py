@@ -17,7 +17,7 @@ STALLED_CALLS = 4
 
 
 class _ModelUse:
-    """What one model uses of the device: all its slots together."""
+    """One model's use of the device, all its slots together."""
 
     def __init__(self) -> None:
         self.used_seconds = 0.0

@@ -140,7 +140,7 @@ class Dispatcher:
         self._dispatch_soon()
 
     def depth(self, priority: Priority) -> QueueDepth:
-        """What waits of one priority; from any thread."""
+        """The number of requests and rows that wait with a priority; from any thread."""
         return self.queue.depth(priority) + self._slow.queue.depth(priority)
 
     def dispatch(self) -> None:

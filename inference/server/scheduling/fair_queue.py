@@ -111,13 +111,13 @@ UNNAMED = unary_source(Caller(CallerRules("")))
 
 @dataclass(frozen=True, slots=True)
 class QueueDepth:
-    """What waits."""
+    """The number of waiting requests and rows."""
 
     requests: int
     rows: int
 
     def __add__(self, other: "QueueDepth") -> "QueueDepth":
-        """What waits in two queues."""
+        """The sum of two queues."""
         return QueueDepth(self.requests + other.requests, self.rows + other.rows)
 
 
@@ -186,7 +186,7 @@ class FairQueue(Generic[T]):
         return self._root.rows
 
     def depth(self, priority: Priority) -> QueueDepth:
-        """What waits of one priority; from any thread."""
+        """The number of requests and rows that wait with a priority; from any thread."""
         node = self._root.children[priority]
         return QueueDepth(node.count, node.rows)
 

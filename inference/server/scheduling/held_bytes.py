@@ -58,7 +58,7 @@ class HeldRules:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What a connection has received."""
+    """Bytes received by a connection, and since when it is quiet."""
 
     received_bytes: int
     quiet_seconds: float  # since the last byte
@@ -135,7 +135,7 @@ class Memory(Protocol):
 
 @dataclass(slots=True)
 class _Connection:
-    """What a connection has in progress."""
+    """Messages, uploads and calls of a connection."""
 
     expected: int  # size of its next message
     complete_bytes: int = 0  # of all messages until now

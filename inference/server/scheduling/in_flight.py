@@ -74,7 +74,7 @@ class InFlight:
         return self._rows[priority]
 
     def work(self, now: float) -> WorkInFlight:
-        """What is left to compute."""
+        """The work that is left to compute."""
         interactive, bulk = self._rows
         rows = max(0, interactive + bulk - self._computed_rows)
         return WorkInFlight(min(rows, interactive), rows, now - self.computing_since)
