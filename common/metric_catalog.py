@@ -15,7 +15,7 @@ class MetricKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class MetricSpec:
-    """One metric."""
+    """The entry of a metric: its name, kind and labels, and when an operator looks at it."""
 
     name: str  # as Prometheus shows it
     kind: MetricKind

@@ -38,7 +38,7 @@ def create_gauge(spec: MetricSpec, registry: CollectorRegistry) -> Gauge:
 
 
 def create_histogram(spec: MetricSpec, registry: CollectorRegistry) -> "Histogram":
-    """A histogram."""
+    """A histogram whose series are plain numbers, read at each scrape."""
     return Histogram(spec, registry)
 
 

@@ -62,7 +62,7 @@ BodyPart = bytes | FileSpan
 
 @dataclass(frozen=True, slots=True)
 class OutgoingResponse:
-    """A response."""
+    """Status, headers and body of a response that is sent in parts."""
 
     status: HTTPStatus
     headers: Mapping[str, str] = field(default_factory=dict)

@@ -79,7 +79,7 @@ class CrashPoints:
 
 @dataclass(frozen=True, slots=True)
 class LoopDependencies:
-    """Dependencies of a loop."""
+    """The parts that the loop of one model works with."""
 
     model: str
     ports: Ports

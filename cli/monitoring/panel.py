@@ -25,7 +25,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One panel."""
+    """A panel of the dashboard: its queries, and how they are drawn."""
 
     title: str
     description: str

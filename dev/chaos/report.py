@@ -70,7 +70,7 @@ def write_report(new: Iterable[Row], path: Path = REPORT) -> None:
 
 
 def this_machine() -> Machine:
-    """This machine."""
+    """The machine that runs the steps, with its present load."""
     return Machine(os.cpu_count() or 0, _processor(), round(os.getloadavg()[0], 2))
 
 

@@ -76,7 +76,7 @@ def twins() -> dict[str, Twin]:
 
 
 def every_kind() -> Named:
-    """Name, which says what is in it, and function that makes the file."""
+    """Each kind of picture: a name that describes it, and the function that makes the file."""
     yield from _png_kinds()
     yield from _png_transparency()
     yield from _png_others()

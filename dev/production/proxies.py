@@ -132,7 +132,7 @@ class HaProxy(Proxy):
         (self.folder / "haproxy.cfg").write_text(text, encoding="utf-8")
 
     def command(self) -> list[str]:
-        """In the foreground."""
+        """The command line that runs the proxy in the foreground."""
         return ["haproxy", "-db", "-f", str(self.folder / "haproxy.cfg")]
 
     def set_weights(self, weights: Weights) -> None:

@@ -12,7 +12,7 @@ from updater.core.ports import EffectFailed
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One check."""
+    """A numbered check of the verification, as docs/verification.md lists it."""
 
     number: int
     name: str  # short, for people

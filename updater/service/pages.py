@@ -8,7 +8,7 @@ _MAX_TOKEN_DIGITS = 18
 
 
 class PageRequest(Protocol):
-    """A request for one page."""
+    """The fields of a list request that choose its page."""
 
     page_size: int
     page_token: str

@@ -15,7 +15,7 @@ from updater.core.sequential import at_least
 
 
 class GateVerdict(StrEnum):
-    """The verdict of the gate."""
+    """Whether a candidate may go on trial."""
 
     PASS = "PASS"  # noqa: S105  a verdict, no password
     REFUSE = "REFUSE"  # its source digest goes into quarantine

@@ -187,7 +187,7 @@ def _explain_keys(engine: EngineFiles, trace: Trace, refusals: Iterable[Conversi
 
 
 def _is_overruled(section: TracedSection, key: str) -> bool:
-    """Whether another name of the key is there, which wins."""
+    """Whether the section has the key under its other name too, whose value is used."""
     return section.aliases.get(key, "") in section.values
 
 

@@ -66,7 +66,7 @@ class TaskTensors(Protocol):
         ...
 
     def build_outputs(self, prediction: Prediction) -> Mapping[str, Tensor]:
-        """All outputs."""
+        """The output tensors of a prediction, by name."""
         ...
 
 

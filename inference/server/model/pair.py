@@ -128,7 +128,7 @@ ANSWERING_ROLES = frozenset({Role.ACTIVE, Role.TRIAL, Role.PREVIOUS, Role.FALLBA
 
 @dataclass(frozen=True, slots=True)
 class SlotRecord:
-    """One slot."""
+    """The state of one slot, and the load in it."""
 
     name: str
     state: SlotState = SlotState.EMPTY
@@ -306,7 +306,7 @@ class Pair:
 
     @property
     def active_slot(self) -> SlotRecord | None:
-        """The active slot."""
+        """The slot that answers callers; None before the first load and in a gap."""
         return None if self.active is None else self[self.active]
 
     @property
