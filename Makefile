@@ -18,6 +18,10 @@ demo: env ## Show updates, refusals, rollbacks and crashes under load, in three 
 test: env tools ## Run the tests; choose some with ARGS="-k name"
 	@$(bin)/pytest $(ARGS)
 
+.PHONY: test-rounds
+test-rounds: env tools ## Run the tests that drive real processes ten times, five of them beside a process that takes a core (hours)
+	@$(bin)/python -m dev.scripts.rounds $(ARGS)
+
 lint: env ## Check style, types and contracts
 	$(bin)/ruff check
 	$(bin)/ruff format --check

@@ -1,3 +1,3 @@
-"""For all tests: what the page of faults promises must have run."""
+"""For all tests: what the page of faults promises must have run; tests that drive processes are marked."""
 
-pytest_plugins = ["pytester", "tests.faults_ran"]
+pytest_plugins = ["pytester", "tests.faults_ran", "tests.process_marks"]
