@@ -79,7 +79,8 @@ class MemoryGauge:
         self._first_resident, self._first_heap = self._resident, self._heap
         self._kept = 0  # free bytes that could not be given back
         self._freed = 0  # bytes of large messages since it was last looked whether too much is kept
-        self._calm_trims = self._idle_trims = self._calls = 0
+        self._calm_trims = self._idle_trims = 0
+        self._held = (0, 0)  # calls and bytes of messages at the last `trim`
         self._next_rest = CALM_TRIMS  # of the idle trims
 
     def limit(self, max_held_bytes: int) -> None:
@@ -101,14 +102,15 @@ class MemoryGauge:
         # Allocated memory that was never written is not resident; free memory that the C library keeps is.
         return min(self._heap - self._first_heap, self._resident - self._first_resident)
 
-    def trim(self, calls: int) -> bool:
+    def trim(self, calls: int, message_bytes: int) -> bool:
         """Give free memory back to the system if there is much; returns whether it was tried. For each tick.
 
         Args:
             calls: that are open now.
+            message_bytes: of their messages that are held now; what is computed for long is freed long after it came.
         """
-        if calls != self._calls:
-            self._calls, self._idle_trims = calls, 0
+        if (calls, message_bytes) != self._held:
+            self._held, self._idle_trims = (calls, message_bytes), 0
         if self._idle_trims == 0:
             self._next_rest = CALM_TRIMS
         self._calm_trims += 1

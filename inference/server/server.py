@@ -214,7 +214,7 @@ class InferenceServer:
     async def _watch_memory(self) -> None:
         while True:
             self._held.tick(self._clock.monotonic())
-            self._memory.trim(self._held.calls)
+            self._memory.trim(self._held.calls, self._held.message_bytes)
             await asyncio.sleep(BUSY_TICK_SECONDS if self._held.is_busy else TICK_SECONDS)
 
     @contextlib.asynccontextmanager

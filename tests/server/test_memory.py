@@ -58,7 +58,7 @@ def play(gauge: MemoryGauge, heap: SimHeap, messages: int, at_once: int = 1) -> 
             heap.free(PICTURE)
             gauge.count_freed(PICTURE)
         gauge.read_growth()
-        gauge.trim(0)
+        gauge.trim(0, 0)
 
 
 @pytest.mark.parametrize(("limit", "kept"), [(64 * MIB, KEPT_BYTES), (256 * MIB, 32 * MIB), (1 << 40, MAX_KEPT_BYTES)])
@@ -84,7 +84,7 @@ def test_at_rest_it_is_given_back() -> None:
     for _ in range(CALM_TRIMS):
         gauge.read_growth()
         gauge.count_freed(1000)
-        gauge.trim(0)
+        gauge.trim(0, 0)
 
     assert heap.resident == 50 * MIB
 
@@ -98,11 +98,11 @@ def test_little_that_small_messages_leave_is_given_back_once_none_comes() -> Non
         heap.free(3 * MIB)
         gauge.count_freed(100_000)
         gauge.read_growth()
-        gauge.trim(0)
+        gauge.trim(0, 0)
     assert heap.resident == 53 * MIB
 
     for _ in range(CALM_TRIMS):
-        gauge.trim(0)
+        gauge.trim(0, 0)
     assert heap.resident == 50 * MIB
     assert heap.times_given_back == 1
 
@@ -117,12 +117,12 @@ def test_what_could_not_be_given_back_amid_messages_is_given_back_at_rest() -> N
     heap.free(20 * MIB)
     gauge.count_freed(20 * MIB)
     gauge.read_growth()
-    gauge.trim(0)
+    gauge.trim(0, 0)
     assert heap.resident == 59 * MIB
 
     heap.torn = 0
     for _ in range(CALM_TRIMS):
-        gauge.trim(0)
+        gauge.trim(0, 0)
     assert heap.resident == 50 * MIB
 
 
@@ -133,12 +133,12 @@ def test_what_becomes_free_later_is_given_back_too() -> None:
     heap.torn = 2 * MIB
     play(gauge, heap, 1)
     for _ in range(CALM_TRIMS):
-        gauge.trim(0)
+        gauge.trim(0, 0)
     assert heap.resident == 52 * MIB
 
     heap.torn = 0
     for _ in range(CALM_TRIMS):
-        gauge.trim(0)
+        gauge.trim(0, 0)
     assert heap.resident == 50 * MIB
 
 
@@ -149,7 +149,7 @@ def test_a_heap_that_stays_torn_is_looked_at_less_and_less() -> None:
     heap.torn = 2 * MIB
     play(gauge, heap, 1)
 
-    tried = [number for number in range(2, 1000) if gauge.trim(0)]
+    tried = [number for number in range(2, 1000) if gauge.trim(0, 0)]
 
     assert [number // CALM_TRIMS for number in tried] == [1, 2, 4, 8, 16, 32]
 
@@ -160,13 +160,27 @@ def test_calls_that_end_without_a_message_are_followed_by_a_rest() -> None:
     gauge = MemoryGauge(64 * MIB, heap)
     heap.hold(4 * MIB)
     for _ in range(10 * CALM_TRIMS):
-        gauge.trim(3000)
+        gauge.trim(3000, 0)
     assert heap.resident == 54 * MIB
 
     heap.free(3 * MIB)
     heap.cyclic = MIB
     for _ in range(CALM_TRIMS):
-        gauge.trim(0)
+        gauge.trim(0, 0)
+    assert heap.resident == 50 * MIB
+
+
+def test_a_message_that_is_answered_long_after_it_came_is_followed_by_a_rest() -> None:
+    """The call stays open: a stream whose other items were answered before."""
+    heap = SimHeap()
+    gauge = MemoryGauge(64 * MIB, heap)
+    heap.hold(6 * MIB)
+    for _ in range(9 * CALM_TRIMS):
+        gauge.trim(1, 6 * MIB)
+
+    heap.free(6 * MIB)
+    for _ in range(CALM_TRIMS):
+        gauge.trim(1, 0)
     assert heap.resident == 50 * MIB
 
 
@@ -237,11 +251,11 @@ def test_a_tick_tells_whether_it_gave_memory_back() -> None:
     heap.free(2 * PICTURE)
     gauge.count_freed(1000)
     gauge.read_growth()
-    assert [gauge.trim(0) for _ in range(2)] == [True, False]
+    assert [gauge.trim(0, 0) for _ in range(2)] == [True, False]
 
     heap.hold(MIB)
     heap.free(MIB)
-    assert [gauge.trim(0) for _ in range(CALM_TRIMS - 2)] == [False] * (CALM_TRIMS - 3) + [True]
+    assert [gauge.trim(0, 0) for _ in range(CALM_TRIMS - 2)] == [False] * (CALM_TRIMS - 3) + [True]
 
 
 REAL = """
