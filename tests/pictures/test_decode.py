@@ -129,6 +129,30 @@ def test_too_long_sides_are_refused(kind: str) -> None:
     assert error.reason == "IMAGE_TOO_LARGE"
 
 
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.fault("I4")
+def test_a_single_pixel_is_a_picture(kind: str) -> None:
+    """It fills the model's picture with its colour."""
+    red = decode(encoded(Image.new("RGB", (1, 1), (255, 0, 0)), kind)).astype(int)
+
+    assert red.shape == (SIZE, SIZE, 3)
+    assert np.abs(red - (255, 0, 0)).max() <= 4
+
+
+@pytest.mark.parametrize(("width", "height"), [(0, 0), (0, 5), (5, 0)])
+@pytest.mark.fault("I4")
+def test_a_picture_without_pixels_is_refused(width: int, height: int) -> None:
+    """Its header is the one of no picture."""
+    data = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    empty = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + data
+    empty += struct.pack(">I", zlib.crc32(b"IHDR" + data))
+    body = zlib.compress(b"\0" * max(1, height))
+    empty += struct.pack(">I", len(body)) + b"IDAT" + body + struct.pack(">I", zlib.crc32(b"IDAT" + body))
+    empty += struct.pack(">I", 0) + b"IEND" + struct.pack(">I", zlib.crc32(b"IEND"))
+
+    assert refusal(empty).reason == "IMAGE_UNREADABLE"
+
+
 @pytest.mark.fault("I3")
 def test_a_decompression_bomb_is_refused_by_its_header() -> None:
     """A file of a hundred bytes that claims a gigapixel takes no memory and causes no warning."""
