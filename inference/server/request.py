@@ -328,7 +328,9 @@ class PendingRequest:
     @property
     def is_abandoned(self) -> bool:
         """Whether it is done without having been computed: it was cancelled, or its deadline has passed."""
-        return self.is_done and (self.outcome.cancelled() or isinstance(self.outcome.exception(), DeadlineMissed))
+        return self.outcome.done() and (
+            self.outcome.cancelled() or isinstance(self.outcome.exception(), DeadlineMissed)
+        )
 
     @property
     def can_hand_over(self) -> bool:

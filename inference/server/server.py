@@ -191,7 +191,7 @@ class InferenceServer:
         if section.drain_delay_seconds and not self.has_failed:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._hurry.wait(), section.drain_delay_seconds)
-        self._drain.begun.set()
+        self._drain.begin()
         self._readiness.health.close()
         # gRPC cancels calls that arrive while it ends a listener, and clients do not send those again. Now all are
         # refused with UNAVAILABLE: in a moment, those that retry are waiting.

@@ -34,7 +34,7 @@ from inference.server.model.pair import (
     SlotState,
 )
 from inference.server.model.policy import DeviceRules, RespawnRules, ShortageAction, SlotRules
-from inference.server.model.route import Demand, choose_handover_slot, choose_route
+from inference.server.model.route import choose_handover_slot, choose_route
 from inference.server.model.stats import StatsKey
 from inference.server.model.step import Now
 from inference.server.request import INTERNAL, NO_TAGS, RequestTags
@@ -298,7 +298,8 @@ class Explorer:
             limit_of=lambda _: 2.0, cost=SimpleNamespace(is_known=True), estimate=lambda *_: estimate
         )
         slots: Any = {name: SimpleNamespace(dispatcher=dispatcher) for name in SLOTS}
-        decision = choose_route(world.pair, slots, Demand(1, INTERNAL, NOW + seconds, tags), NOW)
+        request: Any = SimpleNamespace(rows=1, flow=INTERNAL, deadline=NOW + seconds, tags=tags)
+        decision = choose_route(world.pair, slots, request, NOW)
         if decision is None or world.pair[decision.slot].load is None:
             return world
         role = world.pair.role_of(decision.slot)

@@ -496,7 +496,7 @@ async def test_a_cancelled_request_releases_its_admission_and_leases(tmp_path: P
 async def test_a_draining_server_refuses_requests(tmp_path: Path) -> None:
     """With a retry delay."""
     world = await World(tmp_path).serving()
-    world.drain.begun.set()
+    world.drain.begin()
 
     with pytest.raises(NotReady) as error:
         world.ask()

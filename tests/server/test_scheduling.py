@@ -19,7 +19,7 @@ from inference.server.events import OverloadChanged
 from inference.server.model.models import Models
 from inference.server.request import Flow, PendingRequest, Priority
 from inference.server.scheduling.admission import Capacity
-from inference.server.scheduling.fair_queue import Caller, CallerRules, Quota, Source, unary_source
+from inference.server.scheduling.fair_queue import Caller, CallerRules, Quota, Source
 from inference.server.scheduling.held_bytes import HeldBytes, HeldRules
 from inference.server.scheduling.turns import TURN_ROWS
 from inference.server.settings import ServerSettings
@@ -31,7 +31,7 @@ from tests.server.stream_caller import StreamCaller
 def source(name: str, *, stream: int = 0, quota: float = 0.0, now: float = 0.0) -> Source:
     """The source of a caller's unary calls, or of one of its streams."""
     caller = Caller(CallerRules(name), Quota(quota, now) if quota else None)
-    return Source(caller, caller.stream_flow(stream)) if stream else unary_source(caller)
+    return Source(caller, caller.stream_flow(stream)) if stream else caller.unary_source
 
 
 def send(world: World, statement: str, origin: Source, seconds: float = 30.0) -> PendingRequest:
@@ -195,7 +195,7 @@ def test_configured_callers_have_their_rights(tmp_path: Path) -> None:
     )
     callers = build_callers(settings, ManualClock())
     nightly = callers.find([("x-tenant", "nightly")], "peer")
-    assert nightly.unary_flow() == Flow(Priority.BULK, "nightly", 2.0)
+    assert nightly.unary_source.flow == Flow(Priority.BULK, "nightly", 2.0)
     nightly.use_quota(20, ManualClock().seconds)
     assert nightly.quota_wait(ManualClock().seconds) == pytest.approx(1.0, abs=0.01)
-    assert callers.find([], "peer").unary_flow() == Flow(Priority.INTERACTIVE, "peer")
+    assert callers.find([], "peer").unary_source.flow == Flow(Priority.INTERACTIVE, "peer")

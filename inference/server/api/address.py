@@ -5,9 +5,8 @@ from typing import Final
 from common.engine_files import Task
 from common.errors import InputRefused
 from hotslot.address.v1 import address_pb2
-from inference.server.api.convert import check_item_count, fill_origin, parse
+from inference.server.api.convert import check_item_count, check_visible, fill_origin, parse
 from inference.server.api.task import InputLimits
-from inference.server.api.texts import check_visible
 from inference.server.request import AddressInput, Prediction
 from inference.wire import AddressSpan, EntailmentScores, count_address_rows
 
@@ -76,9 +75,9 @@ class AddressApi:
         """See `TaskApi`."""
         return {"addresses": len(payload.addresses), "text_chars": sum(map(len, payload.addresses))}
 
-    def describe_answer(self, response: address_pb2.PredictResponse) -> dict[str, object]:
+    def describe_answer(self, prediction: Prediction) -> dict[str, object]:
         """See `TaskApi`."""
-        return {"spans": sum(len(result.spans) for result in response.results)}
+        return {"spans": len(prediction.labels)}
 
 
 def _check_address(address: str, field: str, max_chars: int) -> None:

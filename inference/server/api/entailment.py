@@ -12,9 +12,8 @@ from common.engine_files import Task
 from common.errors import InputRefused
 from common.records import record
 from hotslot.entailment.v1 import entailment_pb2
-from inference.server.api.convert import MAX_STREAM_ITEMS, check_item_count, fill_origin, parse
+from inference.server.api.convert import MAX_STREAM_ITEMS, check_item_count, fill_origin, parse, read_text
 from inference.server.api.task import InputLimits
-from inference.server.api.texts import read_text
 from inference.server.request import EntailmentInput, Prediction
 from inference.wire import EntailmentScores
 
@@ -32,7 +31,7 @@ _LABELS = {
     "no": entailment_pb2.LABEL_NO,
     "maybe": entailment_pb2.LABEL_MAYBE,
 }
-_LABEL_NAMES = {number: name for name, number in entailment_pb2.Label.items()}
+_LOGGED_LABELS = {label: entailment_pb2.Label.Name(number) for label, number in _LABELS.items()}
 # 16 × 16 grey pixels: valid input for any picture model.
 _PICTURE = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAABAAAAAQCAAAAAA6mKC9AAAAD0lEQVR42mNoQAMMI1sAAAUMgAHjM1mKAAAAAElFTkSuQmCC"
@@ -259,13 +258,10 @@ class EntailmentApi:
             "text_chars": sum(map(len, payload.statements)),
         }
 
-    def describe_answer(self, response: entailment_pb2.PredictResponse) -> dict[str, object]:
+    def describe_answer(self, prediction: Prediction) -> dict[str, object]:
         """See `TaskApi`."""
-        first = response.results[0]
-        return {
-            "label": _LABEL_NAMES[first.label],
-            "score": round(max(first.scores.yes, first.scores.no, first.scores.maybe), 4),
-        }
+        label = prediction.labels[0]
+        return {"label": _LOGGED_LABELS[label], "score": round(getattr(prediction.outcome[0], label), 4)}
 
 
 ENTAILMENT: Final = EntailmentApi()

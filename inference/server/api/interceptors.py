@@ -4,8 +4,9 @@ import asyncio
 import contextvars
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -28,6 +29,7 @@ MODEL_VERSION = "x-model-version"  # the version that is to answer
 ROUTING_KEY = "x-routing-key"  # of whom a request is about: its requests go to one revision
 MAX_NAME_CHARS = 128  # of a caller; the rest is ignored
 MAX_TAG_CHARS = 256  # of the two above; the rest is ignored
+_ID_DIGITS, _DRAWN_IDS = 32, 128  # of an id; ids that are drawn at once
 _RANDOM_DIGITS = 8  # as in common.traces, which is not loaded without traces
 DETAILS_KEY = "grpc-status-details-bin"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
@@ -202,7 +204,7 @@ class CallInterceptor:
             service=call.service,
             method=call.method,
             kind=call.kind,
-            code=_CODE_NAMES[code],
+            code="OK" if code is grpc.StatusCode.OK else _CODE_NAMES[code],
             seconds=now - call.started,
             request_id=call.request_id,
             traceparent=call.traceparent,
@@ -252,7 +254,12 @@ class Callers:
         if isinstance(name, bytes):
             name = name.decode("utf-8", "replace")
         name = (name or certificate_name)[:MAX_NAME_CHARS] or peer
-        return self._configured.get(name) or Caller(CallerRules(name))
+        return self._configured.get(name) or _find_unconfigured(name)
+
+
+@lru_cache(maxsize=1024)  # a connection has many calls
+def _find_unconfigured(name: str) -> Caller:
+    return Caller(CallerRules(name))
 
 
 def _read_tag(value: str | bytes) -> str:
@@ -260,9 +267,20 @@ def _read_tag(value: str | bytes) -> str:
     return text[:MAX_TAG_CHARS]
 
 
+def _draw_ids() -> Iterator[str]:
+    """Random ids without end; the system is asked for many at once, because that is a system call."""
+    while True:
+        digits = os.urandom(_DRAWN_IDS * _ID_DIGITS // 2).hex()
+        for at in range(0, len(digits), _ID_DIGITS):
+            yield digits[at : at + _ID_DIGITS]
+
+
+_ids = _draw_ids()
+
+
 def new_request_id() -> str:
-    """A request id for a call without one: 128 random bits, hexadecimal."""
-    return os.urandom(16).hex()
+    """A request id for a call without one: 128 random bits, hexadecimal. Loop thread only."""
+    return next(_ids)
 
 
 async def _abort(context: Context, error: errors.HotslotError, call: Call) -> None:

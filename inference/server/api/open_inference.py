@@ -24,7 +24,7 @@ from inference.server.model.route import find_version
 from inference.server.model.stats import IncomingItem
 from inference.server.request import PendingRequest, Prediction
 from inference.server.scheduling.admission import Drain, draining_error
-from inference.server.scheduling.fair_queue import Source, unary_source
+from inference.server.scheduling.fair_queue import Source
 from inference.server.scheduling.held_bytes import HeldBytes
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
@@ -132,7 +132,7 @@ class OpenInferenceApi:
             with IncomingItem(self._emit) as item:
                 if self._drain.is_draining:
                     raise draining_error()
-                source = unary_source(current_call.get().caller)
+                source = current_call.get().caller.unary_source
                 # No variable of this frame refers to the input: a cancelled task keeps its frames.
                 wanted, pending = self._begin(item, await reader.read_only(), context.time_remaining(), source)
                 reader.hold(pending)

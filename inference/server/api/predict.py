@@ -21,7 +21,7 @@ from inference.server.model.models import Models
 from inference.server.model.stats import IncomingItem
 from inference.server.request import PendingRequest, Prediction, RequestTags
 from inference.server.scheduling.admission import Drain, draining_error
-from inference.server.scheduling.fair_queue import Source, unary_source
+from inference.server.scheduling.fair_queue import Source
 from inference.server.scheduling.held_bytes import HeldBytes
 from inference.server.scheduling.turns import Reader, TurnGate
 
@@ -81,13 +81,13 @@ class PredictApi:
         """
         with MessageReader(context, self._held, self._clock) as reader:
             with IncomingItem(self._emit) as item:
-                source = unary_source(current_call.get().caller)
+                source = current_call.get().caller.unary_source
                 # No variable of this frame refers to the input: a cancelled task keeps its frames.
                 pending = self.accept(item, await self._read_request(reader), context.time_remaining(), source)
                 reader.hold(pending)
             prediction = await self.wait(pending, context)
         response: Message = self.api.build_response(prediction)
-        note_answer(self.api.describe_answer(response), prediction)
+        note_answer(self.api.describe_answer(prediction), prediction)
         return response
 
     async def wait(self, pending: PendingRequest, context: Context) -> Prediction:

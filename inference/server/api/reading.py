@@ -86,7 +86,7 @@ class _Arrival(Upload):
     __slots__ = ("wait",)
 
     def __init__(self, connection: str, stream: Stream | None, *, is_small: bool) -> None:
-        super().__init__(connection, stream, is_small=is_small)
+        Upload.__init__(self, connection, stream, is_small=is_small)
         self.wait: _Wait | None = None  # what its reader awaits
 
     @types.coroutine

@@ -103,7 +103,7 @@ class TaskApi(Protocol):
         """The log fields of an accepted call; never what the caller sent."""
         ...
 
-    def describe_answer(self, response: Any) -> dict[str, object]:  # noqa: ANN401  the task's own message
+    def describe_answer(self, prediction: Prediction) -> dict[str, object]:
         """The log fields of an answered call; never what the caller sent."""
         ...
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -35,11 +35,11 @@ class Load:
     precision: str = ""
     is_proven: bool = False  # has answered since it was loaded, and has passed its last self-test
     next_device: str = ""  # device for the next process, because this one's has run out of memory; empty: the same
+    key: StatsKey = field(init=False, repr=False, compare=False)  # of its counters
 
-    @property
-    def key(self) -> StatsKey:
-        """The key of its counters."""
-        return StatsKey(self.bundle.bundle_digest, self.device)
+    def __post_init__(self) -> None:
+        """Make what every answer needs."""
+        object.__setattr__(self, "key", StatsKey(self.bundle.bundle_digest, self.device))
 
     @property
     def placement(self) -> str:
@@ -372,6 +372,9 @@ class Pair:
 
         Beside a canary it is the previous one first: it answers the requests that name no version.
         """
+        if self.trial is None:
+            active = self.active_slot
+            return active if active is not None and active.is_loaded else None
         slots = (self.active_slot, self.previous_of_trial)
         for slot in reversed(slots) if self.is_canary else slots:
             if slot is not None and slot.is_loaded:

@@ -15,7 +15,7 @@ from inference.server.model.effects import PairMachine
 from inference.server.model.options import ModelOptions
 from inference.server.model.pair import OUT_OF_MEMORY, UNRESOLVED_DEVICES, Load, Pair, Role
 from inference.server.model.policy import ShortageAction
-from inference.server.model.route import Demand, Intake, choose_handover_slot, choose_route
+from inference.server.model.route import Intake, choose_handover_slot, choose_route
 from inference.server.model.shadow import KeptCopy, Shadows
 from inference.server.model.slot import Slot
 from inference.server.model.stats import DeathTracker, PoisonMemory, RunnerDeath, StatsKey, StatsTable, describe_item
@@ -93,23 +93,19 @@ class Requests:
         deaths = self.poison.count_deaths(payload, now)
         if deaths is not None and deaths >= MAX_DEATHS:
             raise errors.Failed("this input has ended two runner processes; it is refused now", reason="POISON_INPUT")
-        demand = Demand(payload.rows, source.flow, deadline, tags)
-        decision = choose_route(pair, self.machine.slots, demand, now)
+        outcome = asyncio.get_running_loop().create_future()
+        request = PendingRequest(payload, now, deadline, outcome, flow=source.flow, tags=tags)
+        decision = choose_route(pair, self.machine.slots, request, now)
         load = None if decision is None else pair[decision.slot].load
         if decision is None or load is None:
             raise errors.NotReady("no model is loaded yet", reason="NOT_READY", retry_after_seconds=1.0)
         if load.loaded_at == 0.0 and pair.answering_slot() is None:
             raise errors.NotReady("the model is being loaded", reason="NOT_READY", retry_after_seconds=1.0)
         try:
-            expected = self.intake.admit(payload, deadline, source, self.machine.slots[decision.slot].dispatcher)
+            self.intake.admit(request, source.caller, self.machine.slots[decision.slot].dispatcher)
         except errors.HotslotError as error:
             self.stats.count_refusal(load.key, error)
             raise
-        outcome = asyncio.get_running_loop().create_future()
-        request = PendingRequest(
-            payload, now, deadline, outcome, flow=source.flow, tags=tags, expected_seconds=expected
-        )
-        request.is_unsent_item = source.is_stream
         request.alone = deaths is not None
         request.on_done = self._on_done
         self._open[request.id] = request
@@ -493,7 +489,7 @@ class _Outcomes:
         What copies cost at low priority says nothing about a revision.
         """
         self._requests.intake.is_cost_doubted = False
-        options, load = self._requests.options, self._requests.pair[self._slot.name].load
+        options, load = self._requests.options, self._requests.machine.pair[self._slot.name].load
         if load is None:
             return
         seconds = call.cpu_seconds if load.device == "cpu" else call.computed_seconds

@@ -13,10 +13,10 @@ from inference.server.events import OverloadChanged
 from inference.server.model.options import ModelOptions
 from inference.server.model.pair import ALL_PERCENT, Pair, SlotRecord
 from inference.server.model.slot import Slot
-from inference.server.request import NO_TAGS, Flow, Payload, PendingRequest, RequestTags
+from inference.server.request import PendingRequest, RequestTags
 from inference.server.scheduling.admission import AdmissionController, AdmissionRequest
 from inference.server.scheduling.dispatcher import Dispatcher
-from inference.server.scheduling.fair_queue import Source
+from inference.server.scheduling.fair_queue import Caller
 from inference.server.scheduling.in_flight import Estimate
 from inference.server.scheduling.turns import TurnGate
 
@@ -39,17 +39,7 @@ class RouteDecision:
     handover_at: float | None = None  # clock.monotonic() at which `previous` gets it; None: never
 
 
-@record
-class Demand:
-    """The properties of a request that determine its route."""
-
-    rows: int
-    flow: Flow
-    deadline: float  # clock.monotonic()
-    tags: RequestTags = NO_TAGS
-
-
-def choose_route(pair: Pair, slots: Mapping[str, Slot], demand: Demand, now: float) -> RouteDecision | None:
+def choose_route(pair: Pair, slots: Mapping[str, Slot], request: PendingRequest, now: float) -> RouteDecision | None:
     """Choose the slot for a request; None if no slot is active.
 
     Without a trial this is the active slot, even while it is being reloaded. During a trial it is the slot on trial if
@@ -61,40 +51,40 @@ def choose_route(pair: Pair, slots: Mapping[str, Slot], demand: Demand, now: flo
     Raises:
         NotFound: the caller names a version that no slot answers with.
     """
-    if pair.trial is None and not demand.tags.version:
+    if pair.trial is None and not request.tags.version:
         return None if pair.active is None else RouteDecision(pair.active)
-    return _choose_version(pair, slots, demand, now)
+    return _choose_version(pair, slots, request, now)
 
 
-def _choose_version(pair: Pair, slots: Mapping[str, Slot], demand: Demand, now: float) -> RouteDecision | None:
+def _choose_version(pair: Pair, slots: Mapping[str, Slot], request: PendingRequest, now: float) -> RouteDecision | None:
     """The route during a trial, or of a request that names a version."""
-    named = find_version(pair, demand.tags.version)
+    named = find_version(pair, request.tags.version)
     active, previous = pair.active_slot, pair.previous_of_trial
     if active is None:
         return None
     if named is not None and named is not active:
-        return _route_to_other(pair, slots, demand, now, named)
+        return _route_to_other(pair, slots, request, now, named)
     if previous is None or previous.load is None:
         return RouteDecision(active.name)
     if active.is_loaded and not previous.is_loaded:
-        return RouteDecision(active.name, previous.name, demand.deadline)
-    is_for_trial = active.is_loaded and (named is active or is_for_canary(pair, demand.tags))
+        return RouteDecision(active.name, previous.name, request.deadline)
+    is_for_trial = active.is_loaded and (named is active or is_for_canary(pair, request.tags))
     if is_for_trial and pair.is_canary:
-        is_for_trial = not _is_behind(slots[active.name], slots[previous.name], demand)
-    handover_at = _find_handover(slots[active.name], slots[previous.name], demand, now) if is_for_trial else None
+        is_for_trial = not _is_behind(slots[active.name], slots[previous.name], request)
+    handover_at = _find_handover(slots[active.name], slots[previous.name], request, now) if is_for_trial else None
     if handover_at is None:
         return RouteDecision(previous.name)
     return RouteDecision(active.name, previous.name, handover_at)
 
 
 def _route_to_other(
-    pair: Pair, slots: Mapping[str, Slot], demand: Demand, now: float, named: SlotRecord
+    pair: Pair, slots: Mapping[str, Slot], request: PendingRequest, now: float, named: SlotRecord
 ) -> RouteDecision:
     """The route of a request that names the previous slot's version; outside a trial the active slot helps it out."""
     active = pair.active_slot
     if pair.trial is not None or active is None or not active.is_loaded:
         return RouteDecision(named.name)
-    handover_at = _find_handover(slots[named.name], slots[active.name], demand, now)
+    handover_at = _find_handover(slots[named.name], slots[active.name], request, now)
     return RouteDecision(named.name) if handover_at is None else RouteDecision(named.name, active.name, handover_at)
 
 
@@ -148,19 +138,19 @@ def locate(salt: str, key: str) -> float:
     return int.from_bytes(digest) / (1 << 56)  # 56 bits: as a float it is below 1
 
 
-def _is_behind(canary: Slot, stable: Slot, demand: Demand) -> bool:
+def _is_behind(canary: Slot, stable: Slot, request: PendingRequest) -> bool:
     """Whether so much more waits for the canary that a request would be refused there and not by the stable version."""
-    waits = [slot.dispatcher.estimate(demand.flow, demand.rows).wait for slot in (canary, stable)]
+    waits = [slot.dispatcher.estimate(request.flow, request.rows).wait for slot in (canary, stable)]
     return waits[0] > waits[1] + MAX_BEHIND_SECONDS
 
 
-def _find_handover(first: Slot, second: Slot, demand: Demand, now: float) -> float | None:
+def _find_handover(first: Slot, second: Slot, request: PendingRequest, now: float) -> float | None:
     """The time until which the first slot may use a request; None if the second one has to answer it at once."""
     own, other = first.dispatcher, second.dispatcher
-    rows = demand.rows
-    need = 2 * other.estimate(demand.flow, rows).total if other.cost.is_known else other.limit_of(rows)
-    expected = own.estimate(demand.flow, rows)
-    handover_at = trial_limit(now, demand.deadline, expected.wait + own.limit_of(rows), need)
+    rows = request.rows
+    need = 2 * other.estimate(request.flow, rows).total if other.cost.is_known else other.limit_of(rows)
+    expected = own.estimate(request.flow, rows)
+    handover_at = trial_limit(now, request.deadline, expected.wait + own.limit_of(rows), need)
     return None if handover_at is None or now + expected.total > handover_at else handover_at
 
 
@@ -202,38 +192,35 @@ class Intake:
         self.turns = TurnGate(options.interactive_share, options.clock, self._look_ahead_rows)
         self.is_cost_doubted = False  # a request was refused for the cost of its rows, and nothing was computed since
 
-    def admit(self, payload: Payload, deadline: float, source: Source, dispatcher: Dispatcher) -> float:
-        """Count a request; `release` must follow.
+    def admit(self, request: PendingRequest, caller: Caller, dispatcher: Dispatcher) -> None:
+        """Count a request, and note when its answer is expected; `release` must follow.
 
         Args:
-            payload: of the request.
-            deadline: clock.monotonic() at which it fails.
-            source: its caller and flow.
+            request: just made.
+            caller: whose it is.
             dispatcher: of the slot that it would go to.
-
-        Returns:
-            Expected seconds until its answer; 0 if unknown, and for an item of a stream.
 
         Raises:
             HotslotError: refused.
         """
-        now, rows, caller = self._options.clock.monotonic(), payload.rows, source.caller
-        is_stream, cost = source.flow.stream > 0, dispatcher.cost
+        now, rows, flow = request.accepted_at, request.rows, request.flow
+        is_stream, cost = flow.stream > 0, dispatcher.cost
         quota = 0.0 if is_stream or caller.quota is None else caller.quota_wait(now)
         # An item of a stream is not refused for the work before it: only its own decides.
-        estimate = Estimate(own=cost.at_best(rows)) if is_stream else dispatcher.estimate(source.flow, rows)
-        facts = AdmissionRequest(rows, payload.size_bytes, deadline - now, estimate, quota, is_stream)
+        estimate = Estimate(own=cost.at_best(rows)) if is_stream else dispatcher.estimate(flow, rows)
+        facts = AdmissionRequest(rows, request.size_bytes, request.deadline - now, estimate, quota, is_stream)
         try:
             self.admission.admit(facts, cost, now)
         except errors.DeadlineMissed as error:
             self.is_cost_doubted = self.is_cost_doubted or error.reason == "DEADLINE_TOO_SHORT"
             raise
         if is_stream:
+            request.is_unsent_item = True
             self.turns.add_unsent(rows)
-            return 0.0
+            return
         if caller.quota is not None:
             caller.use_quota(rows, now)
-        return estimate.total
+        request.expected_seconds = estimate.total
 
     def count_sent(self, request: PendingRequest) -> None:
         """Count a stream item that was sent to the device, or is done without: its stream may read on."""

@@ -39,6 +39,9 @@ class CallCosts:
     row_seconds_squared: float = 0.0  # sum of the squares over the calls
 
 
+NO_COSTS = CallCosts()
+
+
 class LabelCounter:
     """How often each label was given. Bounded: what comes beyond MAX_LABELS different ones is counted as `other`."""
 
@@ -98,7 +101,7 @@ class RevisionStats:
         self.rows += rows
         if rows > 0:
             at_most, cost = 1 << (rows - 1).bit_length(), seconds / rows
-            sums = self.costs.get(at_most, CallCosts())
+            sums = self.costs.get(at_most, NO_COSTS)
             self.costs[at_most] = CallCosts(
                 sums.calls + 1, sums.row_seconds + cost, sums.row_seconds_squared + cost * cost
             )

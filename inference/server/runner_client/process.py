@@ -132,7 +132,10 @@ class RunnerProcess:
         if reply.WhichOneof("body") != "items":
             self._kill_because(EndReason.GARBAGE, "not a reply to items on the data socket")
             return
-        self._notify(lambda: self._listener.on_items_reply(reply.items))
+        try:
+            self._listener.on_items_reply(reply.items)
+        except Exception as error:  # noqa: BLE001  as in `_notify`, without its call
+            self._report(error)
 
     def _on_control(self, payload: bytes) -> None:
         reply = self._parse_reply(payload)
@@ -172,8 +175,10 @@ class RunnerProcess:
         try:
             call()
         except Exception as error:  # noqa: BLE001  a listener's bug must not lose the frames that follow
-            context = {"message": "a runner's listener failed", "exception": error}
-            self._loop.call_exception_handler(context)
+            self._report(error)
+
+    def _report(self, error: Exception) -> None:
+        self._loop.call_exception_handler({"message": "a runner's listener failed", "exception": error})
 
     def _check_liveness(self) -> None:
         if self._child.has_ended:

@@ -203,13 +203,14 @@ class Drain:
     """The drain of the server, shared by all its parts."""
 
     def __init__(self) -> None:
-        self.begun = asyncio.Event()
         self.is_leaving = False  # health reports NOT_SERVING; requests are accepted until the drain begins
+        self.is_draining = False  # new requests are refused, and streams end
+        self.begun = asyncio.Event()  # set with it
 
-    @property
-    def is_draining(self) -> bool:
-        """Whether new requests are refused and streams end."""
-        return self.begun.is_set()
+    def begin(self) -> None:
+        """Refuse new requests, and end streams, from now on."""
+        self.is_draining = True
+        self.begun.set()
 
 
 def draining_error() -> NotReady:

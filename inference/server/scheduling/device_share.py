@@ -38,7 +38,10 @@ class _ModelUse:
 
 
 class DeviceUser:
-    """A slot on a device, on behalf of its model."""
+    """A slot on a device, on behalf of its model.
+
+    While it is alone, its dispatcher need not tell it anything: seconds count from when another model joins.
+    """
 
     def __init__(self, share: "DeviceShare", use: _ModelUse, wake: Callable[[], None], cost: CallCost) -> None:
         self._share = share
@@ -48,6 +51,7 @@ class DeviceUser:
         self.is_waiting = False  # whether it has rows to compute
         self.is_held_back = False
         self.learns = True  # whether the cost is its own, and no other code adds its calls
+        self.is_alone = not share.is_shared  # no other model has joined: there is nothing to ask or to tell
         use.slots.add(self)
 
     def begin_waiting(self, now: float) -> None:
@@ -97,8 +101,9 @@ class DeviceUser:
         self.is_held_back = self._share.is_shared and self._share.is_ahead(self._use, now)
         return not self.is_held_back
 
-    def keep_own_cost(self) -> None:
+    def begin_sharing(self) -> None:
         """Learn the cost of calls beside no other model apart from now on: another one has joined."""
+        self.is_alone = False
         if not self.learns:
             self._cost, self.learns = copy.deepcopy(self._cost), True
 
@@ -131,7 +136,7 @@ class DeviceShare:
             self.is_shared = True
             for other in self._uses.values():
                 for slot in other.slots:
-                    slot.keep_own_cost()
+                    slot.begin_sharing()
         is_apart = cost is None or self.is_shared
         user = DeviceUser(self, use, wake, CallCost(row_seconds) if cost is None or self.is_shared else cost)
         user.learns = is_apart

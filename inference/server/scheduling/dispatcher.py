@@ -151,9 +151,10 @@ class Dispatcher:
         if self._runner is None or self._device is None:
             return
         now, items = self._clock.monotonic(), []
-        if self.queue.entries:
+        if not self._device.is_alone and (self.queue.entries or (self._held.has_callers and self._held.rows_left)):
             self._device.begin_waiting(now)
-        while (request := self._choose(now, self._device)) is not None:
+        waiting, slow = self.queue.entries, self._slow.queue.entries
+        while (waiting or slow or self._copies) and (request := self._choose(now, self._device)) is not None:
             items.append((self._take(request, now), request.payload.picture))
         if items and self._runner is not None:  # a failure may have ended the process
             self._empty_heartbeats = 0
@@ -172,9 +173,11 @@ class Dispatcher:
                 continue
             if request.decoding_seconds:
                 return None if must_wait(request, self._held) else request
-            window = limit_window(self._window_calls, work, self.cost, self._call_rows)
-            is_room = may_send(request, self._held, self._call_rows, window) and device.may_send(now)
-            return request if is_room else None
+            window = self._window_calls
+            if work.rows:
+                window = limit_window(window, work, self.cost, self._call_rows)
+            is_room = may_send(request, self._held, self._call_rows, window)
+            return request if is_room and (device.is_alone or device.may_send(now)) else None
         return self._copies[0] if self._copies and not self._held.has_callers else None
 
     def _is_too_late(self, request: PendingRequest, work: WorkInFlight, now: float) -> bool:
@@ -191,7 +194,7 @@ class Dispatcher:
             self.set_call_rows(reply.call_rows)
         for call in reply.calls:
             held.computing_since = self._clock.monotonic()
-            if self._device is not None and not held.copies:
+            if self._device is not None and not self._device.is_alone and not held.copies:
                 self._device.add_call(call.computed_seconds, call.rows, held.computing_since)
             held.count_computed(call.rows)
             if held.copies:  # it may have been computed at low priority: it says nothing about other calls
@@ -262,7 +265,8 @@ class Dispatcher:
     @property
     def is_contended(self) -> bool:
         """Whether another model on the device has rows to compute."""
-        return self._device is not None and self._device.is_contended
+        device = self._device
+        return device is not None and not device.is_alone and device.is_contended
 
     @property
     def look_ahead_rows(self) -> int:
@@ -320,7 +324,7 @@ class Dispatcher:
         if not self._held.items:
             self._held.computing_since = now
             self._listener.on_busy()
-        is_contended = self._device is not None and self._device.is_contended
+        is_contended = self._device is not None and not self._device.is_alone and self._device.is_contended
         item = _item(next(self._item_ids), request, now, is_device_contended=is_contended)
         self._held.add(item.item_id, request)
         self._listener.on_sent(request)

@@ -57,18 +57,15 @@ class Quota:
 
 
 class Caller:
-    """One caller of this server, for the time of a call."""
+    """One caller of this server, with its rights."""
 
-    __slots__ = ("_rules", "name", "quota")
+    __slots__ = ("_rules", "name", "quota", "unary_source")
 
     def __init__(self, rules: CallerRules, quota: Quota | None = None) -> None:
         self._rules = rules
         self.name = rules.name
         self.quota = quota
-
-    def unary_flow(self) -> Flow:
-        """The flow of its unary calls."""
-        return self._flow(Priority.INTERACTIVE, 0)
+        self.unary_source = Source(self, self._flow(Priority.INTERACTIVE, 0))  # of its unary calls
 
     def stream_flow(self, number: int) -> Flow:
         """The flow of one of its streams; `number` is at least 1 and not used by another open stream."""
@@ -95,18 +92,8 @@ class Source:
     caller: Caller
     flow: Flow
 
-    @property
-    def is_stream(self) -> bool:
-        """Whether it is an item of a stream, which is held back instead of refused."""
-        return self.flow.stream > 0
 
-
-def unary_source(caller: Caller) -> Source:
-    """The source of a caller's unary calls."""
-    return Source(caller, caller.unary_flow())
-
-
-UNNAMED = unary_source(Caller(CallerRules("")))
+UNNAMED = Caller(CallerRules("")).unary_source
 
 
 @dataclass(frozen=True, slots=True)

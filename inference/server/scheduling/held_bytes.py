@@ -15,7 +15,7 @@ import math
 import weakref
 from collections import deque
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from common.errors import DeadlineMissed, HotslotError, NotReady, Overloaded
@@ -45,15 +45,13 @@ class HeldRules:
     max_bytes: int
     max_message_bytes: int
     upload_seconds: float  # for one message to arrive
+    # Expected size of a connection's first message; little under a high limit, so that many are read at once. A burst
+    # may exceed it by what the network brings before that is measured: a low limit has no room for this.
+    first_bytes: int = field(init=False)
 
-    @property
-    def first_bytes(self) -> int:
-        """Expected size of a connection's first message; little under a high limit, so that many are read at once.
-
-        A burst may exceed it by what the network brings before that is measured: a low limit has no room for this.
-        """
-        share = (STRICT_BYTES / self.max_bytes) ** 2
-        return int(min(self.max_message_bytes, max(MIN_FIRST_BYTES, share * self.max_message_bytes)))
+    def __post_init__(self) -> None:
+        first = max(MIN_FIRST_BYTES, (STRICT_BYTES / self.max_bytes) ** 2 * self.max_message_bytes)
+        object.__setattr__(self, "first_bytes", int(min(self.max_message_bytes, first)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +147,7 @@ class HeldBytes:
     """The messages, calls and uploads of all connections."""
 
     def __init__(self, rules: HeldRules, connections: Connections, memory: Memory) -> None:
-        self.rules = rules
-        self.message_bytes = self.calls = 0
+        self.rules, self.message_bytes, self.calls = rules, 0, 0
         self._network, self._memory = connections, memory
         self._reserved = 0  # expected bytes of young uploads
         self._growth = self._steady_growth = 0  # that messages and calls do not explain; since when it is steady
@@ -183,7 +180,7 @@ class HeldBytes:
     def open_call(self, connection: str) -> None:
         """Count a call; `close_call` must follow."""
         self.calls += 1
-        self._connection(connection).calls += 1
+        (self._connections.get(connection) or self._connection(connection)).calls += 1
 
     def close_call(self, connection: str) -> None:
         """Subtract a call."""
@@ -192,7 +189,7 @@ class HeldBytes:
 
     def hold(self, connection: str, holder: object, size_bytes: int) -> None:
         """Count a message until nothing refers to its picture, or its texts, any more."""
-        row = self._connection(connection)
+        row = self._connections.get(connection) or self._connection(connection)
         reference = weakref.ref(holder, self._gone.append)
         self._views[id(reference)] = reference, row, size_bytes
         row.message_bytes += size_bytes
@@ -220,8 +217,9 @@ class HeldBytes:
             Overloaded: too many wait.
         """
         self._collect()
-        self._expire_young(now)
-        row = self._connection(upload.connection)
+        if self._young:
+            self._expire_young(now)
+        row = self._connections.get(upload.connection) or self._connection(upload.connection)
         upload.is_small = upload.is_small and sum(one.is_small for one in self._reading) < MAX_SMALL
         upload.since, upload.expected = now, SMALL_BYTES if upload.is_small else row.expected
         is_room = upload.is_small or (not self._waiting and self._has_room(upload, row))
@@ -240,6 +238,8 @@ class HeldBytes:
         self._waiting.pop(upload, None)
         self._reading.pop(upload, None)
         self._unreserve(upload)
+        if self._young and self._young[0][1] is upload:
+            self._young.popleft()
         row.uploads -= 1
         if size_bytes is not None:
             self._memory.count_freed(size_bytes)

@@ -241,7 +241,7 @@ def may_send(request: PendingRequest, held: InFlight, call_rows: int, window_cal
     request is sent although bulk requests fill the window, so that it waits for the running device call only, and for
     interactive ones before it.
     """
-    if not held:
+    if not held.items:
         return True
     if request.alone or held.is_alone or held.size_bytes + request.size_bytes > MAX_IN_FLIGHT_BYTES:
         return False
@@ -268,7 +268,7 @@ class Estimate:
     @property
     def total(self) -> float:
         """Until it is answered."""
-        return self.wait + max(self.own, self.shared_call)
+        return self.in_flight + self.queued + max(self.own, self.shared_call)
 
 
 def estimate_request(
@@ -286,7 +286,7 @@ def estimate_request(
     """
     others = work.rows + queue.rows
     return Estimate(
-        in_flight=seconds_in_flight(work, flow.priority, cost, call_rows),
+        in_flight=seconds_in_flight(work, flow.priority, cost, call_rows) if work.rows else 0.0,
         queued=cost.expected_work(queue.rows_before(flow, rows), call_rows) if queue.entries else 0.0,
         own=cost.at_best(rows),
         is_first=not queue.entries or not queue.has_waiting(flow),
@@ -312,4 +312,5 @@ def is_too_late(
     work: WorkInFlight, priority: Priority, rows: int, cost: CallCost, call_rows: int, seconds_left: float
 ) -> bool:
     """Whether a request can no longer be answered in time, even at the lowest cost measured lately."""
-    return cost.best_share * seconds_in_flight(work, priority, cost, call_rows) + cost.at_best(rows) > seconds_left
+    wait = cost.best_share * seconds_in_flight(work, priority, cost, call_rows) if work.rows else 0.0
+    return wait + cost.at_best(rows) > seconds_left

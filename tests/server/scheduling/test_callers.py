@@ -31,7 +31,7 @@ def test_a_caller_is_named_by_the_configured_metadata_key(metadata: list[tuple[s
 def test_unary_calls_are_interactive_and_streams_are_bulk() -> None:
     """Each stream is a flow, all unary calls are one."""
     caller = Caller(CallerRules("shop", weight=2.0))
-    assert caller.unary_flow() == Flow(Priority.INTERACTIVE, "shop", 2.0, 0)
+    assert caller.unary_source.flow == Flow(Priority.INTERACTIVE, "shop", 2.0, 0)
     assert caller.stream_flow(7) == Flow(Priority.BULK, "shop", 2.0, 7)
 
 
@@ -39,7 +39,7 @@ def test_a_configured_priority_holds_for_unary_calls_and_streams() -> None:
     """A nightly job that calls Predict is bulk, an interactive stream is interactive."""
     rules = [CallerRules("nightly", Priority.BULK), CallerRules("live", Priority.INTERACTIVE)]
     callers = Callers(rules, "tenant", 0.0)
-    assert callers.find([("tenant", "nightly")], "").unary_flow().priority is Priority.BULK
+    assert callers.find([("tenant", "nightly")], "").unary_source.flow.priority is Priority.BULK
     assert callers.find([("tenant", "live")], "").stream_flow(1).priority is Priority.INTERACTIVE
 
 

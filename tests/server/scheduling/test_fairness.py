@@ -122,7 +122,7 @@ def test_a_quota_holds_streams_and_unary_calls() -> None:
     batch = Caller(CallerRules("batch"), Quota(20.0, 0.0))
     model.callers["shop"] = shop = Caller(CallerRules("shop"), Quota(20.0, 0.0))
     Stream(model, 1, 8, batch)
-    model.open_loop(shop.unary_flow(), 50.0, 1, 5.0)
+    model.open_loop(shop.unary_source.flow, 50.0, 1, 5.0)
     tally = model.run(30.0)
     for name in ("batch", "shop"):
         assert tally.rows_of(lambda one, name=name: one.flow.caller == name) / 30.0 == pytest.approx(20.0, rel=0.15)  # type: ignore[misc]
