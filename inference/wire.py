@@ -16,12 +16,6 @@ Picture = bytes | memoryview  # a view keeps the message in memory that the pict
 LABELS = ("yes", "no", "maybe")
 HEADER = struct.Struct(">I")
 
-_SEVEN_BITS = 0x7F  # payload bits of each byte of a varint
-_ITEMS_TAG = b"\x12"  # of RunnerRequest.items: field 2, length-delimited
-_ITEM_TAG = b"\x12"  # of ComputeItems.items: field 2, length-delimited
-_ENTAILMENT_TAG = b"\x1a"  # of Item.entailment: field 3, length-delimited
-_IMAGE_TAG = b"\x0a"  # of EntailmentTask.image: field 1, length-delimited
-
 
 @record
 class EntailmentScores:
@@ -85,6 +79,9 @@ class FrameDecoder:
         Raises:
             FrameError: a header announces more than the maximum; the stream cannot be continued.
         """
+        size = len(data) - HEADER.size
+        if not self._chunks and 0 <= size <= self._max_bytes and data.startswith(HEADER.pack(size)):
+            return [data[HEADER.size :]]  # as most chunks: one frame, and nothing else
         self._chunks.append(data)
         self._held += len(data)
         if self._held < self._needed:
@@ -121,32 +118,34 @@ def frame(payload: bytes) -> list[bytes]:
     return [_header(len(payload)), payload]
 
 
-def items_frame(items: Sequence[tuple[bytes, Picture]]) -> list[Picture]:
-    """Build one frame with `RunnerRequest(items=…)`, as buffers to send in order; no picture is copied.
+def items_frame(message: bytes, pictures: Sequence[Picture]) -> list[Picture]:
+    """Build one frame of items, as buffers to send in order; no picture is copied.
 
-    The protobuf library copies a message that is put into another one. The encoding of a nested message is a tag,
-    a length and the same bytes, so the tags and lengths are written here. The picture of an item follows as a
-    second `entailment` field that contains only the picture: parsers merge repeated occurrences of a message field.
+    The protobuf library copies what is put into a message, and what is taken out of one. So the pictures follow the
+    message: its length in four bytes, the message, and the pictures in the order of their items.
 
     Args:
-        items: each a serialised Item without its picture, and the picture; empty for an item that has none.
+        message: a serialised ComputeItems.
+        pictures: of those of its items that have one.
 
     Raises:
         FrameError: the frame exceeds the maximum size.
     """
-    parts: list[Picture] = [b""]
-    for item, image in items:
-        if not image:
-            parts.append(_ITEM_TAG + _varint(len(item)) + item)
-            continue
-        picture = _IMAGE_TAG + _varint(len(image))
-        task = _ENTAILMENT_TAG + _varint(len(picture) + len(image)) + picture
-        parts.append(_ITEM_TAG + _varint(len(item) + len(task) + len(image)) + item + task)
-        parts.append(image)
-    size = sum(map(len, parts))
-    wrapper = _ITEMS_TAG + _varint(size)
-    parts[0] = _header(len(wrapper) + size) + wrapper
-    return parts
+    head = HEADER.pack(len(message)) + message
+    return [_header(len(head) + sum(map(len, pictures))) + head, *pictures]
+
+
+def split_items(payload: bytearray) -> tuple[memoryview, memoryview]:
+    """Split the payload of a frame of items into the message and the pictures; nothing is copied.
+
+    Raises:
+        FrameError: the message exceeds the payload.
+    """
+    view = memoryview(payload)
+    end = HEADER.size + int.from_bytes(view[: HEADER.size])
+    if not HEADER.size <= end <= len(view):
+        raise FrameError(f"items of {end - HEADER.size} bytes in a frame of {len(view)}")
+    return view[HEADER.size : end], view[end:]
 
 
 def read_frame(connection: socket.socket, max_bytes: int = MAX_FRAME_BYTES) -> bytearray | None:
@@ -210,12 +209,3 @@ def _header(length: int) -> bytes:
     if length > MAX_FRAME_BYTES:
         raise FrameError(f"frame of {length} bytes, maximum {MAX_FRAME_BYTES}")
     return HEADER.pack(length)
-
-
-def _varint(number: int) -> bytes:
-    encoded = bytearray()
-    while number > _SEVEN_BITS:
-        encoded.append(0x80 | (number & _SEVEN_BITS))
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)

@@ -200,9 +200,9 @@ def _prepare_alone(content: bytes, decoding: Sequence[int], others: Sequence[int
 
 
 def _pending(number: int, content: bytes) -> PendingItem:
-    task = runner_pb2.EntailmentTask(image=content, statements=["a dog"])
+    task = runner_pb2.EntailmentTask(statements=["a dog"])
     message = runner_pb2.Item(item_id=number, entailment=task, may_take_long=True)
-    return PendingItem(number, 0, number, time.monotonic() + 600, message)
+    return PendingItem(number, 0, number, time.monotonic() + 600, message, content)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from common.clock import read_cpu_seconds
 from hotslot.runner.v1 import runner_pb2
 from inference.runner.engines.base import PreparedItem, RowResult
-from inference.wire import AddressSpan, EntailmentScores
+from inference.wire import AddressSpan, EntailmentScores, FrameError, Picture, split_items
 
 # Failures: reason and message.
 Failure = tuple[str, str]
@@ -28,7 +28,8 @@ class PendingItem:
     priority: int  # lower first
     number: int  # in the order of arrival
     deadline: float  # on the monotonic clock
-    message: runner_pb2.Item | None  # None once its preparation has begun
+    message: runner_pb2.Item | None  # None once its preparation has ended
+    picture: Picture = b""  # a view of the frame that it came in; empty once its preparation has ended
     cpu_seconds: float = 0.0  # CPU time of the process on arrival
     is_cancelled: bool = False
     is_device_contended: bool = False  # another model had rows to compute when it was sent
@@ -48,6 +49,10 @@ class PendingItem:
             return CANCELLED
         return EXPIRED if now >= self.deadline else None
 
+    def drop_input(self) -> None:
+        """Free what was received: the item is prepared, or has failed."""
+        self.message, self.picture = None, b""
+
     def fail(self, failure: Failure, field: str = "") -> None:
         """Set a failure as the outcome; `field` names the caller's invalid field."""
         self.outcome = failure_outcome(self.item_id, *failure, field)
@@ -66,7 +71,7 @@ class ReceivedItems:
     def __len__(self) -> int:
         return len(self._items)
 
-    def add(self, message: runner_pb2.Item, now: float) -> PendingItem:
+    def add(self, message: runner_pb2.Item, now: float, picture: Picture = b"") -> PendingItem:
         """Start the deadline of an item that has just been received."""
         with self._lock:
             self._received += 1
@@ -77,6 +82,7 @@ class ReceivedItems:
                 self._received,
                 now + message.seconds_left,
                 message,
+                picture,
                 cpu_seconds=read_cpu_seconds(),
                 is_cancelled=message.item_id in self._cancelled_early,
                 is_device_contended=message.is_device_contended,
@@ -99,6 +105,28 @@ class ReceivedItems:
                     self._items[item_id].is_cancelled = True
                 elif item_id > self._last_id:
                     self._cancelled_early.add(item_id)
+
+
+def read_items(payload: bytearray) -> list[tuple[runner_pb2.Item, memoryview]]:
+    """Read the payload of a frame of items: each with its picture, a view of the payload.
+
+    Raises:
+        FrameError: there is no item, or the pictures are not those of the items.
+        DecodeError: the message does not parse.
+    """
+    message, pictures = split_items(payload)
+    # FromString accepts any buffer.
+    items = runner_pb2.ComputeItems.FromString(message).items  # type: ignore[arg-type]
+    found, at = [], 0
+    for item in items:
+        end = at + item.picture_bytes
+        if not at <= end <= len(pictures):
+            raise FrameError(f"a picture of {item.picture_bytes} bytes, of {len(pictures) - at} that are left")
+        found.append((item, pictures[at:end]))
+        at = end
+    if not found or at < len(pictures):
+        raise FrameError(f"{len(found)} items, and {len(pictures) - at} bytes more than their pictures")
+    return found
 
 
 def is_finite(result: RowResult) -> bool:

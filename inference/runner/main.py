@@ -5,8 +5,9 @@ import faulthandler
 import os
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from google.protobuf.message import DecodeError
 
@@ -18,12 +19,14 @@ from hotslot.runner.v1 import runner_pb2
 from inference.call_record import CallRecord
 from inference.runner import process
 from inference.runner.hardware import Hardware, filter_devices
-from inference.runner.items import ReceivedItems
+from inference.runner.items import ReceivedItems, read_items
 from inference.runner.prepare import PreparePool
 from inference.runner.process import bind_to_parent, keep_freed_memory
 from inference.runner.reporting import DeviceProgress, EventLog, FrameWriter, start_heartbeat
 from inference.runner.worker import Worker, WorkerCallbacks
 from inference.wire import FrameError, read_frame
+
+T = TypeVar("T")
 
 MAX_PREPARE_PROCESSES = 16  # by default
 _PICTURE_ENGINES = {files.engine for files in ENGINES if files.task is Task.VISUAL_ENTAILMENT}
@@ -88,19 +91,18 @@ class Runner:
         return heartbeat
 
     def _receive_items(self) -> None:
-        while (request := self._read_request(self._data)) is not None:
-            if request.WhichOneof("body") != "items" or not request.items.items:
-                self._exit(ExitCode.PROTOCOL_ERROR)
+        while (received := self._read(self._data, read_items)) is not None:
             now, engine = self._clock.monotonic(), self._worker.engine
-            for item in [self._received.add(message, now) for message in request.items.items]:
+            for item in [self._received.add(message, now, picture) for message, picture in received]:
                 self._pool.submit(engine, item)
+            del received, item  # not held while the next frame is awaited
         # A server closes the data socket after its last item and sends Retire; without Retire it has ended.
         if not self._retiring.wait(RETIRE_SECONDS):
             self._on_disconnect()
         self._worker.finish()
 
     def _receive_control(self) -> None:
-        while (request := self._read_request(self._control)) is not None:
+        while (request := self._read(self._control, _parse_request)) is not None:
             match request.WhichOneof("body"):
                 case "load":
                     self._worker.load(request.load)
@@ -116,13 +118,11 @@ class Runner:
                     self._exit(ExitCode.PROTOCOL_ERROR)
         self._on_disconnect()
 
-    def _read_request(self, connection: socket.socket) -> runner_pb2.RunnerRequest | None:
+    def _read(self, connection: socket.socket, parse: Callable[[bytearray], T]) -> T | None:
+        """The next frame; None at the end of the connection."""
         try:
             payload = read_frame(connection)
-            if payload is None:
-                return None
-            # FromString accepts any buffer; a copy to bytes would cost as much as reading.
-            return runner_pb2.RunnerRequest.FromString(payload)  # type: ignore[arg-type]
+            return None if payload is None else parse(payload)
         except OSError:
             return None
         except (FrameError, DecodeError) as error:
@@ -153,6 +153,10 @@ class Runner:
         self._log.event("runner_ended", exit_code=int(code), reason=code.name.lower())
         self._log.flush()
         os._exit(code)
+
+
+def _parse_request(payload: bytearray) -> runner_pb2.RunnerRequest:
+    return runner_pb2.RunnerRequest.FromString(bytes(payload))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -21,6 +21,7 @@ from inference.runner.pictures.pool import DecoderPool
 from inference.runner.pictures.process import DecoderEnded, EndCause, PictureDropped
 from inference.runner.pictures.tally import DECODED, PictureTally
 from inference.runner.reporting import describe_error
+from inference.wire import Picture
 
 QUICK_COST = Cost(seconds=0.03, memory_bytes=32 * MIB)  # most pictures of the web
 SLOW_SECONDS = 0.15  # above most pictures of phones
@@ -185,8 +186,8 @@ class TaskMissing(ValueError):
     """The server sent an item without a known task."""
 
 
-def read_item(message: runner_pb2.Item) -> Item:
-    """Convert a message to an engine's item.
+def read_item(message: runner_pb2.Item, picture: Picture = b"") -> Item:
+    """Convert a message and its picture to an engine's item, which has a copy of the picture.
 
     Raises:
         TaskMissing: the message has no task that this build knows.
@@ -194,7 +195,7 @@ def read_item(message: runner_pb2.Item) -> Item:
     match message.WhichOneof("task"):
         case "entailment":
             task = message.entailment
-            return EntailmentItem(task.image, tuple(task.statements), task.premise)
+            return EntailmentItem(bytes(picture), tuple(task.statements), task.premise)
         case "address":
             return AddressItem(tuple(message.address.addresses))
         case _:
@@ -272,7 +273,7 @@ class PreparePool:
         item, engine, message = job.item, job.engine, job.item.message
         drop_reason = item.find_drop_reason(self._clock.monotonic())
         if engine is None or message is None or drop_reason:
-            item.message = None
+            item.drop_input()
             item.fail(drop_reason or NOT_LOADED)
             return
         try:
@@ -293,11 +294,11 @@ class PreparePool:
         else:
             if item.prepared.rows < 1:
                 item.fail(ENGINE_FAILED)
-        item.message = None
+        item.drop_input()
 
     def _read(self, job: PrepareJob, engine: Engine, message: runner_pb2.Item) -> Item:
         """The engine's item, its picture decoded if the engine wants that."""
-        item = read_item(message)
+        item = read_item(message, job.item.picture)
         if engine.pictures is None or not isinstance(item, EntailmentItem):
             return item
         return replace(item, pixels=self._count(job, item.image, engine.pictures))

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from google.protobuf.message import DecodeError
 
 from hotslot.runner.v1 import runner_pb2
+from inference.runner.items import read_items
 from inference.runner.prepare import TaskMissing, read_item
 from inference.server.runner_client.replies import find_impossible_number
-from inference.wire import FrameDecoder, FrameError, frame, items_frame, read_frame, unsent
+from inference.wire import FrameDecoder, FrameError, items_frame, read_frame, unsent
 from tests.fuzz.requests import length_field, varint
 from tests.fuzz.source import Source
 
@@ -131,31 +132,33 @@ def _parse(payload: bytes) -> None:
         request = runner_pb2.RunnerRequest.FromString(payload)
     except DecodeError:
         return
-    for message in request.items.items:
-        try:
-            item = read_item(message)
-        except TaskMissing:
-            continue
-        assert item is not None
+    assert request.WhichOneof("body") in (None, "load", "cancel", "retire", "priority")
+    with contextlib.suppress(DecodeError, FrameError):
+        for message, picture in read_items(bytearray(payload)):
+            with contextlib.suppress(TaskMissing):
+                assert read_item(message, picture) is not None
 
 
 def _check_items(source: Source) -> None:
-    """A frame that is written without protobuf equals what protobuf would have written."""
-    expected = runner_pb2.RunnerRequest()
-    items: list[tuple[bytes, bytes]] = []
+    """What is read from a frame of items is what was written, or is refused if the frame is damaged."""
+    message, pictures = runner_pb2.ComputeItems(), list[bytes]()
     for number in range(source.integer(1, 4)):
-        image = source.take(300) * source.choose((1, 1, 60))
-        item = runner_pb2.Item(item_id=number, priority=source.integer(-3, 3), seconds_left=source.integer(0, 9))
+        picture = source.take(300) * source.choose((1, 1, 60))
+        item = message.items.add(item_id=number, priority=source.integer(-3, 3), seconds_left=source.integer(0, 9))
         item.entailment.statements.extend(source.text(20) for _ in range(source.integer(0, 3)))
         item.entailment.premise = source.text(20)
-        items.append((item.SerializeToString(), image))
-        item.entailment.image = image
-        expected.items.items.append(item)
-    parts = items_frame(items)
+        item.picture_bytes = len(picture)
+        pictures.append(picture)
+    parts = items_frame(message.SerializeToString(), [picture for picture in pictures if picture])
     _check_unsent(source, parts)
     (payload,) = FrameDecoder().feed(b"".join(parts))
-    assert runner_pb2.RunnerRequest.FromString(payload) == expected
-    assert b"".join(frame(payload)) == b"".join(parts)
+    assert [(item, bytes(picture)) for item, picture in read_items(bytearray(payload))] == [
+        *zip(message.items, pictures, strict=True)
+    ]
+    damaged = bytearray(payload)
+    damaged[source.integer(0, len(damaged) - 1)] ^= source.integer(1, 255)
+    with contextlib.suppress(DecodeError, FrameError):
+        read_items(damaged[: source.integer(0, len(damaged))])
 
 
 def _check_unsent(source: Source, parts: Sequence[bytes | memoryview]) -> None:

@@ -76,8 +76,8 @@ def test_items_are_read_and_results_written() -> None:
     outcome = items.answer_outcome(1, [(AddressSpan("city", 0, 3, 0.5),), ()])
     assert [len(address.spans) for address in outcome.address.addresses] == [1, 0]
     assert outcome.address.addresses[0].spans[0].kind == "city"
-    asked = runner_pb2.EntailmentTask(image=b"p", statements=["s"], premise="q")
-    assert prepare.read_item(runner_pb2.Item(entailment=asked)) == EntailmentItem(b"p", ("s",), "q")
+    asked = runner_pb2.EntailmentTask(statements=["s"], premise="q")
+    assert prepare.read_item(runner_pb2.Item(entailment=asked), memoryview(b"p")) == EntailmentItem(b"p", ("s",), "q")
     with pytest.raises(prepare.TaskMissing):
         prepare.read_item(runner_pb2.Item(item_id=1))
 

@@ -1,5 +1,6 @@
 """Frames are decoded however their bytes arrive, and invalid frames are refused."""
 
+import os
 import socket
 import threading
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hotslot.runner.v1 import runner_pb2
+from inference.runner.items import read_items
 from inference.wire import (
     HEADER,
     MAX_FRAME_BYTES,
@@ -78,23 +80,40 @@ def test_a_payload_over_the_cap_is_not_sent() -> None:
         frame(bytes(MAX_FRAME_BYTES + 1))
 
 
-@pytest.mark.parametrize("size", [0, 1, 127, 128, 100_000, 1 << 21])
-def test_a_hand_written_frame_of_items_parses_as_protobuf(size: int) -> None:
-    """Tags and lengths written by hand parse as RunnerRequest(items=…), with and without a picture."""
-    items = [
-        runner_pb2.Item(item_id=7, entailment=runner_pb2.EntailmentTask(statements=["a cat", "a dog"])),
-        runner_pb2.Item(item_id=8, priority=1, address=runner_pb2.AddressTask(addresses=["x"])),
-    ]
-    parts = items_frame([(items[0].SerializeToString(), bytes(size)), (items[1].SerializeToString(), b"")])
+@pytest.mark.parametrize("sizes", [(0, 0), (1, 0), (100_000, 7), (0, 1 << 21)])
+def test_items_are_read_with_their_pictures(sizes: tuple[int, int]) -> None:
+    """The pictures follow the message in the order of the items; none is copied on either side."""
+    message = runner_pb2.ComputeItems(
+        items=[runner_pb2.Item(item_id=number, picture_bytes=size) for number, size in enumerate(sizes)]
+    )
+    pictures = [os.urandom(size) for size in sizes]
+    parts = items_frame(message.SerializeToString(), [picture for picture in pictures if picture])
     [payload] = FrameDecoder().feed(b"".join(parts))
-    items[0].entailment.image = bytes(size)
-    assert runner_pb2.RunnerRequest.FromString(payload).items == runner_pb2.ComputeItems(items=items)
+    found = read_items(bytearray(payload))
+    assert all(part is picture for part, picture in zip(parts[1:], filter(None, pictures), strict=True))
+    assert [item.item_id for item, _ in found] == [0, 1]
+    assert [bytes(picture) for _, picture in found] == pictures
+    assert {type(picture) for _, picture in found} == {memoryview}
+
+
+@pytest.mark.parametrize(
+    ("announced", "carried", "cut"), [((), 0, 0), ((3,), 4, 0), ((5,), 4, 0), ((-1, 5), 4, 0), ((4,), 4, 5)]
+)
+def test_pictures_that_are_not_those_of_the_items_are_refused(
+    announced: tuple[int, ...], carried: int, cut: int
+) -> None:
+    """None, too few or too many bytes, a negative size, and a message that is longer than the frame."""
+    message = runner_pb2.ComputeItems(items=[runner_pb2.Item(picture_bytes=size) for size in announced])
+    parts = items_frame(message.SerializeToString(), [bytes(carried)])
+    payload = bytearray(b"".join(parts)[HEADER.size :])
+    with pytest.raises(FrameError):
+        read_items(payload[: len(payload) - cut] if cut else payload)
 
 
 def test_a_frame_of_items_over_the_cap_is_not_sent() -> None:
-    """The hand-written tags and lengths count too."""
+    """The length of the message counts too."""
     with pytest.raises(FrameError, match="maximum"):
-        items_frame([(b"", bytes(MAX_FRAME_BYTES - 2))])
+        items_frame(b"", [bytes(MAX_FRAME_BYTES - 2)])
 
 
 def test_blocking_reader_and_writer_use_the_same_frames() -> None:

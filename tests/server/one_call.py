@@ -34,7 +34,7 @@ from inference.server.runner_client.start import RunnerSpec, StartedRunner
 from inference.server.scheduling.admission import Capacity
 from inference.server.scheduling.held_bytes import HeldBytes, HeldRules
 from inference.server.trace_events import CallTracer
-from inference.wire import FrameDecoder, frame
+from inference.wire import FrameDecoder, frame, split_items
 from tests.server.simulated_connections import SimConnections, SimMemory
 from tests.server.simulator import World
 
@@ -76,12 +76,14 @@ class ScriptedRunner:
 
     def _read(self, name: str) -> None:
         for payload in self._decoders[name].feed(self._ends[name].recv(1 << 20)):
+            if name == "data":
+                message, _ = split_items(bytearray(payload))
+                self._reply("data", items=answer_items(runner_pb2.ComputeItems.FromString(bytes(message))))
+                continue
             request = runner_pb2.RunnerRequest.FromString(payload)
             if request.HasField("load"):
                 outcome = runner_pb2.LoadOutcome(device="cpu", precision="float32", row_seconds=1e-5, call_rows=64)
                 self._reply("control", load_outcome=outcome)
-            elif request.HasField("items"):
-                self._reply("data", items=answer_items(request.items))
 
     def _reply(self, name: str, **body: Any) -> None:  # noqa: ANN401  a message
         self._ends[name].sendall(b"".join(frame(runner_pb2.RunnerReply(**body).SerializeToString())))

@@ -13,7 +13,7 @@ from inference.server.api import interceptors
 from inference.server.trace_events import CallEncoder, CallFacts, CallTracer
 from tests.server.one_call import CallableServer, serve_calls
 
-MAX_PYTHON_CALLS = 291  # of the server and of the libraries under it but gRPC; each is 0.1 to 0.3 µs and its work
+MAX_PYTHON_CALLS = 284  # of the server and of the libraries under it but gRPC; each is 0.1 to 0.3 µs and its work
 MAX_TRACE_CALLS = 12  # of them, for a recorded call
 STAGES_OF_AN_ANSWER = ("receive", "queue", "prepare", "compute", "answer")
 REPEATS = 30

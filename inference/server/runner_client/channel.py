@@ -3,7 +3,6 @@
 import asyncio
 import socket
 from collections.abc import Callable, Sequence
-from itertools import islice
 
 from inference.wire import FrameDecoder, FrameError, Picture, unsent
 
@@ -40,6 +39,7 @@ class FrameChannel:
         self._frames = 0
         self._waiting: list[memoryview] = []  # the rest of each part that is not sent
         self._parts: list[Picture] = []  # those parts: an object that is alive is counted as held
+        self._unsent_bytes = 0  # of them
         self._is_armed = False  # whether the loop watches for writability
         self._is_finishing = False
         self._is_open = True
@@ -59,6 +59,7 @@ class FrameChannel:
         """Send the parts of one frame; buffers what the socket does not accept now."""
         if not self._is_open or self._is_finishing:
             return
+        self._unsent_bytes += sum(map(len, parts))
         self._parts.extend(parts)
         self._waiting.extend(map(memoryview, parts))
         if not self._is_armed:
@@ -103,12 +104,16 @@ class FrameChannel:
     def _write(self) -> None:
         while self._waiting:
             try:
-                sent = self._connection.sendmsg(islice(self._waiting, MAX_PARTS))
+                sent = self._connection.sendmsg(self._waiting[:MAX_PARTS])
             except BlockingIOError:
                 self._watch_writability(is_wanted=True)
                 return
             except OSError:
                 self._clear()  # the peer is gone; the next read reports it
+                break
+            self._unsent_bytes -= sent
+            if not self._unsent_bytes:
+                self._clear()
                 break
             self._waiting = unsent(self._waiting, sent)
             del self._parts[: len(self._parts) - len(self._waiting)]
@@ -118,6 +123,7 @@ class FrameChannel:
             self._shut_down_writing()
 
     def _clear(self) -> None:
+        self._unsent_bytes = 0
         self._waiting.clear()
         self._parts.clear()
 

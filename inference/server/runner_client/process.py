@@ -72,7 +72,12 @@ class RunnerProcess:
         Raises:
             FrameError: the items exceed the maximum frame size; nothing was sent.
         """
-        self._data.send(items_frame([(item.SerializeToString(), image) for item, image in items]))
+        message = runner_pb2.ComputeItems()
+        for item, picture in items:
+            item.picture_bytes = len(picture)
+            message.items.append(item)
+        pictures = [picture for _, picture in items if picture]
+        self._data.send(items_frame(message.SerializeToString(), pictures))
 
     def cancel(self, item_ids: Sequence[int]) -> None:
         """Cancel items; the runner skips those that it has not begun."""

@@ -35,6 +35,7 @@ _GPU_MEMORY, _OLDER_NAME = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}, "
 # OpenBLAS, in NumPy, starts threads when it is loaded, and a fork server may have one thread only; torch multiplies.
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
 
+SEND_BYTES = 1 << 20  # that the data socket takes at once, if the system allows it: a frame of several pictures
 MAX_WAITING = 4  # runners that are programs of their own; each has about 300 MB
 MAX_REPLACED = 3  # waiting runners that end before one is taken; then the next is started when it is needed
 START_SECONDS = 120.0  # for the fork server's imports, if no specification has a limit
@@ -107,6 +108,7 @@ def start_runner(
     """
     with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
         (data, their_data), (control, their_control) = (_open_socketpair(ours, theirs) for _ in ("data", "control"))
+        data.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
         memory = create_memory()
         theirs.callback(os.close, memory)
         record = CallRecord(memory)

@@ -5,6 +5,8 @@ Messages between the server and one runner, in frames over two socket pairs:
 data (ComputeItems, ItemsReply) and control (all others), so that a picture
 never delays a heartbeat. A frame is a length (4 bytes, big endian, at most 64
 MiB) and a RunnerRequest (server to runner) or RunnerReply (runner to server).
+Only items are sent otherwise: the length of a ComputeItems (4 bytes, big
+endian), the ComputeItems, and the pictures in the order of its items.
 Both sides are of the same build; this package may change with any release.
 """
 
@@ -25,22 +27,17 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class RunnerRequest(_message.Message):
-    """From the server."""
+    """From the server, on the control socket."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     LOAD_FIELD_NUMBER: _builtins.int
-    ITEMS_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
     RETIRE_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def load(self) -> Global___LoadBundle:
         """Control: load a bundle and warm it up. Once per runner."""
-
-    @_builtins.property
-    def items(self) -> Global___ComputeItems:
-        """Data: compute these items."""
 
     @_builtins.property
     def cancel(self) -> Global___CancelItems:
@@ -58,16 +55,15 @@ class RunnerRequest(_message.Message):
         self,
         *,
         load: Global___LoadBundle | None = ...,
-        items: Global___ComputeItems | None = ...,
         cancel: Global___CancelItems | None = ...,
         retire: Global___Retire | None = ...,
         priority: Global___SetPriority | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "cancel", b"cancel", "items", b"items", "load", b"load", "priority", b"priority", "retire", b"retire"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "cancel", b"cancel", "load", b"load", "priority", b"priority", "retire", b"retire"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "cancel", b"cancel", "items", b"items", "load", b"load", "priority", b"priority", "retire", b"retire"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "cancel", b"cancel", "load", b"load", "priority", b"priority", "retire", b"retire"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["load", "items", "cancel", "retire", "priority"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["load", "cancel", "retire", "priority"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -266,6 +262,7 @@ class Item(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     MAY_TAKE_LONG_FIELD_NUMBER: _builtins.int
     IS_DEVICE_CONTENDED_FIELD_NUMBER: _builtins.int
+    PICTURE_BYTES_FIELD_NUMBER: _builtins.int
     item_id: _builtins.int
     """Number of the item, greater than that of any item sent before."""
     seconds_left: _builtins.float
@@ -282,6 +279,8 @@ class Item(_message.Message):
     """Whether another model has rows to compute on the device. If so, the device
     does not wait for further items before a call.
     """
+    picture_bytes: _builtins.int
+    """Size of its picture, which follows the message. 0: it has none."""
     @_builtins.property
     def entailment(self) -> Global___EntailmentTask:
         """For a visual-entailment engine."""
@@ -300,10 +299,11 @@ class Item(_message.Message):
         priority: _builtins.int = ...,
         may_take_long: _builtins.bool = ...,
         is_device_contended: _builtins.bool = ...,
+        picture_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "entailment", b"entailment", "task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "entailment", b"entailment", "is_device_contended", b"is_device_contended", "item_id", b"item_id", "may_take_long", b"may_take_long", "priority", b"priority", "seconds_left", b"seconds_left", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "entailment", b"entailment", "is_device_contended", b"is_device_contended", "item_id", b"item_id", "may_take_long", b"may_take_long", "picture_bytes", b"picture_bytes", "priority", b"priority", "seconds_left", b"seconds_left", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["entailment", "address"]  # noqa: Y015
     _WhichOneofArgType_task: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
@@ -313,15 +313,12 @@ Global___Item: _TypeAlias = Item  # noqa: Y015
 
 @_typing.final
 class EntailmentTask(_message.Message):
-    """One picture and its statements."""
+    """Statements about the item's picture: a JPEG, PNG or WebP file."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    IMAGE_FIELD_NUMBER: _builtins.int
     STATEMENTS_FIELD_NUMBER: _builtins.int
     PREMISE_FIELD_NUMBER: _builtins.int
-    image: _builtins.bytes
-    """Bytes of a JPEG, PNG or WebP file."""
     premise: _builtins.str
     """May be empty."""
     @_builtins.property
@@ -331,13 +328,12 @@ class EntailmentTask(_message.Message):
     def __init__(
         self,
         *,
-        image: _builtins.bytes = ...,
         statements: _abc.Iterable[_builtins.str] | None = ...,
         premise: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "premise", b"premise", "statements", b"statements"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["premise", b"premise", "statements", b"statements"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
