@@ -332,3 +332,16 @@ async def test_a_model_that_is_ahead_on_a_shared_device_waits(log: Log) -> None:
     other.end_waiting(ManualClock().seconds)
     await asyncio.sleep(0)
     assert [item.is_device_contended for item in log.sent] == [True, False]
+
+
+async def test_what_a_model_computed_alone_counts_once_another_joins_its_device(log: Log) -> None:
+    """While it was alone it told nobody; the other one learns of it with the next tick."""
+    share = DeviceShare()
+    dispatcher = await open_dispatcher(log, share)
+    dispatcher.submit(request())
+    await asyncio.sleep(0)
+    other = share.join("other", lambda: None)
+    dispatcher.dispatch()
+    assert other.is_contended
+    dispatcher.on_reply(runner_pb2.ItemsReply(outcomes=[runner_pb2.ItemOutcome(item_id=log.sent[0].item_id)]))
+    assert not other.is_contended
