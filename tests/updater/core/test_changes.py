@@ -1,6 +1,6 @@
 """Changed answers beyond what the golden set predicts: the statistics, and the verdicts on simulated rollouts."""
 
-from time import perf_counter
+from time import process_time
 
 import pytest
 
@@ -160,9 +160,9 @@ def test_ten_thousand_answers_of_addresses_are_judged_in_milliseconds() -> None:
     expected = expect_changes([AnswerPair("", "[]", "[]")] * 10_000, Task.ADDRESS_TAGGING)
     live = AnswerComparison(10_000, 10_000, 900, tuple(ChangedDirection(kind, 3) for kind in kinds), 8000, 100)
     beyond(expected, live)
-    began = perf_counter()
+    began = process_time()
     beyond(expected, live)
-    assert perf_counter() - began < 0.1
+    assert process_time() - began < 0.1
 
 
 EQUAL, BETTER = Candidate("equal, retrained"), Candidate("better", error_factor=0.1)
