@@ -82,7 +82,7 @@ class JournalUnreadable(JournalUnusable):
 
 
 class JournalLost(JournalUnreadable):
-    """The journal is gone, older than its witness, or another one: it has forgotten what must never be forgotten."""
+    """The journal is missing, older than its witness, or another one: quarantine and versions may be lost with it."""
 
     reason = "JOURNAL_LOST"
     advice = (

@@ -52,7 +52,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """One request."""
+    """A request to a target: address, headers and body."""
 
     url: str
     headers: Mapping[str, str]
