@@ -152,12 +152,38 @@ def _check_custom(report: ManifestReport, kubectl: list[str], kinds: CustomKinds
     for way in (["create", "--dry-run=server"], ["apply", "--server-side"]):
         done = _run([*mine, *way, "-f", "-"], text)
         _expect(report, done, f"API server, {' '.join(way)}: {kinds.overlay}", is_good=True)
+    if kinds.overlay == "overlays/kserve":
+        done = _run([*mine, "create", "--dry-run=server", "-f", "-"], json.dumps(_merge_as_kserve(mine)))
+        _expect(report, done, "API server, create --dry-run=server: the pod that KServe makes of both", is_good=True)
     empty = _namespace(kubectl, kinds.overlay.replace("/", "-") + "-broken")
     for number, variant in enumerate(row for row in BROKEN_CUSTOM if row.overlay == kinds.overlay):
         place = folder / f"custom-{kinds.overlay.rpartition('/')[2]}-{number}"
         broken = _render(_broken(place, variant.kind, variant.operation, variant.overlay))
         done = _run([*empty, "create", "--dry-run=server", "-f", "-"], broken)
         _expect(report, done, f"API server with {kinds.module}: {variant.name}", is_good=False)
+
+
+def _merge_as_kserve(kubectl: list[str]) -> dict[str, Any]:
+    """The Deployment of an InferenceService: its pod is merged over the runtime's, as KServe's MergePodSpec does."""
+    runtime, service = (
+        json.loads(_run([*kubectl, "get", kind, "hotslot", "-o", "json"]).stdout)["spec"]
+        for kind in ("servingruntime", "inferenceservice")
+    )
+    own = ("model", "minReplicas", "maxReplicas")  # fields of KServe beside the pod's
+    pod = {key: value for key, value in service["predictor"].items() if key not in own}
+    labels = {"app": "hotslot"}
+    template = {"metadata": {"labels": labels}, "spec": {key: runtime[key] for key in ("containers", "volumes")}}
+    row = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "hotslot-predictor"}}
+    row["spec"] = {"selector": {"matchLabels": labels}, "template": template}
+    patch = json.dumps({"spec": {"template": {"spec": pod}}})
+    merged = _run(
+        ["kubectl", "patch", "--local", "--type=strategic", "-f", "-", "-p", patch, "-o", "json"], json.dumps(row)
+    )
+    whole: dict[str, Any] = json.loads(merged.stdout)
+    spec = whole["spec"]["template"]["spec"]
+    if not spec.get("initContainers") or len(spec["volumes"]) != len(runtime["volumes"]):
+        raise AssertionError(f"the merged pod lacks its init container or a volume: {spec}")
+    return whole
 
 
 def _namespace(kubectl: list[str], name: str) -> list[str]:
