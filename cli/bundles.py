@@ -31,6 +31,7 @@ from common.bundle import (
     update_pointer,
 )
 from common.clock import SystemClock
+from common.paths import keep_owner
 from common.sealing import Convert, ConvertLimits, run_convert
 from common.settings import settings_path
 from common.source import PRECISIONS, find_source
@@ -224,7 +225,7 @@ def import_(
         check_not_managed(source, state, name, called)
     started = SystemClock().monotonic()
     check = golden_check(state, golden_of(name), force=force)
-    with err.status(text(f"importing {source} as {name}")):
+    with keep_owner(state), err.status(text(f"importing {source} as {name}")):
         done = import_bundle(source, state, name, called, precision, check=check)
     print_import(name, done, SystemClock().monotonic() - started)
 

@@ -15,7 +15,7 @@ from cli.problems import CommandFailed
 from cli.settings import StateDir, read_settings, state_folder
 from common.durable import AlreadyRunning, lock_instance
 from common.exit_codes import ExitCode
-from common.paths import SERVER_LOCK, UPDATER_LOCK, run_folder
+from common.paths import SERVER_LOCK, UPDATER_LOCK, keep_owner, run_folder
 from common.settings import settings_path
 from hotslot.updates.v1 import updates_pb2 as pb
 from hotslot.updates.v1.updates_pb2_grpc import UpdatesServiceStub
@@ -42,7 +42,7 @@ def backup(folder: Folder, *, state_dir: StateDir = None) -> None:
     of the committed and the previous revisions.
     """
     state = state_folder(state_dir)
-    with _explaining(), err.status(text(f"backing up {state}")):
+    with _explaining(), keep_owner(state), err.status(text(f"backing up {state}")):
         total = save(state, folder, _journal_copier(state))
     print_text(("backed up ", GOOD), f"{state} to {folder}: {size(total)}")
 
@@ -63,7 +63,8 @@ def verify_(
     """Check the journal, the pointer, and every byte of the bundles that they name; hotslot may run."""
     state = state_folder(state_dir)
     place = folder or state
-    with _explaining(), tempfile.TemporaryDirectory() as scratch, err.status(text(f"reading {place}")):
+    reading = err.status(text(f"reading {place}"))
+    with _explaining(), keep_owner(state), tempfile.TemporaryDirectory() as scratch, reading:
         journal = place / JOURNAL_NAME
         if folder is None:
             journal = Path(scratch) / JOURNAL_NAME
@@ -106,7 +107,8 @@ def restore_(
     if (folder is None) != from_witness:
         raise CommandFailed("name either the folder of a backup, or --from-witness")
     state = state_folder(state_dir)
-    with _explaining(), _stopped(state, with_server=folder is not None), err.status(text(f"restoring {state}")):
+    stopped, restoring = _stopped(state, with_server=folder is not None), err.status(text(f"restoring {state}"))
+    with _explaining(), keep_owner(state), stopped, restoring:
         records = restore_from_witness(state) if folder is None else restore(folder, state, _policies())
     _show(records)
     print_text(("restored ", GOOD), f"{state}; start hotslot, and look at `hotslot updates status`")

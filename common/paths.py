@@ -1,6 +1,8 @@
 """The run folder, with the sockets and lock files by which the processes of one state folder find each other."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from common.address import MAX_SOCKET_PATH
@@ -40,6 +42,29 @@ def make_run_folder(state_dir: Path) -> Path:
         sentence = f"cannot be used: {error.filename}: {(error.strerror or str(error)).lower()}{_owner_of(folder)}"
         raise SettingsInvalid([Mistake("state_dir", sentence, repr(str(state_dir)))]) from error
     return folder
+
+
+@contextlib.contextmanager
+def keep_owner(state_dir: Path) -> Iterator[None]:
+    """Give what root writes below a state folder to the folder's owner, as which the service reads and replaces it.
+
+    Of another user's process, and of a folder of root, nothing changes.
+    """
+    try:
+        yield
+    finally:
+        folder = state_dir.resolve()  # of a systemd unit with a user of its own it is a link
+        if os.geteuid() == 0 and folder.is_dir() and folder.stat().st_uid != 0:
+            _give_to(folder, folder.stat())
+
+
+def _give_to(folder: Path, owner: os.stat_result) -> None:
+    # By open folders, and never through a link: their owner could put one to a file of others there meanwhile.
+    for _, folders, files, descriptor in os.fwalk(folder):
+        for name in (*folders, *files):
+            with contextlib.suppress(FileNotFoundError):  # of a service that runs
+                if os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_uid == 0:
+                    os.chown(name, owner.st_uid, owner.st_gid, dir_fd=descriptor, follow_symlinks=False)
 
 
 def _owner_of(folder: Path) -> str:

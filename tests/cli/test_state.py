@@ -1,5 +1,6 @@
 """`hotslot state …`: a backup is made, read and restored; a running hotslot is not disturbed."""
 
+import os
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -86,3 +87,19 @@ def test_a_downgrade_is_told(hotslot: Hotslot, state: Path, change: Callable[[Pa
     after = {path.name: path.read_bytes() for path in state.iterdir() if path.is_file()}
     assert "start the newer hotslot again" in " ".join(f"{done.out} {done.err}".split())
     assert (done.code, after == before) == (1, True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_what_root_restores_belongs_to_the_service(hotslot: Hotslot, state: Path, tmp_path: Path) -> None:
+    """Else it could read neither journal nor bundles; a link's target keeps its owner."""
+    service = 65534
+    target = tmp_path / "of root"
+    target.touch()
+    for path in (state, *state.rglob("*")):
+        os.chown(path, service, service)
+    (state / "link").symlink_to(target)
+    assert hotslot("state", "backup", "copy").code == 0
+    assert hotslot("state", "restore", "copy").code == 0
+
+    assert target.stat().st_uid == 0
+    assert {path.lstat().st_uid for path in state.rglob("*")} == {service}
