@@ -57,8 +57,14 @@ outcome after 30 s.
 |---|---|---|---|---|---|---|---|"""
 _UNIT = """\
 `systemd-analyze verify` ({systemd}) has nothing to say; `security --offline=true` rates the exposure {exposure} (0 is
-best, 10 worst). The line of `ExecStart` ran under: {limits}. It served, and after SIGTERM ended with {exit_code} in
-{stop_seconds} s. Namespaces and system-call filters are systemd's own and were not run."""
+best, 10 worst). """
+_UNIT_RUN = """\
+The unit as it is shipped then ran under this systemd, as the first process of namespaces of its own, with the wheel in
+/opt/hotslot and the demo model:
+"""
+_UNIT_LINE = """\
+The line of `ExecStart` ran under: {limits}. It served, and after SIGTERM ended with {exit_code} in {stop_seconds} s.
+Namespaces and system-call filters are systemd's own and were not run{why}."""
 
 
 def _proxies(part: Part) -> list[str]:
@@ -96,7 +102,11 @@ def _share(step: Mapping[str, Any]) -> str:
 
 
 def _unit(part: Part) -> list[str]:
-    return ["## systemd", "", _UNIT.format(**part, limits="; ".join(part["ran"]))]
+    head = ["## systemd", "", _UNIT.format(**part).strip()]
+    if part.get("rows"):
+        return [*head, _UNIT_RUN, *(f"* {key}: {value}" for key, value in part["rows"].items())]
+    why = f": {part['left_out']}" if part.get("left_out") else ""
+    return [*head, _UNIT_LINE.format(**part, why=why, limits="; ".join(part["ran"]))]
 
 
 def _ci(part: Part) -> list[str]:
