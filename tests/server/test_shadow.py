@@ -204,9 +204,10 @@ async def copying(world: World) -> SimRunner:
     return world.runner("a")
 
 
-async def test_a_copy_that_is_sent_makes_way_for_a_caller_of_either_slot(tmp_path: Path) -> None:
+async def test_a_copy_on_a_card_makes_way_for_a_caller_of_either_slot(tmp_path: Path) -> None:
     """The runner skips it unless it has begun; it is computed at the next idle moment."""
-    world = await start(tmp_path)
+    world = await start(tmp_path, device="cuda:0")
+    world.devices = ["cuda:0"]
     previous = await copying(world)
     (copy,) = previous.items
 
@@ -228,9 +229,29 @@ async def test_a_copy_that_is_sent_makes_way_for_a_caller_of_either_slot(tmp_pat
     assert [item.entailment.statements for item in previous.items] == [copy.entailment.statements]
 
 
+async def test_a_copy_on_the_cpus_makes_way_for_a_caller_of_its_own_slot_only(tmp_path: Path) -> None:
+    """Beside calls of the other slot it goes on, in what these leave of the CPUs."""
+    world = await start(tmp_path)
+    previous = await copying(world)
+    (copy,) = previous.items
+    pending = world.ask("second")
+    await world.settle()
+    beside_another = list(previous.cancelled)
+    world.runner("b").refuse("ENGINE_FAILED")
+    await world.settle()
+    of_its_own = list(previous.cancelled)
+    previous.answer(previous.items[1])
+    previous.refuse("CANCELLED")
+    await world.settle()
+
+    assert (beside_another, of_its_own) == ([], [copy.item_id])
+    assert (await pending.outcome).served_by.revision == "r1"
+
+
 async def test_a_copy_that_makes_way_too_long_is_dropped(tmp_path: Path) -> None:
     """It is counted as one that got no time."""
-    world = await start(tmp_path)
+    world = await start(tmp_path, device="cuda:0")
+    world.devices = ["cuda:0"]
     previous = await copying(world)
     world.ask("second")
     await world.settle()

@@ -95,7 +95,7 @@ class Shadows:
         self._kept: deque[KeptCopy] = deque()
         self.kept_bytes = 0
         self._sent: dict[int, tuple[KeptCopy, PendingRequest]] = {}  # by request id
-        self._is_making_way = False  # what was sent is cancelled
+        self._making_way: set[int] = set()  # ids of requests that were sent and are cancelled
         self._spent_seconds = 0.0  # with copies, since the shadow began
         self._busy_since = 0.0  # while copies are sent
         self._busy_share = 0.0
@@ -129,14 +129,17 @@ class Shadows:
         self._compute_soon()
 
     def on_caller(self, slot: str) -> None:
-        """Make way: a request of a caller is given to a slot."""
+        """Make way: a request of a caller is given to a slot.
+
+        Copies that the other slot computes on the CPUs go on: they run only when no other process wants a CPU.
+        """
         target = self._machine.slots[slot]
         if target.is_lowered:
             target.set_serving(is_serving=True)
-        if self._is_making_way:
-            return
-        self._is_making_way = bool(self._sent)
         for copy, request in list(self._sent.values()):
+            if request.id in self._making_way or (copy.slot != slot and self._is_on_cpu(copy.slot)):
+                continue
+            self._making_way.add(request.id)
             self._machine.slots[copy.slot].dispatcher.cancel(request)
             if not request.sent_at:
                 request.finish(errors.DeadlineMissed("a caller's request came first"))
@@ -167,6 +170,7 @@ class Shadows:
     def on_copy_done(self, request: PendingRequest) -> None:
         """Compare the answer to a copy, or count why there is none."""
         copy = self._sent.pop(request.id, (None, request))[0]
+        self._making_way.discard(request.id)
         comparison = self.comparison
         if not self._sent:
             self._spent_seconds += self._options.clock.monotonic() - self._busy_since
@@ -309,7 +313,6 @@ class Shadows:
         if not slot.is_yielding:
             slot.yield_cpus()
         self._busy_since = self._allowed_at = now
-        self._is_making_way = False
         longest = MAX_LONGER * dispatcher.cost.expected(first.payload.rows)
         deadline, rows = now + max(COPY_SECONDS, dispatcher.limit_of(first.payload.rows)), 0
         while self._kept and self._kept[0].slot == first.slot:
@@ -320,9 +323,11 @@ class Shadows:
             request = self._send(copy, deadline)
             self._sent[request.id] = copy, request
 
-    def _read_activity(self, slot: str) -> Activity:
+    def _is_on_cpu(self, slot: str) -> bool:
         load = self._machine.pair[slot].load
+        return load is not None and load.device == CPU_DEVICE
+
+    def _read_activity(self, slot: str) -> Activity:
         dispatchers = [slot.dispatcher for slot in self._machine.slots.values()]
         is_waiting = any(dispatcher.has_waiting or dispatcher.is_contended for dispatcher in dispatchers)
-        is_on_cpu = load is not None and load.device == CPU_DEVICE
-        return Activity(is_waiting, self._count_unanswered() > 0, self._busy_share, is_on_cpu)
+        return Activity(is_waiting, self._count_unanswered() > 0, self._busy_share, self._is_on_cpu(slot))
