@@ -115,22 +115,18 @@ class MemoryGauge:
             self._next_rest = CALM_TRIMS
         self._calm_trims += 1
         self._idle_trims += 1
-        if self._idle_trims == self._next_rest:
-            # What could not be given back amid messages may be free now, or a little later: again after twice the time.
-            self._next_rest *= 2
-            return self._rest()
-        if self._free_bytes - self._kept < (self._max_kept if self._calm_trims < CALM_TRIMS else KEPT_BYTES):
+        limit = self._max_kept if self._calm_trims < CALM_TRIMS else KEPT_BYTES
+        if self._idle_trims % CALM_TRIMS == 0:  # while messages come, the next ones need it
+            limit = REST_BYTES
+            if self._idle_trims == self._next_rest:
+                # What could not be given back amid messages may be free now, or a little later: again after twice as
+                # long.
+                self._next_rest *= 2
+                self._source.collect()
+                self._kept = 0
+            self._measure()
+        if self._free_bytes - self._kept < limit:
             self._kept = min(self._kept, max(0, self._free_bytes))
-            return False
-        self._give_back()
-        self._kept = max(0, self._free_bytes)
-        return True
-
-    def _rest(self) -> bool:
-        """Give back all that is free: no message comes that would need it."""
-        self._source.collect()
-        self._measure()
-        if self._free_bytes < REST_BYTES:
             return False
         self._give_back()
         self._kept = max(0, self._free_bytes)

@@ -142,6 +142,21 @@ def test_what_becomes_free_later_is_given_back_too() -> None:
     assert heap.resident == 50 * MIB
 
 
+def test_what_a_server_at_rest_frees_late_is_given_back_within_a_second() -> None:
+    """For example when gRPC lets go of a buffer; beside what stays torn."""
+    heap = SimHeap()
+    gauge = MemoryGauge(64 * MIB, heap)
+    heap.torn = 2 * MIB
+    heap.hold(20 * MIB)
+    for _ in range(17 * CALM_TRIMS):
+        gauge.trim(0, 0)
+    heap.free(20 * MIB)
+    for _ in range(CALM_TRIMS):
+        gauge.trim(0, 0)
+
+    assert heap.resident == 52 * MIB
+
+
 def test_a_heap_that_stays_torn_is_looked_at_less_and_less() -> None:
     """After 1, 2, 4, 8, … seconds without a call."""
     heap = SimHeap()
