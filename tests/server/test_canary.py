@@ -57,16 +57,26 @@ async def test_callers_name_the_version_that_answers(tmp_path: Path) -> None:
     """By role, revision, digest, or the beginning of a digest."""
     world = await World(tmp_path).serving()
     await canary(world, 0)
-    digests = {revision: world.bundle(revision).bundle_digest for revision in ("r1", "r2")}
-    names = ["", "canary", "stable", "r1", "r2", digests["r1"], digests["r2"]]
+    bundles = {revision: world.bundle(revision) for revision in ("r1", "r2")}
+    names = ["", "canary", "stable", "r1", "r2"]
+    for bundle in bundles.values():
+        names += [bundle.bundle_digest, bundle.source_digest, bundle.source_digest.removeprefix("sha256:")]
 
     served = [await find_revision(world, RequestTags("id", version=name)) for name in names]
 
-    assert served == ["r1", "r2", "r1", "r1", "r2", "r1", "r2"]
+    assert served == ["r1", "r2", "r1", "r1", "r2", "r1", "r1", "r1", "r2", "r2", "r2"]
+
+
+@pytest.mark.parametrize("begin", ["sha256:00000000", "00000000", "sha256:50000000"])
+async def test_the_beginning_of_two_digests_is_the_stable_versions(tmp_path: Path, begin: str) -> None:
+    """What is ambiguous brings no caller to a canary."""
+    world = await World(tmp_path).serving()
+    await canary(world, 0)
+    assert await find_revision(world, RequestTags("id", version=begin)) == "r1"
 
 
 @pytest.mark.fault("T6")
-@pytest.mark.parametrize("version", ["canary", "r2", "sha256:", "sha256:0000000", "Stable", "x" * 256])
+@pytest.mark.parametrize("version", ["canary", "r2", "sha256:", "sha256:0000000", "0000000", "Stable", "x" * 256])
 async def test_a_version_that_no_slot_has_is_an_error_that_names_the_others(tmp_path: Path, version: str) -> None:
     """Nothing is guessed: a canary that is gone, a revision of yesterday, a mistake."""
     world = await World(tmp_path).serving()

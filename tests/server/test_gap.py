@@ -10,7 +10,8 @@ import pytest
 
 from common.errors import Conflict, HotslotError, InputRefused
 from inference.server.model.pair import CPU_DEVICE
-from inference.server.request import PendingRequest
+from inference.server.request import PendingRequest, RequestTags
+from inference.server.scheduling.fair_queue import UNNAMED
 from tests.server.simulator import World, ask
 from tests.server.test_rollout_faults import CARD, PAGE, describe
 
@@ -96,10 +97,11 @@ async def outcome_of(pending: PendingRequest) -> str:
         return error.reason
 
 
-def send(world: World, seconds: float = 300.0) -> PendingRequest | str:
+def send(world: World, seconds: float = 300.0, version: str = "") -> PendingRequest | str:
     """Send a request; if it is refused, the reason."""
+    tags = RequestTags("id", version=version)
     try:
-        return world.ask(seconds=seconds)
+        return world.manager.requests.predict(ask("text"), world.clock.seconds + seconds, UNNAMED, tags)
     except HotslotError as error:
         return error.reason
 
@@ -319,3 +321,20 @@ async def test_requests_that_wait_in_an_emptied_slot_outlive_its_next_process(tm
     await world.wait(1)
 
     assert (await outcome_of(accepted), await outcome_of(probe), describe(world)) == ("r1", "r2", "active r1")
+
+
+@pytest.mark.fault("T6")
+async def test_an_unloaded_version_is_away_and_not_unknown(tmp_path: Path) -> None:
+    """Another server may have it: callers who name it are sent there, as all are while nothing answers."""
+    world = await serving(tmp_path)
+
+    async def name(*versions: str) -> list[str]:
+        return [await got(send(world, version=one)) for one in versions]
+
+    await begin_gap(world)
+    in_gap = await name("stable", "r1", "canary", "r2")
+    await world.trial()
+    on_trial = await name("stable", "r1", world.bundle("r1").bundle_digest, "canary", "r2", "r3")
+
+    assert in_gap == ["NOT_READY"] * 4
+    assert on_trial == ["NOT_READY", "NOT_READY", "NOT_READY", "r2", "r2", "VERSION_UNKNOWN"]

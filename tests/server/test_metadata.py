@@ -58,6 +58,37 @@ def test_an_invalid_traceparent_is_dropped(stack: Stack, trace: str) -> None:
     assert "traceparent" not in echoed(stack, ("traceparent", trace))
 
 
+def predict_with(stack: Stack, *values: str, key: str = "x-model-version") -> str:
+    """The revision that answers a call with these values of a key, or the reason of its refusal."""
+    metadata = tuple((key, value) for value in values)
+    try:
+        asked = question("a").request()
+        return stack.entailment.Predict(asked, timeout=DEADLINE_SECONDS, metadata=metadata).served_by.revision
+    except grpc.RpcError as error:
+        return refusal_of(error).reason
+
+
+@pytest.mark.fault("T6")
+def test_a_version_is_one_value_and_nothing_is_guessed(stack: Stack) -> None:
+    """Several different ones are a list, as proxies join them, and no version."""
+    good: list[tuple[str, ...]] = [(), ("",), ("stable",), (" stable ",), ("stable", "stable", ""), ("r1",)]
+    bad = [("Stable",), ("stable,r1",), ("stable", "r1"), ("canary",), ("r1" * 2000,), ("sha256:",)]
+
+    assert [predict_with(stack, *values) for values in good] == ["r1"] * len(good)
+    assert [predict_with(stack, *values) for values in bad] == ["VERSION_UNKNOWN"] * len(bad)
+
+
+def test_any_routing_key_is_answered(stack: Stack) -> None:
+    """Empty, long, several, or in the form for bytes, which is another key."""
+    keys: list[tuple[str, ...]] = [("",), (" ",), ("a b",), ("k" * 4000,), ("one", "other")]
+    assert [predict_with(stack, *values, key="x-routing-key") for values in keys] == ["r1"] * len(keys)
+    for name in ("x-routing-key-bin", "x-model-version-bin"):
+        metadata: Any = ((name, b"\x00\xff"),)
+        asked = question("a").request()
+        answer = stack.entailment.Predict(asked, timeout=DEADLINE_SECONDS, metadata=metadata)
+        assert answer.served_by.revision == "r1"
+
+
 def test_a_refused_call_has_its_request_id(stack: Stack) -> None:
     """In the trailers and in the log; without headers, because a client sends no call again that has received some."""
     ids = (("x-request-id", "refused-1"), ("traceparent", TRACE))

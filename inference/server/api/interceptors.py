@@ -162,9 +162,9 @@ class CallInterceptor:
             elif key == TRACEPARENT and isinstance(value, str) and _TRACEPARENT_FORM.fullmatch(value):
                 traceparent = value
             elif key == MODEL_VERSION:
-                version = _read_tag(value)
+                version = _add_value(version, value)
             elif key == ROUTING_KEY:
-                routing_key = _read_tag(value)
+                routing_key = _add_value(routing_key, value)
         is_echoed = bool(request_id or traceparent)
         call_id = request_id or new_request_id()
         started, timeout = self._clock.monotonic(), context.time_remaining()
@@ -262,9 +262,12 @@ def _find_unconfigured(name: str) -> Caller:
     return Caller(CallerRules(name))
 
 
-def _read_tag(value: str | bytes) -> str:
-    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-    return text[:MAX_TAG_CHARS]
+def _add_value(before: str, value: str | bytes) -> str:
+    """The value of a key after one more; different ones are a list, as proxies join them, so that none is chosen."""
+    text = (value.decode("utf-8", "replace") if isinstance(value, bytes) else value).strip()[:MAX_TAG_CHARS]
+    if not before or not text or text == before:
+        return text or before
+    return f"{before},{text}"[:MAX_TAG_CHARS]
 
 
 def _draw_ids() -> Iterator[str]:

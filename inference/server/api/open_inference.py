@@ -8,7 +8,7 @@ import grpc
 
 from common.clock import Clock
 from common.engine_files import Task
-from common.errors import InputRefused, NotFound
+from common.errors import InputRefused, NotFound, NotReady
 from common.process_metrics import installed_version
 from hotslot.oip.v2 import open_inference_pb2 as pb
 from inference.server.api.convert import MAX_ITEM_ID_CHARS, parse
@@ -97,7 +97,7 @@ class OpenInferenceApi:
         try:
             manager = self._find(request.name)
             slot = find_version(manager.pair, request.version)
-        except NotFound:
+        except (NotFound, NotReady):
             return pb.ModelReadyResponse(ready=False)
         is_ready = bool(self._health.is_serving(manager.options.model)) and (slot is None or slot.is_loaded)
         return pb.ModelReadyResponse(ready=is_ready)

@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 
 from common import errors
+from common.bundle import Bundle
 from common.records import record
 from inference.server.events import OverloadChanged
 from inference.server.model.options import ModelOptions
@@ -21,7 +22,8 @@ from inference.server.scheduling.in_flight import Estimate
 from inference.server.scheduling.turns import TurnGate
 
 STABLE, CANARY = "stable", "canary"  # values of the metadata key, beside revisions and digests
-MIN_DIGEST_CHARS = len("sha256:") + 8  # of a digest that is cut short
+DIGEST_PREFIX = "sha256:"  # may be left out
+MIN_DIGEST_CHARS = 8  # after the prefix, of a digest that is cut short
 
 # Time reserved for handing a request over from a trial to the previous slot: ticks, frames, a busy machine.
 HANDOVER_SECONDS = 0.2  # at least
@@ -50,6 +52,7 @@ def choose_route(pair: Pair, slots: Mapping[str, Slot], request: PendingRequest,
 
     Raises:
         NotFound: the caller names a version that no slot answers with.
+        NotReady: the version that it names is unloaded for the one on trial.
     """
     if pair.trial is None and not request.tags.version:
         return None if pair.active is None else RouteDecision(pair.active)
@@ -58,10 +61,10 @@ def choose_route(pair: Pair, slots: Mapping[str, Slot], request: PendingRequest,
 
 def _choose_version(pair: Pair, slots: Mapping[str, Slot], request: PendingRequest, now: float) -> RouteDecision | None:
     """The route during a trial, or of a request that names a version."""
-    named = find_version(pair, request.tags.version)
     active, previous = pair.active_slot, pair.previous_of_trial
     if active is None:
         return None
+    named = find_version(pair, request.tags.version)
     if named is not None and named is not active:
         return _route_to_other(pair, slots, request, now, named)
     if previous is None or previous.load is None:
@@ -93,6 +96,7 @@ def find_version(pair: Pair, version: str) -> SlotRecord | None:
 
     Raises:
         NotFound: no slot does.
+        NotReady: the model that does is unloaded for the one on trial.
     """
     if not version:
         return None
@@ -103,13 +107,18 @@ def find_version(pair: Pair, version: str) -> SlotRecord | None:
     if version == STABLE and stable is not None:
         return stable
     warm = pair[pair.previous] if trial is None and pair.previous is not None else None
-    slots = (pair.active_slot, previous, warm if warm is not None and warm.is_loaded else None)
-    names = [*([STABLE] if stable is not None else []), *([CANARY] if trial is not None else [])]
-    for slot in slots:
-        if slot is not None and slot.load is not None:
-            if _has_name(slot.load.bundle.revision, slot.digest, version):
+    # The stable slot first: a name or the beginning of a digest that two slots have is not the canary's.
+    slots = (previous, pair.active_slot, warm if warm is not None and warm.is_loaded else None)
+    bundles = [(slot, slot.load.bundle) for slot in slots if slot is not None and slot.load is not None]
+    for has_name in _NAMES:
+        for slot, bundle in bundles:
+            if has_name(bundle, version):
                 return slot
-            names.append(slot.load.bundle.revision)
+    gap = pair.gap
+    if gap is not None and (version == STABLE or any(has(gap.load.bundle, version) for has in _NAMES)):
+        raise errors.NotReady("this version is unloaded for the one on trial", retry_after_seconds=1.0)
+    roles = [*([STABLE] if stable is not None else []), *([CANARY] if trial is not None else [])]
+    names = [*roles, *(bundle.revision for _, bundle in bundles)]
     raise errors.NotFound(
         f"no version {version[:64]!r} here; there are {', '.join(names) or 'none'}",
         reason="VERSION_UNKNOWN",
@@ -117,8 +126,18 @@ def find_version(pair: Pair, version: str) -> SlotRecord | None:
     )
 
 
-def _has_name(revision: str, digest: str, version: str) -> bool:
-    return version == revision or (len(version) >= MIN_DIGEST_CHARS and digest.startswith(version))
+def _has_revision(bundle: Bundle, version: str) -> bool:
+    return version == bundle.revision
+
+
+def _has_digest(bundle: Bundle, version: str) -> bool:
+    """Whether it is the beginning of the bundle's digest or of its source's, as tables show them."""
+    digits = version.removeprefix(DIGEST_PREFIX)
+    digests = (bundle.bundle_digest, bundle.source_digest)
+    return len(digits) >= MIN_DIGEST_CHARS and any(one.startswith(DIGEST_PREFIX + digits) for one in digests)
+
+
+_NAMES = (_has_revision, _has_digest)
 
 
 def is_for_canary(pair: Pair, tags: RequestTags) -> bool:
