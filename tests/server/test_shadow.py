@@ -134,6 +134,20 @@ async def test_requests_are_copied_for_as_long_as_was_asked(tmp_path: Path) -> N
     assert found(world).requests == 2
 
 
+@pytest.mark.fault("T3")
+async def test_labels_that_shift_for_both_slots_alike_are_no_change(tmp_path: Path) -> None:
+    """The traffic has changed; the labels of both are counted, and no direction is."""
+    world = await start(tmp_path)
+    await trial(world)
+    await answered(world, 3)
+    world.scores = {"r1": NO, "r2": NO}
+    await answered(world, 9)
+
+    comparison = found(world)
+    assert comparison.directions.counts == {}
+    assert comparison.labels.counts == comparison.reference_labels.counts == {"yes": 3, "no": 9}
+
+
 @pytest.mark.fault("T4")
 async def test_a_copy_waits_until_no_caller_waits(tmp_path: Path) -> None:
     """On a full machine nothing is copied; what got no time is counted."""

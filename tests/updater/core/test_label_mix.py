@@ -7,6 +7,7 @@ import pytest
 from tests.updater.core.world import World
 from tests.updater.simulators import bundle_of
 from updater.core.label_mix import MAX_LABELS, OTHER, LabelCount, LabelMix, add_labels, compare_mixes
+from updater.core.record import Stage
 from updater.core.rules import CompareRules
 from updater.store.record_json import from_json, to_json
 
@@ -67,12 +68,42 @@ def test_an_hour_keeps_a_bounded_number_of_labels() -> None:
     assert (len(hour.labels), hour.labels[-1].label, hour.total) == (MAX_LABELS + 1, OTHER, 5050)
 
 
+def give_day(world: World, mornings: int, evenings: int) -> None:
+    """So many thousand labels at 8 h, of which 40 % are yes, and at 20 h, of which 80 % are."""
+    start = {row.label: row.count for row in world.server.labels.get(world.server.serving, ())}
+    yes, no = start.get("yes", 0), start.get("no", 0)
+    for hour, thousands, shares in ((8, mornings, (400, 600)), (20, evenings, (800, 200))):
+        world.clock.wall = world.clock.wall.replace(hour=hour)
+        answer(world, yes, no)
+        yes, no = yes + thousands * shares[0], no + thousands * shares[1]
+        answer(world, yes, no)
+
+
 @pytest.mark.fault("T3")
-def test_a_mix_that_moves_with_the_traffic_of_the_hours_is_no_change(two: World) -> None:
-    """The same hours have the same labels."""
-    give(two, 4, yes=400, no=600)
-    assert "label_mix_changed" not in two.event_names()
-    assert two.record.mix_distance < 0.01
+def test_a_mix_that_moves_with_the_traffic_of_the_hours_is_no_change() -> None:
+    """1.0.0 has served busy mornings, 1.1.0 serves busy evenings: of all answers 47 % were yes, now 73 %."""
+    world = World()
+    world.install("1.0.0")
+    give_day(world, mornings=5, evenings=1)
+    world.install("1.1.0")
+    give_day(world, mornings=1, evenings=5)
+    assert "label_mix_changed" not in world.event_names()
+    assert world.record.mix is not None
+    assert world.record.mix_distance < 0.05
+
+
+@pytest.mark.fault("T3")
+def test_a_mix_that_shifts_during_a_trial_for_both_models_alike_is_kept() -> None:
+    """Answers to the same requests are compared, not the labels of yesterday's with those of today's."""
+    world = World(requests_a_second=10.0)
+    world.install("1.0.0")
+    give(world, 3, yes=900, no=100)
+    world.publish("1.1.0")
+    world.tick_until(Stage.OBSERVING)
+    for digest in (bundle_of(world.hub.contents[name]) for name in ("1.0.0", "1.1.0")):
+        world.server.labels[digest] = (LabelCount("yes", 2700), LabelCount("no", 9000))
+    world.settle()
+    assert (world.committed, world.quarantined, world.stage) == ("1.1.0", set(), Stage.IDLE)
 
 
 def test_a_mix_that_leaves_the_one_before_is_told_once(two: World) -> None:

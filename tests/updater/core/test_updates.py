@@ -93,6 +93,7 @@ def test_a_trial_out_of_memory_is_held_without_blame(world: World) -> None:
 
 
 @pytest.mark.fault("S5")
+@pytest.mark.fault("T10")
 def test_a_slow_candidate_is_held(world: World) -> None:
     """Three times the active model's device time on golden items: a person decides, before it answers any caller."""
     world.publish("1.1.0", Quality(cost_seconds=3.0))
@@ -105,6 +106,7 @@ def test_a_slow_candidate_is_held(world: World) -> None:
 
 
 @pytest.mark.fault("S5")
+@pytest.mark.fault("T10")
 def test_a_revision_that_is_slow_only_on_callers_is_held(world: World) -> None:
     """Three times the device seconds a row on trial: the previous model serves again, and nothing is in quarantine."""
     world.requests_a_second = 4.0
