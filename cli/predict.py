@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from cli.call_tags import ModelVersion, RoutingKey, build_metadata
 from cli.clients import connection
 from cli.endpoint import Endpoint, calls_server
 from cli.output import ABSENT, BAD, DIM, DOUBTFUL, GOOD, enum_word, out, plain, print_json, print_text, seconds, text
@@ -25,7 +26,7 @@ _LABEL_STYLES = {"yes": GOOD, "no": BAD, "maybe": DOUBTFUL}
 
 
 @calls_server
-def predict(
+def predict(  # noqa: PLR0913  each is an option
     picture: Annotated[str, typer.Argument(metavar="PICTURE", help="JPEG, PNG or WebP file; - reads standard input.")],
     statements: Annotated[
         list[str], typer.Argument(metavar="STATEMENT", help="1 to 32 sentences about the picture.", show_default=False)
@@ -48,15 +49,19 @@ def predict(
     timeout: Annotated[
         float, typer.Option("--timeout", "-t", metavar="SECONDS", min=0.001, help="Longest wait for the answer.")
     ] = 10.0,
+    model_version: ModelVersion = "",
+    routing_key: RoutingKey = "",
     as_json: AsJson = False,
 ) -> None:
     """Ask the model whether statements about a picture are true: yes, no or maybe."""
     request = entailment_pb2.PredictRequest(model=model, statements=statements, premise=premise)
     request.image.content = read_picture(picture)
+    metadata = build_metadata(model_version, routing_key)
     clock = SystemClock()
     with connection(endpoint, timeout) as channel:
         started = clock.monotonic()
-        response = entailment_pb2_grpc.EntailmentServiceStub(channel).Predict(request, timeout=timeout)
+        stub = entailment_pb2_grpc.EntailmentServiceStub(channel)
+        response = stub.Predict(request, timeout=timeout, metadata=metadata)
         took = clock.monotonic() - started
     if as_json:
         print_json(_as_row(statements, response, took))

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from cli.call_tags import ModelVersion, RoutingKey, build_metadata
 from cli.clients import connection
 from cli.endpoint import Endpoint, calls_server
 from cli.output import ABSENT, DIM, out, plain, print_json, print_text, seconds, text
@@ -38,14 +39,18 @@ def tag(
     timeout: Annotated[
         float, typer.Option("--timeout", "-t", metavar="SECONDS", min=0.001, help="Longest wait for the answer.")
     ] = 10.0,
+    model_version: ModelVersion = "",
+    routing_key: RoutingKey = "",
     as_json: AsJson = False,
 ) -> None:
     """Cut addresses into their parts: province, city, road, number …, as the model names them."""
     request = address_pb2.PredictRequest(model=model, addresses=addresses)
+    metadata = build_metadata(model_version, routing_key)
     clock = SystemClock()
     with connection(endpoint, timeout) as channel:
         started = clock.monotonic()
-        response = address_pb2_grpc.AddressTaggingServiceStub(channel).Predict(request, timeout=timeout)
+        stub = address_pb2_grpc.AddressTaggingServiceStub(channel)
+        response = stub.Predict(request, timeout=timeout, metadata=metadata)
         took = clock.monotonic() - started
     if as_json:
         print_json(_as_row(addresses, response, took))

@@ -93,15 +93,18 @@ def run_unary(client: Client, row: Json, pictures: Path) -> Json:
     item = make_item(row["task"], row["request"], pictures)
     if "report_at" in row:
         threading.Timer(0.05, emit, [{"row": row["id"], "reached": 0}]).start()
-    timeout = row.get("deadline_seconds")
+    options: Json = {"model": item.model, "timeout": row.get("deadline_seconds"), **tags_of(row)}
     try:
         if isinstance(item, AddressItem):
-            return show_answer(client.tag(item.addresses, model=item.model, timeout=timeout))
-        return show_answer(
-            client.predict(item.picture, item.statements, premise=item.premise, model=item.model, timeout=timeout)
-        )
+            return show_answer(client.tag(item.addresses, **options))
+        return show_answer(client.predict(item.picture, item.statements, premise=item.premise, **options))
     except HotslotError as error:
         return show_error(error)
+
+
+def tags_of(row: Json) -> Json:
+    """What a call says beside its requests."""
+    return {name: row[name] for name in ("model_version", "routing_key") if name in row}
 
 
 def run_stream(client: Client, row: Json, pictures: Path) -> Json:
@@ -130,6 +133,7 @@ def outcomes_of(client: Client, row: Json, given: list[Item]) -> Iterator[Any]:
     """The outcomes of a stream of either task."""
     many: Callable[..., Iterator[Any]] = client.tag_many if row["task"] == "address" else client.predict_many
     options: Json = {"ordered": row.get("order", "caller") == "caller", "timeout": row.get("deadline_seconds")}
+    options |= tags_of(row)
     if "window" in row:
         options["window"] = row["window"]
     return many(given, **options)

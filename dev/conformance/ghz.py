@@ -12,7 +12,7 @@ from google.protobuf import json_format
 from google.protobuf.internal.encoder import _VarintBytes  # type: ignore[attr-defined]  # no other name for it
 from google.protobuf.message import Message
 
-from dev.conformance.grpcurl import LIMIT_SECONDS, PATHS, Json, build_messages, serve_rows
+from dev.conformance.grpcurl import LIMIT_SECONDS, PATHS, Json, build_messages, serve_rows, tags_of
 from dev.harness.process import ROOT
 from hotslot.address.v1 import address_pb2
 from hotslot.entailment.v1 import entailment_pb2
@@ -57,9 +57,10 @@ def call(row: Json, endpoint: Json, data: str) -> "subprocess.CompletedProcess[s
     if "ca_file" in endpoint:
         trust = [f"--cacert={endpoint['ca_file']}", f"--cert={endpoint['certificate_file']}"]
         trust.append(f"--key={endpoint['key_file']}")
+    metadata = tags_of(row)
     if "token_file" in endpoint:
-        token = Path(endpoint["token_file"]).read_text().strip()
-        trust.append(f"--metadata={json.dumps({'authorization': f'Bearer {token}'})}")
+        metadata["authorization"] = f"Bearer {Path(endpoint['token_file']).read_text().strip()}"
+    trust += [f"--metadata={json.dumps(metadata)}"] if metadata else []
     method = f"{PATHS[row['task']]}.{'Predict' if row['call'] == 'unary' else 'StreamPredict'}"
     files = [f"--proto={ROOT / 'protos' / 'hotslot' / row['task'] / 'v1' / row['task']}.proto"]
     files.append(f"--import-paths={ROOT / 'protos'},{ROOT / 'dev/third_party/googleapis'}")

@@ -99,6 +99,8 @@ def call(row: Json, endpoint: Json, method: str, data: str) -> "subprocess.Compl
         trust = ["-cacert", endpoint["ca_file"], "-cert", endpoint["certificate_file"], "-key", endpoint["key_file"]]
     if "token_file" in endpoint:
         trust += ["-H", f"authorization: Bearer {Path(endpoint['token_file']).read_text().strip()}"]
+    for key, value in tags_of(row).items():
+        trust += ["-H", f"{key}: {value}"]
     limit = str(row.get("deadline_seconds", LIMIT_SECONDS))
     # By files: a server that wants a token shows its reflection to nobody without one.
     files = [f"-import-path={ROOT / path}" for path in ("protos", "dev/third_party/googleapis")]
@@ -107,6 +109,12 @@ def call(row: Json, endpoint: Json, method: str, data: str) -> "subprocess.Compl
     options = ["-emit-defaults", "-format-error", f"-max-time={limit}", *files, "-d", "@"]
     line = [str(TOOL), *trust, *options, endpoint["address"], method]
     return subprocess.run(line, input=data, capture_output=True, text=True, timeout=LIMIT_SECONDS + 10, check=False)
+
+
+def tags_of(row: Json) -> dict[str, str]:
+    """The metadata of a row's call."""
+    names = {"x-model-version": "model_version", "x-routing-key": "routing_key"}
+    return {key: row[name] for key, name in names.items() if name in row}
 
 
 def encode(request: Json, pictures: Path) -> Json:

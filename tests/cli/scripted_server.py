@@ -39,6 +39,7 @@ class ScriptedServer:
         """Listen on a free port of this machine; with credentials over TLS."""
         self.requests: list[entailment_pb2.PredictRequest] = []
         self.tagged: list[address_pb2.PredictRequest] = []
+        self.tags: list[dict[str, str]] = []  # version and routing key of each Predict, by their metadata keys
         self.authorizations: list[str] = []  # what each Predict and Check has shown
         self.models = status_pb2.ListModelsResponse(models=[model_with_trial()])
         self.server_status = healthy_status()
@@ -64,12 +65,18 @@ class ScriptedServer:
         self._server.stop(None).wait()
 
 
+def _read_tags(context: Any) -> dict[str, str]:  # noqa: ANN401
+    keys = ("x-model-version", "x-routing-key")
+    return {key: value for key, value in context.invocation_metadata() if key in keys}
+
+
 class _Entailment(entailment_pb2_grpc.EntailmentServiceServicer):
     def __init__(self, world: ScriptedServer) -> None:
         self._world = world
 
     def Predict(self, request: entailment_pb2.PredictRequest, context: Any) -> entailment_pb2.PredictResponse:  # noqa: N802, ANN401
         self._world.requests.append(request)
+        self._world.tags.append(_read_tags(context))
         self._world.authorizations.append(str(dict(context.invocation_metadata()).get("authorization", "")))
         if request.model in REFUSALS:
             status = errors.to_status(REFUSALS[request.model])
@@ -96,6 +103,7 @@ class _Tagging(address_pb2_grpc.AddressTaggingServiceServicer):
 
     def Predict(self, request: address_pb2.PredictRequest, context: Any) -> address_pb2.PredictResponse:  # noqa: N802, ANN401
         self._world.tagged.append(request)
+        self._world.tags.append(_read_tags(context))
         if self._world.meeting is not None:
             self._world.meeting.wait(10)
         if self._world.overloads:

@@ -113,3 +113,28 @@ def test_the_address_may_come_from_the_environment(
     """`HOTSLOT_ADDRESS` is used if no address is given."""
     monkeypatch.setenv("HOTSLOT_ADDRESS", server.address)
     assert hotslot("predict", picture, "yes").code == 0
+
+
+@pytest.mark.parametrize("command", [["predict", "PICTURE", "yes"], ["tag", "北京市"]])
+def test_a_call_names_its_version_and_its_key(
+    hotslot: Hotslot, server: ScriptedServer, picture: str, command: list[str]
+) -> None:
+    """As metadata; without the options it has none."""
+    asked = [picture if word == "PICTURE" else word for word in command]
+    options = ["--model-version", "canary", "--routing-key", "shop-17"]
+    codes = [hotslot(*asked, "--address", server.address, *more).code for more in (options, [])]
+
+    assert codes == [0, 0]
+    assert server.tags == [{"x-model-version": "canary", "x-routing-key": "shop-17"}, {}]
+
+
+@pytest.mark.parametrize("value", ["Müller", " a", "a\n", "x" * 257])
+@pytest.mark.parametrize("flag", ["--model-version", "--routing-key"])
+def test_a_version_or_key_that_cannot_be_sent_is_wrong_use(
+    hotslot: Hotslot, server: ScriptedServer, picture: str, flag: str, value: str
+) -> None:
+    """The server would get another one, or none."""
+    ended = hotslot("predict", picture, "yes", "--address", server.address, flag, value)
+    assert ended.code == 2
+    assert f"{flag} is at most 256 printable ASCII characters" in ended.err
+    assert server.requests == []

@@ -15,7 +15,7 @@ from dev.harness.scripted_engine import expected_scores
 from dev.harness.scripted_tagging import tag
 from dev.harness.stack import Stack
 
-SHORT = ["one-statement", "empty-statement", "many-addresses", "entailment-stream-of-500", "past-deadline"]
+SHORT = ["one-statement", "empty-statement", "many-addresses", "version-", "entailment-stream-of-500", "past-deadline"]
 
 
 @pytest.fixture(scope="module")

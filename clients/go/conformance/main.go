@@ -47,6 +47,8 @@ type row struct {
 	Window             int
 	DeadlineSeconds    float64 `json:"deadline_seconds"`
 	CancelAfterSeconds float64 `json:"cancel_after_seconds"`
+	ModelVersion       string  `json:"model_version"`
+	RoutingKey         string  `json:"routing_key"`
 	Retry              *bool
 	ReportAt           *int `json:"report_at"`
 	Expected           map[string]any
@@ -115,7 +117,8 @@ func runRow(read command) map[string]any {
 		fatal(err)
 	}
 	defer client.Close()
-	ctx, cancel := context.WithCancel(context.Background())
+	tagged := hotslot.ContextWithModelVersion(context.Background(), r.ModelVersion)
+	ctx, cancel := context.WithCancel(hotslot.ContextWithRoutingKey(tagged, r.RoutingKey))
 	defer cancel()
 	if r.DeadlineSeconds > 0 {
 		ctx, cancel = context.WithTimeout(ctx, seconds(r.DeadlineSeconds))

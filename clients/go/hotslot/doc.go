@@ -14,4 +14,7 @@
 // Calls are pure, so all of them are sent again where that may help: unary calls by gRPC, as the service config says
 // that all clients of hotslot share, and the items of a stream by this package. A swap of the model, a trial, a
 // restart of one of several servers and a short overload are not seen by the caller.
+//
+// While a new revision is rolled out as a canary, [ContextWithRoutingKey] keeps the calls of a key on one revision, and
+// [ContextWithModelVersion] names the version that is to answer.
 package hotslot

@@ -44,10 +44,7 @@ type fakeServer struct {
 func (f *fakeServer) Predict(ctx context.Context, request *entailmentv1.PredictRequest) (
 	*entailmentv1.PredictResponse, error,
 ) {
-	found, _ := metadata.FromIncomingContext(ctx)
-	f.mu.Lock()
-	f.metadata = found
-	f.mu.Unlock()
+	f.note(ctx)
 	attempt := int(f.attempts.Add(1))
 	if f.predict == nil {
 		return f.answer(request), nil
@@ -55,7 +52,15 @@ func (f *fakeServer) Predict(ctx context.Context, request *entailmentv1.PredictR
 	return f.predict(ctx, attempt, request)
 }
 
+func (f *fakeServer) note(ctx context.Context) {
+	found, _ := metadata.FromIncomingContext(ctx)
+	f.mu.Lock()
+	f.metadata = found
+	f.mu.Unlock()
+}
+
 func (f *fakeServer) StreamPredict(stream predictStream) error {
+	f.note(stream.Context())
 	return f.stream(int(f.attempts.Add(1)), stream)
 }
 

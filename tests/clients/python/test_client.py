@@ -462,3 +462,27 @@ def test_wrong_arguments_are_refused_at_once(make: Make) -> None:
     with pytest.raises(ValueError, match="HOST:PORT"):
         make("http://127.0.0.1:50051")
     assert service.metadata == []
+
+
+def test_calls_and_streams_name_a_version_and_a_key(make: Make) -> None:
+    """As metadata; without them there is none."""
+    with Service().serve() as service, make(service.address) as client:
+        client.predict(b"picture", ["a"], model_version="canary", routing_key="shop-17", request_id="mine")
+        list(client.predict_many(items(2), model_version="stable", routing_key="shop-18"))
+        client.predict(b"picture", ["a"])
+
+    keys = ("x-model-version", "x-routing-key", "x-request-id")
+    found = [tuple(one.get(key) for key in keys) for one in service.metadata]
+    assert found == [("canary", "shop-17", "mine"), ("stable", "shop-18", None), (None, None, None)]
+
+
+@pytest.mark.parametrize("value", ["Müller", " a", "a\n", "x" * 257])
+def test_a_version_or_key_that_cannot_be_sent_is_the_callers_error(make: Make, value: str) -> None:
+    """The server would get another one, or none: nothing is sent."""
+    with Service().serve() as service, make(service.address) as client:
+        for given in ({"model_version": value}, {"routing_key": value}):
+            with pytest.raises(ValueError, match="256 printable ASCII characters"):
+                client.predict(b"picture", ["a"], **given)
+            with pytest.raises(ValueError, match="256 printable ASCII characters"):
+                list(client.predict_many(items(1), **given))
+    assert service.metadata == []

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 
@@ -15,6 +15,7 @@ from hotslot_client.errors import DeadlineExceeded
 from hotslot_client.types import Tls
 
 Token = str | Callable[[], str]
+MAX_TAG_CHARS = 256  # of a routing key or version, that count
 MAX_MESSAGE_BYTES = 32 << 20  # as the service config says
 _SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:")
 _DEFAULTS: Mapping[str, Any] = {
@@ -43,6 +44,27 @@ def limit_timeout(seconds: float) -> float:
     if math.isnan(seconds):
         raise ValueError("the timeout is a number of seconds")
     return min(seconds, MAX_TIMEOUT_SECONDS)
+
+
+class CallTags(NamedTuple):
+    """What a call says beside its content."""
+
+    request_id: str = ""
+    model_version: str = ""
+    routing_key: str = ""
+
+    def check(self) -> "CallTags":
+        """Itself, if the server receives what was given.
+
+        Raises:
+            ValueError: it would not: metadata is text of printable ASCII characters.
+        """
+        for name, value in (("model_version", self.model_version), ("routing_key", self.routing_key)):
+            is_kept = value.isascii() and value.isprintable() and value == value.strip()
+            if not is_kept or len(value) > MAX_TAG_CHARS:
+                message = f"{name} is at most {MAX_TAG_CHARS} printable ASCII characters, and no space at its ends"
+                raise ValueError(f"{message}; send a hash of another key" if name == "routing_key" else message)
+        return self
 
 
 @dataclass(frozen=True)
@@ -114,10 +136,15 @@ class Connection:
             return None
         return grpc.ssl_channel_credentials(_pem(tls.ca), _pem(tls.key), _pem(tls.certificate))
 
-    def metadata(self, request_id: str = "") -> tuple[tuple[str, str], ...]:
+    def metadata(self, tags: CallTags) -> tuple[tuple[str, str], ...]:
         """Metadata of a call."""
         token = (self.token() if callable(self.token) else self.token).strip()  # files end with a line end
-        pairs = (("authorization", f"Bearer {token}" if token else ""), ("x-request-id", request_id))
+        pairs = (
+            ("authorization", f"Bearer {token}" if token else ""),
+            ("x-request-id", tags.request_id),
+            ("x-model-version", tags.model_version),
+            ("x-routing-key", tags.routing_key),
+        )
         return tuple(pair for pair in pairs if pair[1])
 
 

@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 
 from hotslot_client._async_run import AsyncExchange, AsyncStreamRun
-from hotslot_client._connection import Connection, Token, limit_timeout
+from hotslot_client._connection import CallTags, Connection, Token, limit_timeout
 from hotslot_client._convert import ADDRESS, ENTAILMENT, Task, error_from_call, serialize
 from hotslot_client._protos import health
 from hotslot_client._window import StreamRules
@@ -67,15 +67,26 @@ class AsyncClient:
         model: str = "",
         timeout: float | None = None,
         request_id: str = "",
+        model_version: str = "",
+        routing_key: str = "",
     ) -> Prediction:
         """Judge up to 32 statements about a picture; see `Client.predict`."""
-        return await self._call(ENTAILMENT, EntailmentItem(picture, statements, premise, model), timeout, request_id)
+        tags = CallTags(request_id, model_version, routing_key)
+        return await self._call(ENTAILMENT, EntailmentItem(picture, statements, premise, model), timeout, tags)
 
     async def tag(
-        self, addresses: Sequence[str], *, model: str = "", timeout: float | None = None, request_id: str = ""
+        self,
+        addresses: Sequence[str],
+        *,
+        model: str = "",
+        timeout: float | None = None,
+        request_id: str = "",
+        model_version: str = "",
+        routing_key: str = "",
     ) -> Tagging:
         """Cut up to 64 Chinese addresses into their parts; see `Client.tag`."""
-        return await self._call(ADDRESS, AddressItem(addresses, model), timeout, request_id)
+        tags = CallTags(request_id, model_version, routing_key)
+        return await self._call(ADDRESS, AddressItem(addresses, model), timeout, tags)
 
     def predict_many(
         self,
@@ -85,12 +96,15 @@ class AsyncClient:
         window: int = 64,
         timeout: float | None = None,
         rules: StreamRules | None = None,
+        model_version: str = "",
+        routing_key: str = "",
     ) -> AsyncIterator[Outcome[EntailmentItem, Prediction]]:
         """Judge any number of items over one stream; see `Client.predict_many`.
 
         The items may come from an asynchronous iterator: outcomes are returned while it is awaited.
         """
-        return self._stream(ENTAILMENT, items, timeout, self._rules(rules, window, ordered=ordered))
+        tags = CallTags("", model_version, routing_key)
+        return self._stream(ENTAILMENT, items, timeout, self._rules(rules, window, ordered=ordered), tags)
 
     def tag_many(
         self,
@@ -100,14 +114,17 @@ class AsyncClient:
         window: int = 64,
         timeout: float | None = None,
         rules: StreamRules | None = None,
+        model_version: str = "",
+        routing_key: str = "",
     ) -> AsyncIterator[Outcome[AddressItem, Tagging]]:
         """Tag any number of items over one stream, with the rules of `predict_many`."""
-        return self._stream(ADDRESS, items, timeout, self._rules(rules, window, ordered=ordered))
+        tags = CallTags("", model_version, routing_key)
+        return self._stream(ADDRESS, items, timeout, self._rules(rules, window, ordered=ordered), tags)
 
     async def is_serving(self, name: str = "", *, timeout: float = 5.0) -> bool:
         """Whether the server reports SERVING for a name; see `Client.is_serving`."""
         request = serialize(health.HealthCheckRequest(service=name))
-        response = await self._invoke("", _HEALTH_CHECK, request, timeout, "")
+        response = await self._invoke("", _HEALTH_CHECK, request, timeout, CallTags())
         return health.HealthCheckResponse.FromString(response).status == 1
 
     # The life of the client.
@@ -135,16 +152,17 @@ class AsyncClient:
 
     # Helpers.
 
-    async def _call(self, task: Task[ItemT, AnswerT], item: ItemT, timeout: float | None, request_id: str) -> AnswerT:
+    async def _call(self, task: Task[ItemT, AnswerT], item: ItemT, timeout: float | None, tags: CallTags) -> AnswerT:
+        tags.check()
         request = serialize(task.build_request(item))
-        response = await self._invoke(task.service, task.unary_path, request, timeout, request_id)
+        response = await self._invoke(task.service, task.unary_path, request, timeout, tags)
         return task.parse_answer(item, task.response.FromString(response))
 
-    async def _invoke(self, service: str, path: str, request: bytes, timeout: float | None, request_id: str) -> bytes:
+    async def _invoke(self, service: str, path: str, request: bytes, timeout: float | None, tags: CallTags) -> bytes:
         limit = self._connection.choose_timeout(timeout)
         call: Any = self._channel(service).unary_unary(path)
         try:
-            response: bytes = await call(request, timeout=limit, metadata=self._connection.metadata(request_id))
+            response: bytes = await call(request, timeout=limit, metadata=self._connection.metadata(tags))
         except asyncio.CancelledError:
             if self._is_closed and not _is_cancelled():
                 raise ClientClosed("the client was closed") from None
@@ -159,14 +177,16 @@ class AsyncClient:
         items: Iterable[ItemT] | AsyncIterable[ItemT],
         timeout: float | None,
         rules: StreamRules,
+        tags: CallTags,
     ) -> AsyncIterator[Outcome[ItemT, AnswerT]]:
+        tags.check()
         deadline = None if timeout is None else time.monotonic() + limit_timeout(timeout)
 
         def open_exchange(run: AsyncStreamRun[Any, Any]) -> AsyncExchange:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             method: Any = self._channel(task.service).stream_stream(task.stream_path)
             try:
-                call = method(timeout=left, metadata=self._connection.metadata())
+                call = method(timeout=left, metadata=self._connection.metadata(tags))
                 return AsyncExchange(call, run.on_event, self._explain)
             except grpc.aio.UsageError as error:
                 raise self._explain(error) from error

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, Self
 
 import grpc
 
-from hotslot_client._connection import Connection, Token, limit_timeout
+from hotslot_client._connection import CallTags, Connection, Token, limit_timeout
 from hotslot_client._convert import ADDRESS, ENTAILMENT, Task, error_from_call, serialize
 from hotslot_client._exchange import Exchange
 from hotslot_client._protos import health
@@ -92,6 +92,8 @@ class Client:
         model: str = "",
         timeout: float | None = None,
         request_id: str = "",
+        model_version: str = "",
+        routing_key: str = "",
     ) -> Prediction:
         """Judge up to 32 statements about a picture.
 
@@ -102,15 +104,26 @@ class Client:
             model: name of the served model; may be left out while the server has one of this task.
             timeout: of the call with all its attempts, in seconds.
             request_id: the caller's own name for the call, in the server's log.
+            model_version: that is to answer: "stable", "canary", a revision or a digest; empty: any.
+            routing_key: calls with the same one are assigned to the same revision while a new one is rolled out.
 
         Raises:
             HotslotError: there is no answer.
+            ValueError: version or key are not printable ASCII, or longer than 256 characters.
             OSError: the picture's file cannot be read.
         """
-        return self._call(ENTAILMENT, EntailmentItem(picture, statements, premise, model), timeout, request_id)
+        tags = CallTags(request_id, model_version, routing_key)
+        return self._call(ENTAILMENT, EntailmentItem(picture, statements, premise, model), timeout, tags)
 
     def tag(
-        self, addresses: Sequence[str], *, model: str = "", timeout: float | None = None, request_id: str = ""
+        self,
+        addresses: Sequence[str],
+        *,
+        model: str = "",
+        timeout: float | None = None,
+        request_id: str = "",
+        model_version: str = "",
+        routing_key: str = "",
     ) -> Tagging:
         """Cut up to 64 Chinese addresses into their parts.
 
@@ -119,11 +132,15 @@ class Client:
             model: name of the served model; may be left out while the server has one of this task.
             timeout: of the call with all its attempts, in seconds.
             request_id: the caller's own name for the call, in the server's log.
+            model_version: that is to answer: "stable", "canary", a revision or a digest; empty: any.
+            routing_key: calls with the same one are assigned to the same revision while a new one is rolled out.
 
         Raises:
             HotslotError: there is no answer.
+            ValueError: version or key are not printable ASCII, or longer than 256 characters.
         """
-        return self._call(ADDRESS, AddressItem(addresses, model), timeout, request_id)
+        tags = CallTags(request_id, model_version, routing_key)
+        return self._call(ADDRESS, AddressItem(addresses, model), timeout, tags)
 
     def predict_many(
         self,
@@ -133,6 +150,8 @@ class Client:
         window: int = 64,
         timeout: float | None = None,
         rules: StreamRules | None = None,
+        model_version: str = "",
+        routing_key: str = "",
     ) -> Iterator[Outcome[EntailmentItem, Prediction]]:
         """Judge any number of items over one stream; each has exactly one outcome.
 
@@ -146,12 +165,16 @@ class Client:
             window: items at a time without an outcome.
             timeout: of the whole stream, in seconds; None: none.
             rules: further settings; `ordered` and `window` go before it.
+            model_version: that is to answer, as of `predict`.
+            routing_key: of all items; without one each is assigned by itself.
 
         Raises:
             HotslotError: from the generator: no server has given any outcome for `rules.outage_seconds`, the call is
                 not permitted, or it took longer than `timeout`. Items that have not been returned have no outcome.
+            ValueError: version or key are not printable ASCII, or longer than 256 characters.
         """
-        return self._stream(ENTAILMENT, items, timeout, self._rules(rules, window, ordered=ordered))
+        tags = CallTags("", model_version, routing_key)
+        return self._stream(ENTAILMENT, items, timeout, self._rules(rules, window, ordered=ordered), tags)
 
     def tag_many(
         self,
@@ -161,9 +184,12 @@ class Client:
         window: int = 64,
         timeout: float | None = None,
         rules: StreamRules | None = None,
+        model_version: str = "",
+        routing_key: str = "",
     ) -> Iterator[Outcome[AddressItem, Tagging]]:
         """Tag any number of items over one stream, with the rules of `predict_many`."""
-        return self._stream(ADDRESS, items, timeout, self._rules(rules, window, ordered=ordered))
+        tags = CallTags("", model_version, routing_key)
+        return self._stream(ADDRESS, items, timeout, self._rules(rules, window, ordered=ordered), tags)
 
     def is_serving(self, name: str = "", *, timeout: float = 5.0) -> bool:
         """Whether the server reports SERVING for a name: a model, a service, or itself if empty.
@@ -173,7 +199,7 @@ class Client:
         """
         request = health.HealthCheckRequest(service=name)
         channel = self._channel(ENTAILMENT.service, is_checked=False)
-        response = self._invoke(channel, _HEALTH_CHECK, serialize(request), timeout, "")
+        response = self._invoke(channel, _HEALTH_CHECK, serialize(request), timeout, CallTags())
         return health.HealthCheckResponse.FromString(response).status == 1
 
     # The life of the client.
@@ -202,32 +228,37 @@ class Client:
 
     # Helpers.
 
-    def _call(self, task: Task[ItemT, AnswerT], item: ItemT, timeout: float | None, request_id: str) -> AnswerT:
+    def _call(self, task: Task[ItemT, AnswerT], item: ItemT, timeout: float | None, tags: CallTags) -> AnswerT:
+        tags.check()
         request = serialize(task.build_request(item))
-        response = self._invoke(self._channel(task.service), task.unary_path, request, timeout, request_id)
+        response = self._invoke(self._channel(task.service), task.unary_path, request, timeout, tags)
         return task.parse_answer(item, task.response.FromString(response))
 
-    def _invoke(
-        self, channel: grpc.Channel, path: str, request: bytes, timeout: float | None, request_id: str
-    ) -> bytes:
+    def _invoke(self, channel: grpc.Channel, path: str, request: bytes, timeout: float | None, tags: CallTags) -> bytes:
         limit = self._connection.choose_timeout(timeout)
         call: Any = channel.unary_unary(path)
         try:
-            response: bytes = call(request, timeout=limit, metadata=self._connection.metadata(request_id))
+            response: bytes = call(request, timeout=limit, metadata=self._connection.metadata(tags))
         except (grpc.RpcError, ValueError) as error:
             raise self._explain(error) from error
         return response
 
     def _stream(
-        self, task: Task[ItemT, AnswerT], items: Iterable[ItemT], timeout: float | None, rules: StreamRules
+        self,
+        task: Task[ItemT, AnswerT],
+        items: Iterable[ItemT],
+        timeout: float | None,
+        rules: StreamRules,
+        tags: CallTags,
     ) -> Iterator[Outcome[ItemT, AnswerT]]:
+        tags.check()
         deadline = None if timeout is None else time.monotonic() + limit_timeout(timeout)
 
         def open_exchange(inbox: "queue.SimpleQueue[Any]") -> Exchange:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             try:
                 call: Any = self._channel(task.service).stream_stream(task.stream_path)
-                return Exchange(call, inbox, left, self._connection.metadata(), self._explain)
+                return Exchange(call, inbox, left, self._connection.metadata(tags), self._explain)
             except ValueError as error:  # the channel was closed meanwhile
                 raise self._explain(error) from error
 

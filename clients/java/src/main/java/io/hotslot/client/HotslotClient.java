@@ -4,8 +4,11 @@ import com.google.protobuf.ByteString;
 import com.google.protobuf.MessageLite;
 import io.grpc.CallOptions;
 import io.grpc.Channel;
+import io.grpc.ClientCall;
 import io.grpc.ClientInterceptor;
 import io.grpc.ClientInterceptors;
+import io.grpc.ForwardingClientCall.SimpleForwardingClientCall;
+import io.grpc.Metadata;
 import io.grpc.MethodDescriptor;
 import io.grpc.stub.ClientCallStreamObserver;
 import io.grpc.stub.ClientCalls;
@@ -41,8 +44,13 @@ import java.util.stream.Stream;
  *
  * <p>Calls are pure, so all of them are sent again where that may help: unary calls by gRPC, as the service config says
  * that all clients of hotslot share, and the items of a stream by this class.
+ *
+ * <p>While a new revision is rolled out as a canary, {@link #withRoutingKey} keeps the calls of a key on one revision, and
+ * {@link #withModelVersion} names the version that is to answer.
  */
 public final class HotslotClient implements AutoCloseable {
+    private static final int MAX_TAG_CHARS = 256;
+
     private final ClientParts parts;
     private final Duration deadline; // null: that of the service config
     private final ClientInterceptor[] interceptors;
@@ -86,6 +94,57 @@ public final class HotslotClient implements AutoCloseable {
         ClientInterceptor[] all = Arrays.copyOf(this.interceptors, this.interceptors.length + interceptors.length);
         System.arraycopy(interceptors, 0, all, this.interceptors.length, interceptors.length);
         return new HotslotClient(parts, deadline, all);
+    }
+
+    /**
+     * Returns a client over the same connections whose calls and streams belong to a key, for example a customer's
+     * number: while a new revision is rolled out, all of them are assigned to the same revision. It needs no closing.
+     *
+     * @param key 1 to 256 printable ASCII characters; take a hash of another one
+     * @return the other client
+     * @throws IllegalArgumentException if the key cannot be sent as it is
+     */
+    public HotslotClient withRoutingKey(String key) {
+        return withHeader("x-routing-key", key);
+    }
+
+    /**
+     * Returns a client over the same connections whose calls and streams are answered by a version. A version that is
+     * not there is a {@link HotslotException.NotFound} with the reason {@code VERSION_UNKNOWN}. It needs no closing.
+     *
+     * @param version {@code stable}, {@code canary}, a revision or a digest that is loaded
+     * @return the other client
+     * @throws IllegalArgumentException if the version cannot be sent as it is
+     */
+    public HotslotClient withModelVersion(String version) {
+        return withHeader("x-model-version", version);
+    }
+
+    /** The view that was made last is asked first, so its value replaces an earlier one. */
+    private HotslotClient withHeader(String name, String value) {
+        boolean isPrintable = value.chars().allMatch(one -> one >= ' ' && one <= '~');
+        if (value.isEmpty() || value.length() > MAX_TAG_CHARS || !isPrintable || !value.equals(value.strip())) {
+            throw new IllegalArgumentException(
+                    name + ": not 1 to " + MAX_TAG_CHARS + " printable ASCII characters without a space at its ends");
+        }
+        return withInterceptors(new Tag(Metadata.Key.of(name, Metadata.ASCII_STRING_MARSHALLER), value));
+    }
+
+    /** Sets a key of the calls' metadata, unless a later view has. */
+    private record Tag(Metadata.Key<String> key, String value) implements ClientInterceptor {
+        @Override
+        public <Q, P> ClientCall<Q, P> interceptCall(
+                MethodDescriptor<Q, P> method, CallOptions options, Channel next) {
+            return new SimpleForwardingClientCall<>(next.newCall(method, options)) {
+                @Override
+                public void start(Listener<P> listener, Metadata headers) {
+                    if (!headers.containsKey(key)) {
+                        headers.put(key, value);
+                    }
+                    super.start(listener, headers);
+                }
+            };
+        }
     }
 
     /**

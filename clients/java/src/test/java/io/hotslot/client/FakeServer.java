@@ -8,6 +8,9 @@ import com.google.rpc.RetryInfo;
 import io.grpc.ManagedChannelBuilder;
 import io.grpc.Metadata;
 import io.grpc.Server;
+import io.grpc.ServerCall;
+import io.grpc.ServerCallHandler;
+import io.grpc.ServerInterceptor;
 import io.grpc.Status;
 import io.grpc.StatusRuntimeException;
 import io.grpc.health.v1.HealthCheckResponse.ServingStatus;
@@ -39,6 +42,7 @@ final class FakeServer extends EntailmentServiceGrpc.EntailmentServiceImplBase i
     }
 
     final AtomicInteger attempts = new AtomicInteger();
+    volatile Metadata headers; // of the last call
     BiConsumer<Integer, StreamObserver<PredictResponse>> predict = (attempt, result) -> answer(result);
     IntFunction<StreamScript> stream = attempt -> FakeServer::answerEach;
 
@@ -52,8 +56,20 @@ final class FakeServer extends EntailmentServiceGrpc.EntailmentServiceImplBase i
                 .maxInboundMessageSize(64 << 20)
                 .addService(this)
                 .addService(health.getHealthService())
+                .intercept(new Headers())
                 .build()
                 .start();
+    }
+
+    private final class Headers implements ServerInterceptor {
+        @Override
+        public <Q, P> ServerCall.Listener<Q> interceptCall(
+                ServerCall<Q, P> call, Metadata given, ServerCallHandler<Q, P> next) {
+            if (call.getMethodDescriptor().getServiceName().equals(EntailmentServiceGrpc.SERVICE_NAME)) {
+                headers = given;
+            }
+            return next.startCall(call, given);
+        }
     }
 
     /** A client with short pauses. */

@@ -36,6 +36,8 @@ import java.util.concurrent.ExecutionException;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicReference;
 import java.util.function.Supplier;
+import java.util.stream.Stream;
+import java.util.stream.StreamSupport;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
@@ -80,6 +82,34 @@ class HotslotClientTest {
                     error.getStackTrace()[3].getClassName().startsWith("io.hotslot.client.HotslotClient"),
                     "the stack is the waiting thread's");
         }
+    }
+
+    @Test
+    void aCallAndAStreamSayWhichVersionIsToAnswerAndToWhichKeyTheyBelong() {
+        Metadata.Key<String> key = Metadata.Key.of("x-routing-key", Metadata.ASCII_STRING_MARSHALLER);
+        Metadata.Key<String> version = Metadata.Key.of("x-model-version", Metadata.ASCII_STRING_MARSHALLER);
+        try (HotslotClient client = server.client()) {
+            HotslotClient view = client.withRoutingKey("other").withModelVersion("canary").withRoutingKey("shop-17");
+            view.predict(PICTURE, "a");
+            assertEquals(List.of("shop-17"), values(key));
+            assertEquals(List.of("canary"), values(version));
+            PredictRequest one = HotslotClient.request(PICTURE, List.of("a"));
+            try (Stream<Outcome<PredictResponse>> outcomes =
+                    view.predictMany(List.of(new Item<>("", one)), StreamOptions.DEFAULT)) {
+                assertEquals(1, outcomes.count());
+            }
+            assertEquals(List.of("shop-17"), values(key));
+            client.predict(PICTURE, "a");
+            assertEquals(List.of(), values(key));
+            for (String bad : List.of("", "M\u00fcller", " a", "a\n", "x".repeat(257))) {
+                assertThrows(IllegalArgumentException.class, () -> client.withRoutingKey(bad));
+            }
+        }
+    }
+
+    private List<String> values(Metadata.Key<String> key) {
+        Iterable<String> found = server.headers.getAll(key);
+        return found == null ? List.of() : StreamSupport.stream(found.spliterator(), false).toList();
     }
 
     @Test

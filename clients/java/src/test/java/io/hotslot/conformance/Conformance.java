@@ -96,15 +96,21 @@ public final class Conformance {
         JsonObject answer = object("row", row.get("id").getAsString());
         answer.addProperty("language", "java");
         try (HotslotClient client = open(command.getAsJsonObject("endpoint"), hasRetries)) {
-            HotslotClient hurried = row.has("deadline_seconds")
+            HotslotClient view = row.has("deadline_seconds")
                     ? client.withDeadline(seconds(row.get("deadline_seconds").getAsDouble()))
                     : client;
+            if (row.has("model_version")) {
+                view = view.withModelVersion(row.get("model_version").getAsString());
+            }
+            if (row.has("routing_key")) {
+                view = view.withRoutingKey(row.get("routing_key").getAsString());
+            }
             Task<?, ?> task = Task.of(row.get("task").getAsString());
             Path pictures = Path.of(command.get("pictures").getAsString());
             long began = System.nanoTime();
             JsonObject seen = "stream".equals(row.get("call").getAsString())
-                    ? stream(hurried, task, row, pictures)
-                    : unary(hurried, task, row, pictures);
+                    ? stream(view, task, row, pictures)
+                    : unary(view, task, row, pictures);
             double took = (System.nanoTime() - began) / 1e9;
             answer.add("seen", seen);
             answer.addProperty("seconds", took);
