@@ -72,7 +72,14 @@ def predict_with(stack: Stack, *values: str, key: str = "x-model-version") -> st
 def test_a_version_is_one_value_and_nothing_is_guessed(stack: Stack) -> None:
     """Several different ones are a list, as proxies join them, and no version."""
     good: list[tuple[str, ...]] = [(), ("",), ("stable",), (" stable ",), ("stable", "stable", ""), ("r1",)]
-    bad = [("Stable",), ("stable,r1",), ("stable", "r1"), ("canary",), ("r1" * 2000,), ("sha256:",)]
+    bad: list[tuple[str, ...]] = [
+        ("Stable",),
+        ("stable,r1",),
+        ("stable", "r1"),
+        ("canary",),
+        ("r1" * 2000,),
+        ("sha256:",),
+    ]
 
     assert [predict_with(stack, *values) for values in good] == ["r1"] * len(good)
     assert [predict_with(stack, *values) for values in bad] == ["VERSION_UNKNOWN"] * len(bad)

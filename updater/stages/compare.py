@@ -93,8 +93,10 @@ def note_label_mix(record: ModelRecord, facts: Facts, rules: Rules) -> Transitio
     known = {} if mark is None or mark.server_incarnation != server.incarnation else _as_dict(mark)
     new = {label: count - known.get(label, 0) for label, count in counts.items() if count > known.get(label, 0)}
     is_same_hour = mark is not None and mark.hour == hour
-    if not new or (is_same_hour and sum(new.values()) < _LEAST_NEW):
+    if is_same_hour and sum(new.values()) < _LEAST_NEW:
         return Transition(record)
+    if not new:  # what comes from now on is of this hour
+        return Transition(replace(record, mix_mark=present))
     mix = add_labels(mix, hour if mark is None else mark.hour, new)
     return _compare_mix(replace(record, mix=mix, mix_mark=present), mix, facts, rules.compare)
 

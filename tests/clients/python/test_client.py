@@ -480,7 +480,8 @@ def test_calls_and_streams_name_a_version_and_a_key(make: Make) -> None:
 def test_a_version_or_key_that_cannot_be_sent_is_the_callers_error(make: Make, value: str) -> None:
     """The server would get another one, or none: nothing is sent."""
     with Service().serve() as service, make(service.address) as client:
-        for given in ({"model_version": value}, {"routing_key": value}):
+        for name in ("model_version", "routing_key"):
+            given: Any = {name: value}
             with pytest.raises(ValueError, match="256 printable ASCII characters"):
                 client.predict(b"picture", ["a"], **given)
             with pytest.raises(ValueError, match="256 printable ASCII characters"):
