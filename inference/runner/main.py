@@ -62,6 +62,7 @@ class Runner:
             log.event,
             self._worker.on_prepared,
         )
+        self._pool.decoders.set_priority = self._priority.set_child
         self._heartbeat_seconds: float = arguments.heartbeat_seconds
         self._has_pictures = arguments.engine in _PICTURE_ENGINES
 

@@ -83,6 +83,16 @@ class Priority:
                 refused.append(f"scheduling policy: {error.strerror}")
         return refused
 
+    def set_child(self, child: int, is_needed: bool) -> None:  # noqa: FBT001  a callback of the decoders
+        """Give a child this thread's niceness, or a candidate's while it is not needed at once.
+
+        A child that starts while `apply` runs may have inherited the niceness before, and not be among its children.
+        """
+        if self.can_lower:
+            with contextlib.suppress(OSError):
+                own = os.getpriority(os.PRIO_PROCESS, 0)
+                _set_niceness(child, own if is_needed else min(MAX_NICENESS, own + CANDIDATE_NICENESS))
+
 
 def read_priority(added_oom_score: int) -> Priority:
     """Read the priority that this process inherited."""

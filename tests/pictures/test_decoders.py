@@ -22,6 +22,7 @@ from inference.runner.pictures.file import PictureRefused
 from inference.runner.pictures.options import PictureOptions, Rendering
 from inference.runner.pictures.pool import DecoderPool
 from inference.runner.pictures.process import DecoderEnded, DecoderProcess, EndCause, PictureDropped
+from inference.runner.process import CANDIDATE_NICENESS, read_priority
 from tests.pictures.files import draw, encode, exif, with_exif
 
 SIDE = 64
@@ -164,6 +165,44 @@ def test_a_pool_that_is_started_has_a_decoder_before_one_is_needed(pool: Decoder
     eventually(lambda: pool.pids, what="there is a decoder")
 
     assert before == []
+
+
+def test_a_further_decoder_starts_at_low_priority(pool: DecoderPool) -> None:
+    """While others decode; the first one has full priority from its start, the next one when it is ready."""
+    changes: list[tuple[int, bool]] = []
+    pool.set_priority = lambda pid, is_needed: changes.append((pid, is_needed))
+
+    first, second = pool.take(), pool.take()
+    pool.give_back(second)
+    pool.give_back(first)
+
+    is_needed = {pid: [needed for changed, needed in changes if changed == pid] for pid in (first.pid, second.pid)}
+    assert is_needed == {first.pid: [True, True], second.pid: [False, True]}
+
+
+def test_a_decoder_that_starts_is_listed(pool: DecoderPool) -> None:
+    """If its runner begins to serve meanwhile, it gets that priority; otherwise callers would wait for it."""
+    seen: list[list[int]] = []
+    pool.set_priority = lambda _pid, _is_needed: seen.append(pool.pids)
+
+    decoder = pool.take()
+    pool.give_back(decoder)
+
+    assert seen[:2] == [[decoder.pid], [decoder.pid]]
+
+
+def test_a_child_has_the_priority_of_the_thread_that_sets_it() -> None:
+    """Or a lower one; only where it can be raised again."""
+    own, priority = os.getpriority(os.PRIO_PROCESS, 0), read_priority(0)
+    lower = min(19, own + CANDIDATE_NICENESS) if priority.can_lower else own
+    with subprocess.Popen(["/bin/sleep", "60"]) as child:
+        found = []
+        for is_needed in (False, True):
+            priority.set_child(child.pid, is_needed)
+            found.append(os.getpriority(os.PRIO_PROCESS, child.pid))
+        child.kill()
+
+    assert found == [lower, own]
 
 
 def test_a_pool_replaces_a_decoder_that_has_ended(pool: DecoderPool) -> None:

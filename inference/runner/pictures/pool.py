@@ -18,7 +18,12 @@ class DecodersMissing(Exception):
 class DecoderPool:
     """Up to `most` processes, each used by one thread at a time; a picture may take `wall_seconds` by the clock.
 
-    While fewer than `most` exist, one is started ahead, so that a process that ends costs nobody its start.
+    While fewer than `most` exist, one is started ahead, so that a process that ends costs nobody its start. Its imports
+    take 0.1 s of a CPU, at low priority while others decode: all start at once when a runner begins to serve.
+
+    Attributes:
+        set_priority: gives a process the priority of this one, or a lower one, as whether it is needed at once.
+        ended: processes that ended while they decoded.
     """
 
     def __init__(self, most: int, wall_seconds: float, clock: Clock, log: Callable[..., None]) -> None:
@@ -29,14 +34,17 @@ class DecoderPool:
         self._changed = threading.Condition()
         self._idle: list[DecoderProcess] = []  # the last used one last
         self._busy: set[DecoderProcess] = set()
+        self._starting: DecoderProcess | None = None
         self._keeper: threading.Thread | None = None
-        self.ended = 0  # processes that ended while they decoded
+        self.set_priority: Callable[[int, bool], None] = lambda _pid, _is_needed: None
+        self.ended = 0
 
     @property
     def pids(self) -> list[int]:
-        """The processes' ids. Any thread."""
+        """The ids of all processes, one that starts included. Any thread."""
         with self._changed:
-            return [decoder.pid for decoder in (*self._idle, *self._busy)]
+            starting = [] if self._starting is None else [self._starting]
+            return [decoder.pid for decoder in (*self._idle, *self._busy, *starting)]
 
     def start(self) -> None:
         """Start the first process, if none was started yet; does not wait for it. Any thread."""
@@ -108,15 +116,29 @@ class DecoderPool:
     def _start_one(self) -> None:
         try:
             decoder = DecoderProcess(self._clock, self._wall_seconds)
-            decoder.wait_ready()
+            self._await_start(decoder)
         except (OSError, DecoderEnded) as error:
             self._log("decoder_not_started", level="error", error=str(error))
             with self._changed:
                 self._changed.wait_for(lambda: False, RETRY_SECONDS)
             return
         with self._changed:
+            self._starting = None
             if self._most:
                 self._idle.insert(0, decoder)
                 self._changed.notify_all()
                 return
         decoder.close()
+
+    def _await_start(self, decoder: DecoderProcess) -> None:
+        """Wait until it is ready. It stays the one that starts until it can be taken: `pids` always has it."""
+        with self._changed:
+            self._starting, is_needed = decoder, not self._busy
+        self.set_priority(decoder.pid, is_needed)
+        try:
+            decoder.wait_ready()
+        except BaseException:
+            self._starting = None
+            decoder.close()
+            raise
+        self.set_priority(decoder.pid, True)
