@@ -1,7 +1,7 @@
 """A systemd of its own, as the first process of fresh namespaces, with an installation of hotslot in /opt/hotslot.
 
-It sees this machine's programs, but has its own /etc, /opt, /run, /srv, /tmp, /var/lib and control groups, so that
-nothing of a run stays on the machine.
+It sees this machine's programs, but has its own /etc, /opt, /run, /srv, /tmp, /var/lib, control groups
+and loopback network, so that nothing of a run stays on the machine, and no port of it is in use.
 """
 
 import contextlib
@@ -28,6 +28,7 @@ _LIMIT_SECONDS = 120.0
 _GROUPS = Path("/sys/fs/cgroup")
 _GONE_SECONDS = 10.0
 _COMMON_OPTIONS = {"rw", "relatime", "noatime", "nosuid", "nodev", "noexec"}
+_SPACES = ("--mount", "--pid", "--uts", "--ipc", "--cgroup", "--net")
 _TARGETS = {
     "sysinit": "",
     "basic": "Requires=sysinit.target\nAfter=sysinit.target\n",
@@ -40,6 +41,7 @@ _BOOT = """
 folder=$1; shift
 mount --make-rprivate /
 mount -t proc proc /proc
+ip link set lo up
 mount -t tmpfs tmpfs "$folder/scratch"
 mkdir "$folder/scratch/upper" "$folder/scratch/work"
 mount -t overlay -o "lowerdir=/etc,upperdir=$folder/scratch/upper,workdir=$folder/scratch/work" overlay /etc
@@ -79,7 +81,7 @@ class Machine:
 
     def run(self, *command: str, limit: float = _LIMIT_SECONDS) -> "subprocess.CompletedProcess[str]":
         """Run a command as root beside it, where no service's sandbox holds."""
-        inside = ["nsenter", "--target", str(self.pid), "--mount", "--pid", "--uts", "--ipc", "--cgroup", *command]
+        inside = ["nsenter", "--target", str(self.pid), *_SPACES, *command]
         environment = {
             "PATH": f"{INSTALLED}/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": "/tmp",  # noqa: S108  the machine's own
@@ -147,7 +149,7 @@ def running_systemd(folder: Path) -> Iterator[Machine]:
     hierarchies = _list_hierarchies()
     with _own_groups(hierarchies) as join:
         mounts = [part for row in hierarchies for part in (row.name, row.kind, row.options)]
-        spaces = ["unshare", "--cgroup", "--mount", "--pid", "--fork", "--uts", "--ipc", "--kill-child"]
+        spaces = ["unshare", "--cgroup", "--net", "--mount", "--pid", "--fork", "--uts", "--ipc", "--kill-child"]
         boot = [*spaces, "sh", "-ceu", _BOOT, "sh", str(folder), *mounts]
         # It ends with this process, however that ends.
         command = ["setpriv", "--pdeathsig=KILL", "sh", "-ceu", f'{join}exec "$@"', "sh", *boot]

@@ -39,7 +39,7 @@ _ATTEMPTS = {
     "mount": "mount -t tmpfs none /tmp",
     "set the clock": "date -s @0",
     "see processes of others": "test -d /proc/1",
-    "trace a process": "python -c 'import ctypes; raise SystemExit(ctypes.CDLL(None).ptrace(0, 0, 0, 0) == 0 and 1)'",
+    "trace a process": "python -c 'import ctypes; raise SystemExit(ctypes.CDLL(None).ptrace(0, 0, 0, 0) != 0)'",
 }
 
 
