@@ -102,6 +102,9 @@ class SettingsReloader(Generic[S]):
             settings = self._load()
         except SettingsInvalid as error:
             return ReadSettings(path, digest, None, ReloadPlan(()), tuple(map(format_mistake, error.mistakes)))
+        except OSError as error:  # of a file or folder that the settings name
+            mistake = f"{error.filename or 'a file'} cannot be used: {error.strerror or error}; try again"
+            return ReadSettings(path, digest, None, ReloadPlan(()), (mistake,))
         if read_digest(path) != digest:
             mistake = "the file was changed while it was read; try again"
             return ReadSettings(path, digest, None, ReloadPlan(()), (mistake,))

@@ -6,7 +6,9 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from common import logs
 from common.clock import Clock
+from common.failure_log import FailureLog
 from common.status_details import StatusDetails
 from console.history import History
 from console.upstream import CallFailed, Upstream
@@ -56,9 +58,11 @@ class Live:
         return self._watchers
 
     async def run(self) -> None:
-        """Poll the server and the updater until cancelled: often while a page is watched, else seldom."""
+        """Poll the server and the updater until cancelled, also after a failure: often while a page is watched."""
+        failures = FailureLog("refresh", logs.get_logger(), self._clock)
         while True:
-            await self.refresh()
+            with failures:
+                await self.refresh()
             if self._watchers:
                 await asyncio.sleep(WATCHED_SECONDS)
                 continue

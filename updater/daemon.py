@@ -28,6 +28,7 @@ from common.clock import Clock, SystemClock
 from common.durable import AlreadyRunning, lock_instance
 from common.exit_codes import ExitCode
 from common.exposure import METRICS_STEP, describe_exposure
+from common.failure_log import start_repeating
 from common.metric_catalog import Reading
 from common.metrics import ReadingCollector, create_registry
 from common.metrics_endpoint import MetricsEndpoint
@@ -374,11 +375,10 @@ def _run(settings: UpdaterSettings, folder: Path, log: logs.Logger, conversion: 
             hang_up = RepeatedSignal(signal.SIGHUP)
 
             def reload() -> None:
-                while True:
-                    hang_up.wait()
-                    updater.reload()
+                hang_up.wait()
+                updater.reload()
 
-            threading.Thread(target=reload, name="reload-signal", daemon=True).start()
+            start_repeating("reload-signal", reload, log)
             updater.run()
     except AlreadyRunning:
         log.error("updater_refused", detail="another updater runs on this state_dir")

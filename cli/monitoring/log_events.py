@@ -50,6 +50,11 @@ MEANINGS: Mapping[str, Meaning] = {
     ),
     "alerts_not_delivered": Meaning("{target} did not accept alerts: {reason} {detail}", "see docs/alert-relay.md"),
     "alerts_refused": Meaning("a notification was refused: {detail}", "check Alertmanager's webhook_configs"),
+    "background_task_failed": Meaning(
+        "{task} has failed, and goes on; it failed {failures} times",
+        "free descriptors, memory or disk; else report it with `hotslot doctor --archive FILE`",
+    ),
+    "background_task_recovered": Meaning("{task} works again after {failures} failures"),
     "boot_without_model": Meaning("{model} starts without a model: {detail}", "import one, or wait for the first"),
     "breaker_opened": Meaning("{model}: {detail}", "`hotslot updates breaker reset NAME` tries at once"),
     "call_crashed": Meaning("{rpc} failed with an internal error", "report it with `hotslot doctor --archive FILE`"),

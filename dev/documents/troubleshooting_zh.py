@@ -95,6 +95,10 @@ LOG: Mapping[str, tuple[str, str]] = {
     "alerts_lost": ("放弃投递若干告警", "群机器人拒收该消息"),
     "alerts_not_delivered": ("目标没有接受告警", "见 [alert-relay.md](../alert-relay.md)"),
     "alerts_refused": ("一条通知被拒绝", "检查 Alertmanager 的 webhook_configs"),
+    "background_task_failed": (
+        "一项后台任务失败，仍会继续执行",
+        "释放文件描述符、内存或磁盘；否则用 `hotslot doctor --archive FILE` 收集信息并上报",
+    ),
     "boot_without_model": ("启动时没有模型", "导入一个，或等待首次更新"),
     "breaker_opened": ("熔断器打开", "`hotslot updates breaker reset NAME` 立即重试"),
     "call_crashed": ("一次调用因内部错误失败", "用 `hotslot doctor --archive FILE` 收集信息并上报"),

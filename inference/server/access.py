@@ -105,12 +105,11 @@ class Access:
             raise Unauthenticated("the token is unknown here, or was revoked", reason="TOKEN_UNKNOWN")
         return name
 
-    async def watch(self) -> None:
-        """Look at the files every second, until cancelled; reading them does not hold the loop."""
-        while True:
-            await asyncio.sleep(CHECK_SECONDS)
-            for one in self._watched:
-                await asyncio.to_thread(one.check)
+    async def check_files(self) -> None:
+        """Use the files as they are now, each second; reading them does not hold the loop."""
+        await asyncio.sleep(CHECK_SECONDS)
+        for one in self._watched:
+            await asyncio.to_thread(one.check)
 
     def state(self, now: datetime) -> AccessState:
         """The protection now."""

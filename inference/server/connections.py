@@ -27,6 +27,7 @@ class TcpConnections:
 
     def __init__(self) -> None:
         self.port = 0  # of the server, once it listens
+        self._failure: OSError | None = None  # of the last look
 
     def read_traffic(self, names: Collection[str]) -> Mapping[str, Traffic]:
         """The traffic of connections by gRPC's names of their peers; without those that are not TCP, or are gone."""
@@ -45,7 +46,7 @@ class TcpConnections:
 
     def _connections(self) -> Iterator[tuple[_Address, Traffic, socket.socket]]:
         """Peers, their traffic, and sockets; a socket object is closed when the next one is taken."""
-        for entry in _FOLDER.iterdir():
+        for entry in self._list_descriptors():
             with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
                 if not entry.readlink().name.startswith("socket:"):
                     continue
@@ -53,6 +54,25 @@ class TcpConnections:
                 is_tcp = connection.family in (socket.AF_INET, socket.AF_INET6)
                 if is_tcp and connection.getsockname()[1] == self.port:
                     yield _normalise(*connection.getpeername()[:2]), _read_info(connection), connection
+
+    def _list_descriptors(self) -> list[Path]:
+        """Empty if the folder cannot be read, as without a free descriptor: then nothing is known of connections."""
+        try:
+            found = list(_FOLDER.iterdir())
+        except OSError as error:
+            self._failure = error
+            return []
+        self._failure = None
+        return found
+
+    def check(self) -> None:
+        """Nothing, if the last look worked.
+
+        Raises:
+            OSError: the connections cannot be listed; none was known to the last caller.
+        """
+        if self._failure is not None:
+            raise self._failure
 
 
 def parse_peer(name: str) -> _Address | None:

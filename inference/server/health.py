@@ -68,15 +68,13 @@ class LoopLag:
         self._samples: list[float] = []
         self.tasks = 0
 
-    async def run(self) -> None:
-        """Measure until cancelled."""
-        keep = int(60 / self._interval)
-        while True:
-            before = self._now()
-            await asyncio.sleep(self._interval)
-            self._samples.append(max(0.0, self._now() - before - self._interval))
-            del self._samples[:-keep]
-            self.tasks = len(asyncio.all_tasks())
+    async def measure(self) -> None:
+        """Measure once; takes the interval."""
+        before = self._now()
+        await asyncio.sleep(self._interval)
+        self._samples.append(max(0.0, self._now() - before - self._interval))
+        del self._samples[: -int(60 / self._interval)]
+        self.tasks = len(asyncio.all_tasks())
 
     @property
     def worst_seconds(self) -> float:

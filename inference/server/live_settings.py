@@ -65,11 +65,18 @@ class LiveSettings:
         self.reloader = SettingsReloader(settings, load, log, clock)
         self._parts, self._drain, self._clock, self._log = parts, drain, clock, log
         self._lock = asyncio.Lock()
+        self.reload_requested = asyncio.Event()
 
     @property
     def current(self) -> ServerSettings:
         """The settings in use."""
         return self.reloader.settings
+
+    async def reload_when_requested(self) -> None:
+        """Wait for a request, and take over the file."""
+        await self.reload_requested.wait()
+        self.reload_requested.clear()
+        await self.reload()
 
     async def reload(self, *, check_only: bool = False) -> control_pb2.SettingsReload:
         """Read the file, and take it over whole or not at all; `check_only`: say what would be."""

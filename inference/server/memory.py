@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import os
+import weakref
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ LARGE_MESSAGE_BYTES = 1 << 20  # whose pieces are worth giving back
 CALM_TRIMS = 20  # calls of `trim` without a large message, or without any call, after which the server is at rest
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _PATH = Path("/proc/self/statm")
+_MAX_LINE = 256
 
 
 def choose_kept_bytes(max_held_bytes: int) -> int:
@@ -81,6 +83,7 @@ class MemoryGauge:
         self._freed = 0  # bytes of large messages since it was last looked whether too much is kept
         self._calm_trims = self._idle_trims = 0
         self._held = (0, 0)  # calls and bytes of messages at the last `trim`
+        self._failure: OSError | None = None  # of the last measurement
         self._next_rest = CALM_TRIMS  # of the idle trims
 
     def limit(self, max_held_bytes: int) -> None:
@@ -94,7 +97,7 @@ class MemoryGauge:
 
     def read_growth(self) -> int:
         """Bytes in use beyond the beginning; free memory that the C library keeps does not count."""
-        resident = self._source.read_resident()
+        resident = self._read_resident()
         growth = self._heap - self._first_heap
         # What is freed inside the heap does not change the resident memory.
         if resident != self._resident or growth > KEPT_BYTES // 4:
@@ -151,13 +154,35 @@ class MemoryGauge:
         self._measure()
 
     def _measure(self) -> None:
-        self._resident, self._heap = self._source.read_resident(), self._source.read_used()
+        self._resident, self._heap = self._read_resident(), self._source.read_used()
+
+    def _read_resident(self) -> int:
+        """What was read last, if it cannot be read now."""
+        try:
+            resident = self._source.read_resident()
+        except OSError as error:
+            self._failure = error
+            return self._resident
+        self._failure = None
+        return resident
+
+    def check(self) -> None:
+        """Nothing, if the last measurement worked.
+
+        Raises:
+            OSError: the memory cannot be read; the gauge uses what was read before.
+        """
+        if self._failure is not None:
+            raise self._failure
 
 
 class ProcessHeap:
     """That of this process; without glibc all that is resident is in use."""
 
     def __init__(self) -> None:
+        # Opened once: each tick reads it, also when the process has no descriptor left.
+        self._file = os.open(_PATH, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._file)
         library = ctypes.CDLL(None)
         self._trim: Any = getattr(library, "malloc_trim", None)
         self._info: Any = getattr(library, "mallinfo2", None)
@@ -166,12 +191,12 @@ class ProcessHeap:
 
     def read_resident(self) -> int:
         """See `Heap`."""
-        return read_resident_bytes()
+        return int(os.pread(self._file, _MAX_LINE, 0).split()[1]) * PAGE_BYTES
 
     def read_used(self) -> int:
         """See `Heap`."""
         if self._info is None:
-            return read_resident_bytes()
+            return self.read_resident()
         info = self._info()
         return int(info.uordblks + info.hblkhd)
 
@@ -183,11 +208,6 @@ class ProcessHeap:
         """See `Heap`."""
         if self._trim is not None:
             self._trim(0)
-
-
-def read_resident_bytes() -> int:
-    """Resident memory of this process."""
-    return int(_PATH.read_bytes().split()[1]) * PAGE_BYTES
 
 
 _HEAP_FIELDS = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"

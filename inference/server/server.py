@@ -28,6 +28,7 @@ from inference.server.api.grpc_server import make_server
 from inference.server.api.interceptors import CallInterceptor
 from inference.server.api.predict import PredictApi
 from inference.server.api.tasks import TASK_APIS
+from inference.server.background import BackgroundTasks
 from inference.server.channel_arguments import control_arguments, health_arguments
 from inference.server.connections import TcpConnections
 from inference.server.control import servicer
@@ -41,6 +42,7 @@ from inference.server.model.changes import ModelChanges
 from inference.server.model.models import Models
 from inference.server.readiness import PUBLIC_SERVICES, Readiness
 from inference.server.readings import ServerReader
+from inference.server.runner_client.fork_server import TICK_SECONDS as RUNNER_TICK_SECONDS
 from inference.server.runner_client.start import RunnerStarter
 from inference.server.scheduling.admission import Drain
 from inference.server.scheduling.held_bytes import HeldBytes
@@ -107,7 +109,6 @@ class InferenceServer:
         uses = (self._access, self._callers, self._held, self._memory, self._readiness)
         self._parts = LiveParts(factory, self._changes, *uses)
         self._live = LiveSettings(settings, self._parts, self._drain, clock, log)
-        self._reload_requested = asyncio.Event()
         self._started_at = clock.now()
         self.addresses: Addresses | None = None
         self.has_failed = False  # a listener has ended without a request to stop
@@ -119,7 +120,7 @@ class InferenceServer:
 
     def request_reload(self) -> None:
         """Take over the settings file as it is now."""
-        self._reload_requested.set()
+        self._live.reload_requested.set()
 
     def request_stop(self) -> None:
         """Begin the drain; a second call stops at once."""
@@ -157,11 +158,7 @@ class InferenceServer:
             for sentence in self._access.state(self._clock.now()).warnings:
                 self._log.warning("access_warning", detail=sentence)
             async with asyncio.TaskGroup() as tasks:
-                watchers = (
-                    *(self._tick(), self._watch_memory(), self._lag.run(), self._access.watch()),
-                    *(self._reload_when_requested(), self._early.watch(self._log.info, self._log.warning)),
-                )
-                background = [tasks.create_task(watcher) for watcher in watchers]
+                background = self._make_background().start(tasks)
                 await self._stop_requested.wait()
                 await self._drain_calls()
                 # Ticks continue for the requests in flight.
@@ -199,23 +196,24 @@ class InferenceServer:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._hurry.wait(), REFUSE_SECONDS)
 
-    async def _tick(self) -> None:
-        while True:
-            self._changes.tick()
-            self._readiness.update()
-            await asyncio.sleep(TICK_SECONDS)
+    def _make_background(self) -> BackgroundTasks:
+        """What is repeated until the last call has ended."""
+        self._early.attach(self._log.info, self._log.warning)
+        made = BackgroundTasks(self._log, self._clock)
+        made.add("models", self._changes.tick, TICK_SECONDS)
+        made.add("readiness", self._readiness.update, TICK_SECONDS)
+        made.add("memory", self._tick_memory, lambda: BUSY_TICK_SECONDS if self._held.is_busy else TICK_SECONDS)
+        made.add("loop_lag", self._lag.measure)
+        made.add("access", self._access.check_files)
+        made.add("reload", self._live.reload_when_requested)
+        made.add("runners", self._early.tick, RUNNER_TICK_SECONDS)
+        return made
 
-    async def _reload_when_requested(self) -> None:
-        while True:
-            await self._reload_requested.wait()
-            self._reload_requested.clear()
-            await self._live.reload()
-
-    async def _watch_memory(self) -> None:
-        while True:
-            self._held.tick(self._clock.monotonic())
-            self._memory.trim(self._held.calls, self._held.message_bytes)
-            await asyncio.sleep(BUSY_TICK_SECONDS if self._held.is_busy else TICK_SECONDS)
+    def _tick_memory(self) -> None:
+        self._held.tick(self._clock.monotonic())
+        self._memory.trim(self._held.calls, self._held.message_bytes)
+        self._memory.check()
+        self._connections.check()
 
     @contextlib.asynccontextmanager
     async def _serve_public(self) -> AsyncIterator[tuple[grpc.aio.Server, int]]:

@@ -19,9 +19,12 @@ class SimHeap:
         self.times_given_back = 0
         self.torn = 0  # free bytes beside blocks in use, in pages that cannot be given back
         self.cyclic = 0  # bytes in use by objects that only a collection frees
+        self.is_readable = True
 
     def read_resident(self) -> int:
         """As set."""
+        if not self.is_readable:
+            raise OSError(24, "Too many open files")
         return self.resident
 
     def read_used(self) -> int:
@@ -298,3 +301,46 @@ def test_the_heap_of_the_process_is_collected_and_given_back() -> None:
     """Blocks that are free between others, and blocks that only a cycle of objects refers to."""
     done = subprocess.run([sys.executable, "-c", REAL], capture_output=True, text=True, timeout=50, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_memory_that_cannot_be_read_is_taken_as_it_was() -> None:
+    """The gauge goes on with what it knew, says so when it is asked, and measures again when it can."""
+    heap = SimHeap()
+    gauge = MemoryGauge(64 * MIB, heap)
+    heap.hold(PICTURE)
+    heap.is_readable = False
+    grown = gauge.read_growth()
+    with pytest.raises(OSError, match="Too many open files"):
+        gauge.check()
+    for _ in range(3 * CALM_TRIMS):
+        gauge.trim(0, 0)
+
+    heap.is_readable = True
+    assert (grown, gauge.read_growth()) == (0, PICTURE)
+    gauge.check()
+
+
+def test_the_memory_is_read_without_a_free_descriptor() -> None:
+    """Its file is opened once: a process that has used up its descriptors still knows how much memory it uses."""
+    done = subprocess.run([sys.executable, "-c", WITHOUT_DESCRIPTORS], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True"]
+
+
+WITHOUT_DESCRIPTORS = """
+import contextlib, os, resource
+from inference.server.connections import TcpConnections
+from inference.server.memory import MemoryGauge
+gauge, connections = MemoryGauge(64 << 20), TcpConnections()
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+with contextlib.suppress(OSError):
+    while True:
+        os.dup(0)
+print(gauge.read_growth() >= 0)
+gauge.trim(0, 0)
+gauge.check()
+connections.close_idle([])
+try:
+    connections.check()
+except OSError as error:
+    print("Too many open files" in str(error))
+"""

@@ -224,3 +224,24 @@ async def test_the_capacity_changes_at_once(server: Server) -> None:
 
     found = [world.manager.requests.intake.admission.capacity for world in (server.first, replacement)]
     assert found == [Capacity(max_requests=3, max_bytes=500)] * 2
+
+
+async def test_a_model_whose_check_fails_keeps_no_other_from_its_own(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The requests of the others expire at their deadlines; the log has the failure once."""
+    added = server.make("more")
+    server.apply("shapes", "more", added=(added,))
+    await server.wait()
+
+    def fail() -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(server.first.manager, "tick", fail)
+    added.holds_items = True
+    asked = added.ask(seconds=1.0)
+    await server.wait(3.0)
+
+    assert asked.is_done
+    failed = [fields["task"] for name, fields in server.log.lines if name == "background_task_failed"]
+    assert failed == ["model shapes"]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from common.failure_log import FailureLog, FailureLogger
 from updater.core.ports import JournalUnusable
 from updater.store.outbox import Outbox, QueuedEvent
 from updater.webhooks.metrics import DeliveryObserver
@@ -158,8 +159,9 @@ class DeliveryWorker:
 class DeliveryThreads:
     """One thread for each receiver, between `start` and `stop`."""
 
-    def __init__(self) -> None:
-        """Start no thread yet."""
+    def __init__(self, log: FailureLogger) -> None:
+        """Start no thread yet; a step that fails in an unforeseen way is logged."""
+        self._log = log
         self._threads: list[threading.Thread] = []
         self._stopping = threading.Event()
         self._wakes: list[threading.Event] = []
@@ -187,9 +189,12 @@ class DeliveryThreads:
             thread.join(STOP_SECONDS)
 
     def _run(self, worker: DeliveryWorker, wake: threading.Event) -> None:
+        failures = FailureLog(f"webhook {worker.receiver.name}", self._log)
         while not self._stopping.is_set():
             wake.clear()  # before reading the queue: an event queued meanwhile sets it again
-            pause = worker.step()
+            pause: float | None = JOURNAL_PAUSE_SECONDS
+            with failures:
+                pause = worker.step()
             if pause is None:
                 wake.wait()
             elif pause > 0:

@@ -41,7 +41,7 @@ class DeliveryReporter:
             registry: of its metrics.
             hooks: names of all receivers; their counters start at 0.
         """
-        self._log = log
+        self.log = log
         self._failing: set[str] = set()  # a failure of these has been logged
         if not hooks:
             return
@@ -63,21 +63,21 @@ class DeliveryReporter:
         self._delivered.labels(hook).inc()
         if hook in self._failing:
             self._failing.discard(hook)
-            self._log.info("webhook_recovered", hook=hook)
+            self.log.info("webhook_recovered", hook=hook)
 
     def failed(self, hook: str, reason: str) -> None:
         """Count a failed attempt; log only the first of consecutive ones."""
         self._failed.labels(hook, reason).inc()
         if hook not in self._failing:
             self._failing.add(hook)
-            self._log.warning("webhook_failed", hook=hook, reason=reason)
+            self.log.warning("webhook_failed", hook=hook, reason=reason)
 
     def given_up(self, hook: str, event: str, reason: str) -> None:
         """Count and log an event that will not be sent again."""
         self._lost.labels(hook, "refused").inc()
-        self._log.error("webhook_event_refused", hook=hook, lost=event, reason=reason)
+        self.log.error("webhook_event_refused", hook=hook, lost=event, reason=reason)
 
     def dropped(self, hook: str, count: int) -> None:
         """Count and log dropped events."""
         self._lost.labels(hook, "overflow").inc(count)
-        self._log.error("webhook_events_dropped", hook=hook, count=count)
+        self.log.error("webhook_events_dropped", hook=hook, count=count)

@@ -34,7 +34,7 @@ class Webhooks:
         self._subscriptions = tuple(Subscription(one.shown_name, one.events) for one in sections)
         self._receivers = [Receiver(one.shown_name, one.url, one.timeout_seconds, one.token_file) for one in sections]
         self._reporter = reporter
-        self._threads = DeliveryThreads()
+        self._threads = DeliveryThreads(reporter.log)
         self._post = functools.partial(_post, clock=clock)
 
     def start(self, outbox: Outbox) -> None:

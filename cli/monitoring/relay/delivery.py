@@ -12,6 +12,7 @@ from cli.monitoring.relay.notification import Notification
 from cli.monitoring.relay.queue import NotificationQueue
 from cli.monitoring.relay.settings import TargetSection
 from common.clock import Clock
+from common.failure_log import FailureLog, FailureLogger
 
 FIRST_SECONDS, CAP_SECONDS = 1.0, 30.0
 LIMITED_SECONDS = 60.0  # a robot that got too many messages
@@ -111,7 +112,8 @@ class TargetWorker:
 class DeliveryThreads:
     """A thread for each worker, between `start` and `stop`."""
 
-    def __init__(self, workers: tuple[TargetWorker, ...]) -> None:
+    def __init__(self, workers: tuple[TargetWorker, ...], log: FailureLogger) -> None:
+        self._log = log
         self._stopping = threading.Event()
         self._wakes = {worker.target.name: threading.Event() for worker in workers}
         self._threads = [
@@ -139,9 +141,12 @@ class DeliveryThreads:
 
     def _run(self, worker: TargetWorker) -> None:
         wake = self._wakes[worker.target.name]
+        failures = FailureLog(f"target {worker.target.name}", self._log)
         while not self._stopping.is_set():
             wake.clear()  # before the queue is looked at
-            pause = worker.step()
+            pause: float | None = CAP_SECONDS
+            with failures:
+                pause = worker.step()
             if pause is None:
                 wake.wait()
             elif pause > 0:

@@ -40,7 +40,7 @@ class AlertRelay:
             TargetWorker(target, queues[target.name], send or partial(_send, clock=clock), reporter, clock)
             for target in settings.targets
         )
-        self._threads = DeliveryThreads(workers)
+        self._threads = DeliveryThreads(workers, log)
         accept = {name: partial(self._accept, name, queue) for name, queue in queues.items()}
         read_token = partial(_read_token, settings.token_file)
         handlers = RelayHandlers(accept, reporter.render, read_token, clock, log)

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from common.failure_log import FailureLog
 from common.logs import Logger
 from inference.server.model.commands import SlotCommands
 from inference.server.model.manager import ModelManager
@@ -40,6 +41,7 @@ class ModelChanges:
             log: of the process.
         """
         self._models, self._forget, self._log = models, forget, log
+        self._tick_failures: dict[str, FailureLog] = {}  # by model
         self._replacements: dict[str, ModelManager] = {}
         self._leaving: list[_Leaving] = []
         self.failures: dict[str, str] = {}  # by model: why its last replacement was given up
@@ -87,7 +89,11 @@ class ModelChanges:
     def tick(self) -> None:
         """Check all models, let replacements take over, and end those that have answered everything."""
         for manager in (*self._models.all(), *self._replacements.values(), *(one.manager for one in self._leaving)):
-            manager.tick()
+            name = manager.options.model
+            if name not in self._tick_failures:
+                self._tick_failures[name] = FailureLog(f"model {name}", self._log, manager.options.clock)
+            with self._tick_failures[name]:  # the other models are checked all the same
+                manager.tick()
         for name, replacement in list(self._replacements.items()):
             self._try_to_replace(name, replacement)
         for one in self._leaving:

@@ -1,6 +1,5 @@
 """Starts runner processes. Imports little, so that a runner can be started before the server's own imports."""
 
-import asyncio
 import contextlib
 import errno
 import os
@@ -18,7 +17,7 @@ from common.clock import Clock, SystemClock
 from common.settings import inherit_environment
 from inference.call_record import CallRecord, create_memory
 from inference.server.runner_client.fork_failures import ForkFailures
-from inference.server.runner_client.fork_server import STEADY_SECONDS, TICK_SECONDS, ForkedProcess, ForkServer, Report
+from inference.server.runner_client.fork_server import STEADY_SECONDS, ForkedProcess, ForkServer, Report
 from inference.server.runner_client.liveness import Timeouts
 from inference.server.runner_client.orphans import adopt_orphans, reap_orphans
 
@@ -186,20 +185,17 @@ class RunnerStarter:
                 return row[1]
         return self._start(spec)
 
-    async def watch(self, report: Report, warn: Report) -> None:
-        """Receive the fork server's answers, replace it when it ends or hangs, reap orphans, until cancelled.
+    def attach(self, report: Report, warn: Report) -> None:
+        """Receive the fork server's answers on the running loop; then call `tick` every TICK_SECONDS.
 
         Args:
             report: gets the events of the fork server, with their fields.
             warn: gets its failures.
         """
         self._forks.attach(report, warn)
-        while True:
-            self.tick()
-            await asyncio.sleep(TICK_SECONDS)
 
     def tick(self) -> None:
-        """Replace what has ended or hangs, a few times in a row; reap orphans."""
+        """Replace the fork server and waiting runners that have ended, a few times in a row; reap orphans."""
         self._follow_engines()
         self._forks.tick()
         self._replace_ended()
