@@ -90,6 +90,14 @@ def test_only_a_child_of_the_given_parent_is_killed() -> None:
     kill_child(child.pid, parent=os.getpid())  # already gone: does nothing
 
 
+def test_every_program_is_started_again_whatever_its_exit_code() -> None:
+    """SIGTERM from somebody else than supervisord ends it with 0, which supervisord would take for its wish to end."""
+    config = configparser.RawConfigParser(inline_comment_prefixes=None)
+    config.read(ROOT / "supervisor.conf")
+    programs = [name for name in config if name.startswith(("program:", "eventlistener:"))]
+    assert [config[name].get("autorestart") for name in programs] == ["true"] * 4
+
+
 def test_server_and_updater_stop_together_and_the_watchdog_last() -> None:
     """Supervisord stops groups one after the other, so both are in one group; each gets SIGTERM and time to stop."""
     config = configparser.RawConfigParser(inline_comment_prefixes=None)
