@@ -18,7 +18,8 @@ class Listener:
 
         Args:
             name: of the accepting thread.
-            on_connection: receives each connection, which it must close, and the peer's address; must not block.
+            on_connection: receives each connection, which it must close, and the peer's address; must not block. If
+                it raises RuntimeError, as a thread that cannot be started does, the connection is closed.
         """
         self._on_connection = on_connection
         self._stopping = threading.Event()
@@ -76,7 +77,10 @@ class Listener:
                 # The peer is gone already, or no descriptor is free; the pause keeps this loop from spinning.
                 self._stopping.wait(_RETRY_SECONDS)
                 continue
-            self._on_connection(connection, str(peer[0]) if peer else "unix")
+            try:
+                self._on_connection(connection, str(peer[0]) if peer else "unix")
+            except RuntimeError:  # the system has no thread left; the client may try again
+                connection.close()
 
 
 class ThreadedListener(Listener):
@@ -95,10 +99,14 @@ class ThreadedListener(Listener):
         self._free = threading.BoundedSemaphore(max_connections)
 
     def _begin(self, connection: socket.socket, peer: str) -> None:
-        if self._free.acquire(blocking=False):
-            threading.Thread(target=self._serve, args=(connection, peer), name=self._name, daemon=True).start()
-        else:
+        if not self._free.acquire(blocking=False):
             connection.close()
+            return
+        try:
+            threading.Thread(target=self._serve, args=(connection, peer), name=self._name, daemon=True).start()
+        except RuntimeError:
+            self._free.release()
+            raise
 
     def _serve(self, connection: socket.socket, peer: str) -> None:
         try:

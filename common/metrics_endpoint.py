@@ -107,7 +107,12 @@ class _Handler(MetricsHandler):
 
     def do_GET(self) -> None:  # noqa: N802  http.server's name
         """Serve /metrics alone; prometheus_client serves every path."""
-        if urlsplit(self.path).path == "/metrics":
+        try:
+            path = urlsplit(self.path).path
+        except ValueError:  # a bracket without end, where an address would stand
+            self.send_error(HTTPStatus.BAD_REQUEST)
+            return
+        if path == "/metrics":
             super().do_GET()
         else:
             self.send_error(HTTPStatus.NOT_FOUND, explain="Metrics are at /metrics.")

@@ -104,7 +104,12 @@ class HubServer:
             if not is_full:
                 self._open[thread] = connection
         if not is_full:
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError:  # the system has no thread left; the listener closes the connection
+                with self._lock:
+                    del self._open[thread]
+                raise
             return
         self._log.warning("connection_refused", client=client, limit=self._options.max_connections)
         self._turn_away(connection)

@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import ssl
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -161,3 +162,42 @@ def test_a_stopped_endpoint_does_not_listen(endpoint: MetricsEndpoint) -> None:
     endpoint.stop()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+@pytest.mark.parametrize("target", ["http://[", "http://[::1"])
+def test_a_target_with_an_open_bracket_is_a_bad_request(
+    endpoint: MetricsEndpoint, target: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It gets a status line, and no traceback is printed."""
+    status, _ = send(endpoint, f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    assert " 400 " in status
+    assert capsys.readouterr().err == ""
+
+
+def test_connections_without_a_thread_are_closed_and_the_next_one_is_served(
+    endpoint: MetricsEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many they were: neither the accepting thread nor a place of a connection is lost."""
+    start, left = threading.Thread.start, [2 * MAX_CONNECTIONS]
+
+    def fail_often(thread: threading.Thread) -> None:
+        if left[0]:
+            left[0] -= 1
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", fail_often)
+    closed = [ask(endpoint) for _ in range(2 * MAX_CONNECTIONS)]
+    status, content = send(endpoint, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+
+    assert closed == [b""] * (2 * MAX_CONNECTIONS)
+    assert (status.split()[1], b"hotslot_answers_total 3.0" in content) == ("200", True)
+
+
+def ask(endpoint: MetricsEndpoint) -> bytes:
+    """What comes back of one request; empty if the connection was closed."""
+    with socket.create_connection(("127.0.0.1", endpoint.port), timeout=5) as connection:
+        with contextlib.suppress(OSError):
+            connection.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            return connection.recv(64)
+        return b""

@@ -112,6 +112,28 @@ def test_one_connection_too_many_is_told_to_come_back(tmp_path: Path) -> None:
         eventually(lambda: made.get(f"{API}/revisions").status == 200, 10.0, "the next is served")
 
 
+def test_connections_without_a_thread_are_closed_and_the_next_one_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The accepting thread goes on, and no place of a connection is lost."""
+    start, left = threading.Thread.start, [3]
+
+    def fail_often(thread: threading.Thread) -> None:
+        if left[0] and thread.name == "hub-answer":
+            left[0] -= 1
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with hub(tmp_path, HubServerOptions(max_connections=1)) as made:
+        made.publish("v1.0.0")
+        monkeypatch.setattr(threading.Thread, "start", fail_often)
+        host, _, port = made.url.partition("://")[2].rpartition(":")
+        for _ in range(3):
+            with socket.create_connection((host, int(port)), timeout=10) as closed:
+                assert closed.recv(100) == b""
+        assert made.get(f"{API}/revisions").status == 200
+
+
 def test_a_client_that_has_no_more_to_ask_is_let_go() -> None:
     """Its connection is then available to another client."""
     here, there = socket.socketpair()
