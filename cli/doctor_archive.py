@@ -18,6 +18,7 @@ from typing import Any
 
 from cli.settings import Settings
 from common.durable import read_bounded
+from common.json_load import load_json
 from common.settings import inherit_environment
 
 REPLACED = "(left out)"
@@ -98,8 +99,8 @@ def choose_lines(lines: Iterable[str]) -> str:
     kept: list[str] = []
     for line in lines:
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
+            row = load_json(line)
+        except ValueError:
             continue
         if isinstance(row, dict) and isinstance(row.get("event"), str):
             chosen = {key: value for key, value in row.items() if key in _LOG_FIELDS and _is_plain(value)}

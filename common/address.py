@@ -17,6 +17,8 @@ from urllib.parse import quote
 
 from pydantic import AfterValidator, Field
 
+from common.durable import describe_blocked_path
+
 MAX_HOST_CHARS = 253
 MAX_SOCKET_PATH = 107  # bytes; sun_path has 108, including a NUL
 _UNIX = "unix:"
@@ -34,6 +36,18 @@ class ListenFailed(OSError):
     def __str__(self) -> str:
         """The sentence, without the number of the error."""
         return str(self.strerror)
+
+
+def remove_socket(path: Path) -> None:
+    """Remove the socket that a killed process has left, so that another one can be bound. Hold the process's lock.
+
+    Raises:
+        ListenFailed: something else is in its place.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise ListenFailed(error.errno, describe_blocked_path(path, error, "cannot be listened on")) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Final, Protocol
 
 from common.engine_files import Task
+from common.json_load import load_json
 
 LABELS = ("yes", "no", "maybe")
 SURE = 0.9  # least probability of an answer of which a model is sure; of each part, where an answer has parts
@@ -165,7 +166,7 @@ class AddressAnswers:
 
     def to_json(self, answer: str) -> object:
         """See `TaskAnswers`."""
-        return json.loads(answer)
+        return load_json(answer)
 
     def list_labels(self, answer: str) -> tuple[str, ...]:
         """See `TaskAnswers`."""
@@ -205,7 +206,7 @@ def format_parts(parts: Iterable[AddressPart]) -> str:
 def _read_parts(answer: str) -> tuple[AddressPart, ...]:
     """The parts of an answer; none of an answer that failed."""
     try:
-        return tuple(AddressPart(kind, text, start) for kind, text, start in json.loads(answer))
+        return tuple(AddressPart(kind, text, start) for kind, text, start in load_json(answer))
     except (ValueError, TypeError):
         return ()
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from common.durable import hold_lock, open_regular, read_bounded, write_atomic
+from common.json_load import load_json
 from common.schema import describe_schema
 
 MANIFEST_NAME, BUNDLE_SCHEMA = "bundle.json", 1
@@ -294,7 +295,7 @@ def _rows_to_change(state: Path, *, replace_broken: bool) -> tuple[dict[str, Com
 
 def _read_json(path: Path, newest: int) -> dict[str, Any]:
     try:
-        row = json.loads(read_bounded(path, MAX_MANIFEST_BYTES))
+        row = load_json(read_bounded(path, MAX_MANIFEST_BYTES))
     except (OSError, ValueError) as error:
         raise BundleBroken(f"{path.name} cannot be read: {type(error).__name__}") from error
     if not isinstance(row, dict):

@@ -59,6 +59,13 @@ def describe_odd_entry(path: Path) -> str:
     return "" if stat.S_ISREG(mode) else "is no regular file"
 
 
+def describe_blocked_path(path: Path, error: OSError, fault: str) -> str:
+    """A sentence about a path at which this process makes a file of its own, and cannot."""
+    odd = describe_odd_entry(path)
+    reason = f"it {odd}; remove it" if odd else (error.strerror or str(error)).lower()
+    return f"{path} {fault}: {reason}"
+
+
 def open_within(folder: Path, name: str) -> BinaryIO:
     """Open a regular file with one hard link below a folder, without following links and without waiting.
 
@@ -116,6 +123,10 @@ _LOCK_PAUSE_SECONDS = 0.002  # between two attempts to take a lock
 
 class AlreadyRunning(RuntimeError):
     """Another process holds the lock."""
+
+
+class LockUnusable(OSError):
+    """A lock file cannot be opened; the message is one sentence with its path and what to do."""
 
 
 class LockTimeout(TimeoutError):
@@ -223,8 +234,12 @@ def lock_instance(path: Path) -> Iterator[None]:
 
     Raises:
         AlreadyRunning: another process holds it.
+        LockUnusable: it cannot be opened.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise LockUnusable(describe_blocked_path(path, error, "cannot be locked")) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.durable import read_bounded, write_atomic
+from common.json_load import load_json
 
 EXPLANATION_NAME = "explanation.json"
 MAX_EXPLANATION_BYTES = 4 << 20
@@ -57,6 +58,6 @@ def read_explanation(folder: Path) -> Explanation:
         OSError: there is none.
         ValueError, KeyError, TypeError: it is malformed.
     """
-    row: Mapping[str, Any] = json.loads(read_bounded(folder / EXPLANATION_NAME, MAX_EXPLANATION_BYTES))
+    row: Mapping[str, Any] = load_json(read_bounded(folder / EXPLANATION_NAME, MAX_EXPLANATION_BYTES))
     parts = tuple(ExplainedPart(**{**part, "use": Use(part["use"])}) for part in row["parts"])
     return Explanation(str(row["engine"]), parts, tuple(row["notes"]), tuple(row["refusals"]), bool(row["is_complete"]))

@@ -1,8 +1,9 @@
 """Recognises content that is in a file by mistake, so that a message can name it instead of "not JSON"."""
 
 import html
-import json
 import re
+
+from common.json_load import load_json
 
 HEAD_BYTES = 512  # that `identify_mistake` needs
 _LFS = b"version https://git-lfs.github.com/spec/"
@@ -46,8 +47,8 @@ _ERROR_KEYS = frozenset({*_SAID, "code", "data", "requestid", "request_id", "sta
 def _is_error(whole: bytes) -> bool:
     """Whether a file is a JSON object with nothing but what a hub says of an error."""
     try:
-        row = json.loads(whole)
-    except (ValueError, RecursionError):
+        row = load_json(whole)
+    except ValueError:
         return False
     words = {str(key).lower(): value for key, value in row.items()}
     said = (words.get(key) for key in _SAID)

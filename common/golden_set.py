@@ -23,6 +23,7 @@ from pathlib import Path
 from common.answers import TASK_ANSWERS, TaskAnswers
 from common.durable import hold_lock, write_atomic
 from common.engine_files import Task
+from common.json_load import load_json
 
 MAX_LINE_CHARS = 1 << 20
 MAX_ITEMS = 10_000
@@ -129,8 +130,8 @@ def _object(line: str, number: int) -> dict[str, object]:
     if len(line) > MAX_LINE_CHARS:
         raise GoldenBroken("UNREADABLE", f"line {number} has more than {MAX_LINE_CHARS} characters")
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        row = load_json(line)
+    except ValueError as error:
         raise GoldenBroken("UNREADABLE", f"line {number} is not JSON") from error
     if not isinstance(row, dict):
         raise GoldenBroken("UNREADABLE", f"line {number} is not a JSON object")

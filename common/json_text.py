@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 from common.file_kinds import HEAD_BYTES, identify_mistake
+from common.json_load import NestedTooDeeply, load_json
 
 _MAX_SHOWN = 80  # characters of a message
 _MAX_CONTEXT = 24  # characters of the text before and after the mistake
@@ -29,7 +30,7 @@ def parse_object(raw: bytes, name: str) -> dict[str, Any]:
         raise JsonBroken(f"{name} {mistake}")
     try:
         text = raw.decode("utf-8-sig")
-        row = json.loads(text)
+        row = load_json(text)
     except UnicodeDecodeError as error:
         if raw[:1] == b"\x80" and raw[1:2] <= b"\x05":
             raise JsonBroken(f"{name} is a pickle, supported: JSON") from error
@@ -40,7 +41,7 @@ def parse_object(raw: bytes, name: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         advice = _identify_form(error) or _advise(error)
         raise JsonBroken(f"{name} is not JSON: {_describe(error)}{advice}") from error
-    except RecursionError as error:
+    except NestedTooDeeply as error:
         raise JsonBroken(f"{name} is not JSON of a configuration: its brackets are nested too deeply") from error
     except ValueError as error:  # a number of thousands of digits
         raise JsonBroken(f"{name} is not JSON: {str(error)[:_MAX_SHOWN]}") from error
@@ -70,7 +71,7 @@ def find_duplicate_keys(raw: bytes, name: str) -> tuple[str, ...]:
                 found.append(f"{name}: {key[:_MAX_SHOWN]} is there {times}, {what}; the last one counts")
         return {}
 
-    json.loads(raw.decode("utf-8-sig"), object_pairs_hook=note)
+    load_json(raw.decode("utf-8-sig"), pairs_hook=note)
     return tuple(found[:_MAX_DUPLICATES])
 
 

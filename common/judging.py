@@ -1,6 +1,5 @@
 """Judges a sealed bundle by a golden set, without a server: a child process answers the set on the CPU."""
 
-import json
 import os
 import sys
 import tempfile
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from common.durable import read_bounded
 from common.golden_set import GoldenItem, GoldenSet
+from common.json_load import load_json
 from common.sealing import ConvertLimits, run_child
 from common.source import ConversionRefused
 
@@ -48,7 +48,7 @@ def run_judge(bundle: Path, golden: Path, timeout_seconds: float) -> Answers:
         limits = ConvertLimits(timeout_seconds=timeout_seconds)
         run_child([*command, "--parent", str(os.getpid())], limits, lambda _percent: None)
         try:
-            row: dict[str, list[str]] = json.loads(read_bounded(Path(name) / ANSWERS_NAME, MAX_ANSWERS_BYTES))
+            row: dict[str, list[str]] = load_json(read_bounded(Path(name) / ANSWERS_NAME, MAX_ANSWERS_BYTES))
         except (OSError, ValueError) as error:
             raise ConversionRefused("NOT_JUDGED", "the golden set was not answered") from error
     return row

@@ -11,7 +11,6 @@ A conversion never costs the serving model its memory: the child refuses to begi
 """
 
 import contextlib
-import json
 import os
 import select
 import shutil
@@ -30,6 +29,7 @@ from common.clock import Clock, SystemClock
 from common.durable import sync_folder
 from common.exit_codes import ExitCode
 from common.explanation import Explanation, read_explanation
+from common.json_load import load_json
 from common.settings import inherit_environment
 from common.source import ConversionRefused, Source, find_source
 
@@ -242,7 +242,7 @@ def _check_exit_code(exit_code: int, stderr: bytes) -> None:
     row: object = None
     if exit_code == ExitCode.CONVERSION_REFUSED:
         with contextlib.suppress(ValueError, IndexError):
-            row = json.loads(stderr.decode("utf-8").splitlines()[-1])
+            row = load_json(stderr.decode("utf-8").splitlines()[-1])
     if not isinstance(row, dict):
         raise ConversionRefused("CONVERT_FAILED", f"the conversion ended with exit code {exit_code}")
     needed, free = (row.get(name) for name in ("needed_bytes", "free_bytes"))

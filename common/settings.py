@@ -5,7 +5,6 @@ One file holds the settings of every process; the environment overrides it (`HOT
 and all mistakes are reported together, each with its key.
 """
 
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -24,6 +23,7 @@ from pydantic_settings import (
 )
 
 from common.engine_files import Task
+from common.json_load import load_json
 from common.tls import TlsFiles
 from common.toml_text import TomlBroken, read_toml, shorten
 
@@ -321,7 +321,7 @@ def _find_bad_variables(error: SettingsError) -> Mistake:
 
 def _is_json(value: str) -> bool:
     try:
-        json.loads(value)
-    except (ValueError, RecursionError):
+        load_json(value)
+    except ValueError:
         return False
     return True

@@ -25,6 +25,7 @@ from common.engine_files import (
     list_declared_files,
     list_shards,
 )
+from common.json_load import load_json
 from common.json_text import parse_object
 from common.missing_files import describe_missing, describe_odd_files
 
@@ -156,8 +157,8 @@ def read_listing_file(path: Path) -> tuple[BundleFile, ...]:
 
 def _parse_listing(read: Callable[[], bytes]) -> tuple[BundleFile, ...]:
     try:
-        row = json.loads(read())
-    except (ValueError, RecursionError) as error:
+        row = load_json(read())
+    except ValueError as error:
         raise ManifestBroken(f"{MANIFEST_NAME} is not JSON of at most {MAX_MANIFEST_BYTES} bytes") from error
     version = row.get("schema_version") if isinstance(row, dict) else None
     if version != LISTING_SCHEMA or not isinstance(row.get("files"), list):

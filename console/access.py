@@ -19,6 +19,7 @@ from starlette.responses import PlainTextResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from common.clock import Clock
+from common.json_load import load_json
 
 COOKIE = "hotslot_console"
 CSRF_FIELD = "csrf"
@@ -63,7 +64,7 @@ class SessionSigner:
         body, _, signature = value[:_MAX_COOKIE_CHARS].partition(".")
         if not hmac.compare_digest(self._sign("session", body.encode()).encode(), signature.encode()):
             return None
-        nonce, operator, ends_at = json.loads(base64.urlsafe_b64decode(body))
+        nonce, operator, ends_at = load_json(base64.urlsafe_b64decode(body))
         return Session(nonce, operator, ends_at) if now < ends_at else None
 
     def csrf(self, session: Session) -> str:

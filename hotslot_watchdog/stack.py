@@ -21,7 +21,7 @@ import threading
 from pathlib import Path
 
 from common.clock import SystemClock
-from common.durable import AlreadyRunning, lock_instance, read_bounded, write_atomic
+from common.durable import AlreadyRunning, LockUnusable, lock_instance, read_bounded, write_atomic
 from common.exit_codes import ExitCode, to_shell_code
 from common.paths import STACK_LOCK, SUPERVISOR_SOCKET, make_run_folder, socket_path
 from common.settings import SettingsInvalid, format_mistake, load_settings, use_settings_file
@@ -76,6 +76,8 @@ def run_stack(settings: StackSettings, config: Path) -> int:
             written = take_exit_code(folder)
     except AlreadyRunning:
         return _fail("another hotslot runs on this state_dir; stop it, or set another state_dir", ExitCode.BUSY)
+    except LockUnusable as error:
+        return _fail(str(error), ExitCode.BUSY)
     if written is not None:
         return written
     if code < 0:

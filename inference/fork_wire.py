@@ -7,6 +7,8 @@ import socket
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from common.json_load import load_json
+
 MAX_BYTES = 1 << 16  # of a packet
 DESCRIPTORS = 3  # of a request: data socket, control socket, call record
 
@@ -50,7 +52,7 @@ def receive_request(connection: socket.socket) -> tuple[ForkRequest, list[int]] 
         return None
     for descriptor in descriptors:
         os.set_inheritable(descriptor, False)
-    fields = json.loads(payload)
+    fields = load_json(payload)
     return ForkRequest(fields["number"], tuple(fields["arguments"])), descriptors
 
 
@@ -75,6 +77,6 @@ def receive_answer(connection: socket.socket) -> ForkAnswer | None:
     if not payload:
         return None
     try:
-        return ForkAnswer(**json.loads(payload))
+        return ForkAnswer(**load_json(payload))
     except TypeError as error:
         raise ValueError(str(error)) from error

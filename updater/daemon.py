@@ -23,7 +23,7 @@ from pathlib import Path
 import grpc
 
 from common import logs
-from common.address import parse_address, unix_target
+from common.address import parse_address, remove_socket, unix_target
 from common.clock import Clock, SystemClock
 from common.durable import AlreadyRunning, lock_instance
 from common.exit_codes import ExitCode
@@ -282,7 +282,7 @@ class Updater:
         server = grpc.server(ThreadPoolExecutor(_WORKERS, "operator"), options=options)
         server.add_generic_rpc_handlers((api.handlers(), UpdaterHealth(self._loop_states).handlers()))
         path = self._run_folder / UPDATES_SOCKET
-        path.unlink(missing_ok=True)  # left by a killed updater: we hold the instance lock
+        remove_socket(path)
         mask = os.umask(0o177)
         try:
             server.add_insecure_port(unix_target(path))

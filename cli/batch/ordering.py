@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, TypeVar
 
+from common.json_load import load_json
+
 Key = int | str  # number of a row, or path of a picture; all keys of an input are of one type
 T = TypeVar("T")
 
@@ -50,7 +52,7 @@ def _spill(chunk: list[Key]) -> Iterator[Key]:
     def read() -> Iterator[Key]:
         with file:
             for line in file:
-                key: Key = json.loads(line)
+                key: Key = load_json(line)
                 yield key
 
     return read()

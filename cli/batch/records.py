@@ -3,12 +3,12 @@
 import csv
 import importlib
 import itertools
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol
 
 from cli.problems import CommandFailed, WronglyUsed
+from common.json_load import load_json
 
 MAX_LINE_BYTES = 1 << 20
 _PARQUET_ROWS = 64  # read at once
@@ -96,10 +96,10 @@ def _parse_record(line: bytes | None) -> Mapping[str, Any] | str:
     if line is None:
         return f"the line is longer than {MAX_LINE_BYTES >> 20} MiB"
     try:
-        row = json.loads(line)
+        row = load_json(line)
     except UnicodeDecodeError:
         return "the line is not UTF-8"
-    except (ValueError, RecursionError):
+    except ValueError:
         return "the line is not JSON"
     return row if isinstance(row, dict) else "the line is not a JSON object"
 

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, Self
 from cli.batch.ordering import Key
 from cli.problems import CommandFailed, WronglyUsed
 from common.durable import sync_folder
+from common.json_load import load_json
 
 TERMS_SUFFIX = ".batch"
 MAX_LINE_BYTES = 64 << 20  # 32 statements or an address, as often as JSON escapes can lengthen them, and far more
@@ -187,10 +188,10 @@ def remove_torn_line(descriptor: int) -> int:
 def _parse_line(line: bytes) -> dict[str, Any] | None:
     """The result of a line; None if it is none."""
     try:
-        row: Any = json.loads(line)
+        row: Any = load_json(line)
         Counts().add(row)
         is_key = isinstance(row["row"], int | str)
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         return None
     return row if is_key else None
 
@@ -231,7 +232,7 @@ def _read_terms(file: BinaryIO, results: Path, *, has_results: bool) -> Terms | 
     """The terms of the batch that began the results; None if there were none, or nothing came of them."""
     raw = file.read(_MAX_TERMS_BYTES)
     try:
-        terms: Terms | None = json.loads(raw) if raw.endswith(b"\n") and has_results else None
+        terms: Terms | None = load_json(raw) if raw.endswith(b"\n") and has_results else None
     except ValueError:
         raise WronglyUsed(f"{results}{TERMS_SUFFIX} is damaged; name another --out") from None
     return terms

@@ -1,10 +1,11 @@
 """Reads hotslot's log lines, and knows what single events mean and what to do about them."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+
+from common.json_load import load_json
 
 CALLERS = ("EntailmentService", "AddressTaggingService")  # services whose calls are callers'
 
@@ -146,8 +147,8 @@ def _parse(line: str) -> LogEvent | None:
     if begin < 0:
         return None
     try:
-        row = json.loads(line[begin:])
+        row = load_json(line[begin:])
         at = datetime.fromisoformat(row.pop("at"))
         return LogEvent(at, str(row.pop("process", "")), str(row.pop("level", "")), str(row.pop("event")), row)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None

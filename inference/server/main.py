@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from common.durable import AlreadyRunning, lock_instance
+from common.durable import AlreadyRunning, LockUnusable, lock_instance
 from common.exit_codes import ExitCode
 from common.paths import CONTROL_SOCKET, SERVER_LOCK, make_run_folder, socket_path
 from common.settings import SettingsInvalid, format_mistake, load_settings, use_settings_file
@@ -45,6 +45,8 @@ def main() -> int:
             return serve(settings, early)
     except AlreadyRunning:
         return _refuse(settings, "another server uses this state_dir")
+    except LockUnusable as error:
+        return _refuse(settings, str(error))
 
 
 def _refuse(settings: ServerSettings, detail: str) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 import grpc
 
 from common import logs
-from common.address import ListenFailed, add_port, parse_address, unix_target
+from common.address import ListenFailed, add_port, parse_address, remove_socket, unix_target
 from common.clock import Clock, SystemClock
 from common.durable import write_atomic
 from common.exit_codes import ExitCode
@@ -292,7 +292,7 @@ class InferenceServer:
     async def _serve_control(self) -> AsyncIterator[str]:
         """The server on the control socket, and its address."""
         path = socket_path(self._settings.state_dir, CONTROL_SOCKET)
-        path.unlink(missing_ok=True)  # left by a killed server; this process holds the lock
+        remove_socket(path)
         limits = compose.predict_rules(self._settings).inputs
         api = servicer.ControlApi(self.models, limits, self._clock, self._started_at, self._live.reload)
         self._parts.control_api = api

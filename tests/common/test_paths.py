@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from common.address import MAX_SOCKET_PATH
-from common.paths import CONTROL_SOCKET, SUPERVISOR_SOCKET, make_run_folder, run_folder, socket_path
+from common.address import MAX_SOCKET_PATH, ListenFailed, remove_socket
+from common.durable import LockUnusable, lock_instance
+from common.paths import CONTROL_SOCKET, SERVER_LOCK, SUPERVISOR_SOCKET, make_run_folder, run_folder, socket_path
 from common.settings import SettingsInvalid
 
 
@@ -52,3 +53,32 @@ def test_a_state_folder_of_another_user_is_told_in_one_sentence(tmp_path: Path) 
     finally:
         os.seteuid(me)
     assert ("belongs to user 0, this process runs as 65534" in str(error.value)) is (me == 0)
+
+
+def make_folder(path: Path) -> None:
+    """With something in it."""
+    path.mkdir()
+    (path / "x").touch()
+
+
+def test_a_folder_in_place_of_a_socket_is_named(tmp_path: Path) -> None:
+    """What a killed process has left is removed; anything else is for a person to remove."""
+    path = tmp_path / CONTROL_SOCKET
+    with closing(socket.socket(socket.AF_UNIX)) as listener:
+        listener.bind(str(path))
+    remove_socket(path)
+    remove_socket(path)
+    assert not path.exists()
+    make_folder(path)
+    with pytest.raises(ListenFailed) as failed:
+        remove_socket(path)
+    assert str(failed.value) == f"{path} cannot be listened on: it is a folder, not a file; remove it"
+
+
+def test_a_folder_in_place_of_a_lock_is_named(tmp_path: Path) -> None:
+    """The process ends with this sentence."""
+    path = tmp_path / SERVER_LOCK
+    make_folder(path)
+    with pytest.raises(LockUnusable) as failed, lock_instance(path):
+        pass
+    assert str(failed.value) == f"{path} cannot be locked: it is a folder, not a file; remove it"

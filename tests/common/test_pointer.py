@@ -9,6 +9,7 @@ import pytest
 
 from cli.bundles import import_bundle
 from common.bundle import (
+    MANIFEST_NAME,
     POINTER_NAME,
     Bundle,
     BundleBroken,
@@ -17,6 +18,7 @@ from common.bundle import (
     Provenance,
     bundle_folder,
     lock_pointer,
+    read_bundle,
     read_committed,
     update_pointer,
 )
@@ -169,3 +171,12 @@ def test_a_bundle_that_was_deleted_is_not_committed(tmp_path: Path) -> None:
     with pytest.raises(BundleBroken, match="deleted to free space"):
         import_bundle(tmp_path, tmp_path, "a", "r1", "float32", convert)
     assert read_committed(tmp_path) == {}
+
+
+@pytest.mark.parametrize("name", [POINTER_NAME, MANIFEST_NAME])
+@pytest.mark.parametrize("content", [b"[" * 200_000, b'{"models":' * 900 + b"1" + b"}" * 900])
+def test_a_file_with_deep_brackets_is_broken(tmp_path: Path, name: str, content: bytes) -> None:
+    """As any other damaged one."""
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BundleBroken, match=f"{name} cannot be read"):
+        read_committed(tmp_path) if name == POINTER_NAME else read_bundle(tmp_path)

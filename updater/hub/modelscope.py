@@ -14,7 +14,6 @@ Which parts of the hub's own client library are used: docs/explanation/decisions
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -27,6 +26,7 @@ from modelscope_hub.constants import DEFAULT_ENDPOINT, LEGACY_API_PREFIX, REPO_F
 from common.bundle import BundleFile, HubKind, HubLocation
 from common.clock import Clock
 from common.engine_files import MAX_CONFIG_BYTES
+from common.json_load import load_json
 from common.source import MAX_FILE_BYTES, is_revision_name
 from updater.core.effects import FailureKind
 from updater.core.facts import Release
@@ -342,8 +342,8 @@ def _parse_file(row: object) -> BundleFile | None:
 def _parse_json(body: bytes) -> object:
     """The parsed body; None if it is not JSON."""
     try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
+        return load_json(body)
+    except ValueError:
         return None
 
 

@@ -1,6 +1,5 @@
 """The golden sets, as operators see and extend them by UpdatesService. Called in threads of the gRPC server."""
 
-import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -12,6 +11,7 @@ from common.durable import LockTimeout
 from common.engine_files import Task
 from common.errors import Conflict, InputRefused, NotFound, NotReady
 from common.golden_set import GoldenBroken, GoldenFolder, GoldenItem, ItemExists, add_item
+from common.json_load import load_json
 from common.logs import Logger
 from hotslot.updates.v1 import updates_pb2 as pb
 from updater.golden_files import GoldenFiles
@@ -151,7 +151,7 @@ def _from_message(message: pb.GoldenItem, task: Task) -> GoldenItem:
     if message.expected and len(message.expected) != len(texts):
         raise ValueError(f"expected has {len(message.expected)} answers to {len(texts)} questions")
     expected = tuple(
-        rules.parse(text, answer if rules.has_picture else json.loads(answer))
+        rules.parse(text, answer if rules.has_picture else load_json(answer))
         for text, answer in zip(texts, message.expected, strict=False)
     )
     if rules.has_picture:

@@ -4,13 +4,13 @@ The server writes them (`inference/server/model/samples`, which also deletes the
 folder for each comparison, named by its time and the update's id, in the state folder's samples/MODEL/.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from common.durable import read_bounded
 from common.errors import NotFound
+from common.json_load import load_json
 from common.paths import SAMPLES_FOLDER
 from hotslot.updates.v1 import updates_pb2 as pb
 
@@ -24,7 +24,7 @@ def list_kept(state: Path, model: str, update_id: str) -> Iterator[pb.KeptReques
     """The first kept requests of an update, in the order in which they were answered; malformed files are left out."""
     for path in _list_rows(state, model, update_id)[:MAX_SHOWN]:
         try:
-            row = json.loads(read_bounded(path, MAX_ROW_BYTES))
+            row = load_json(read_bounded(path, MAX_ROW_BYTES))
             yield _to_message(row, path)
         except (OSError, ValueError, TypeError, KeyError):
             continue

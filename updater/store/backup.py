@@ -25,6 +25,7 @@ from common.bundle import (
     read_committed,
 )
 from common.durable import read_bounded, read_within, sync_folder, write_atomic
+from common.json_load import load_json
 from common.schema import describe_schema
 from updater.core.ports import JournalUnusable
 from updater.core.record import ModelRecord
@@ -94,12 +95,12 @@ def check_backup(backup: Path) -> None:
         OSError: a file cannot be read.
     """
     try:
-        row = json.loads(read_within(backup, MANIFEST, _MAX_MANIFEST_BYTES))
+        row = load_json(read_within(backup, MANIFEST, _MAX_MANIFEST_BYTES))
         rows = {str(file["name"]): str(file["sha256"]) for file in row["files"]}
         version = row["schema_version"]
     except FileNotFoundError as error:
         raise BackupBroken(f"{backup} has no {MANIFEST}: it is no backup, or an incomplete one") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise BackupBroken(f"{MANIFEST} is damaged: {error}") from error
     if version != BACKUP_SCHEMA:
         raise BackupBroken(describe_schema(MANIFEST, version, BACKUP_SCHEMA))

@@ -1,7 +1,6 @@
 """Content checks of single files: allow-listed formats (9, 10) and configuration keys (11)."""
 
 import codecs
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -10,6 +9,7 @@ from typing import BinaryIO
 from common.engine_files import CONFIGURATION, SECTIONS
 from common.file_kinds import HEAD_BYTES as MISTAKE_BYTES
 from common.file_kinds import identify_mistake
+from common.json_load import load_json
 
 MAX_DEPTH = 32
 # Written by training; never read here, and full of paths of the training machine.
@@ -141,8 +141,8 @@ def _find_safetensors_problem(name: str, size: int, file: BinaryIO) -> str:
     if size < _LENGTH_BYTES or not 2 <= length <= min(MAX_HEADER_BYTES, size - _LENGTH_BYTES):  # noqa: PLR2004  "{}"
         return f"{name} is not a safetensors file: it does not start with the length of a header"
     try:
-        header = json.loads(file.read(length))
-    except (ValueError, RecursionError):
+        header = load_json(file.read(length))
+    except ValueError:
         header = None
     return "" if isinstance(header, dict) else f"{name} is not a safetensors file: its header is not a JSON object"
 

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from common.json_load import load_json
 from updater.core.record import Event, Evidence, ModelRecord, Outcome, Stage, Update
 from updater.core.rules import Rules
 from updater.core.witness import JournalIdentity, Witness, protect
@@ -317,8 +318,8 @@ def _line(row: Mapping[str, Any]) -> str:
 
 def _object(text: object) -> dict[str, Any]:
     try:
-        row = json.loads(str(text))
-    except (ValueError, RecursionError) as error:
+        row = load_json(str(text))
+    except ValueError as error:
         raise RecordUnreadable("a row is no JSON") from error
     if not isinstance(row, dict):
         raise RecordUnreadable("a row is no object")

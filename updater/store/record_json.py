@@ -7,6 +7,7 @@ its default. A field with the metadata `omit_default` is written only if it is s
 record.
 """
 
+import math
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass, replace
@@ -57,6 +58,10 @@ _RENAMED_EVENTS: Mapping[str, str] = {
     "updates_held": "updates_paused",
     "wish_refused": "command_refused",
 }
+# Times that are waited for or were spent: a wait that never ends, or a negative one, would control updates.
+_TIMES = frozenset(
+    {"calm_seconds", "left_seconds", "retry_in_seconds", "seconds_to_poll", "stage_seconds", "warm_seconds_left"}
+)
 _PLAIN = frozenset({str, bool, int, float})  # exactly these types: a StrEnum is an instance of str too
 T = TypeVar("T")
 
@@ -181,10 +186,22 @@ def _read_plain(kind: Any, value: object, where: str) -> Any:  # noqa: ANN401  a
     except ValueError as error:
         raise RecordUnreadable(f"{where} is {str(value)[:40]!r}") from error
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        return _read_float(value, where)
     if type(value) is not kind:
         raise RecordUnreadable(f"{where} is no {kind.__name__}")
     return value
+
+
+def _read_float(value: float, where: str) -> float:
+    """A number; Infinity only where it is no time, as in the evidence of a change, and NaN nowhere."""
+    try:
+        found = float(value)
+    except OverflowError as error:  # an integer of hundreds of digits
+        raise RecordUnreadable(f"{where} is too large a number") from error
+    is_time = where.rpartition(".")[2] in _TIMES
+    if math.isnan(found) or (is_time and not 0.0 <= found < math.inf):
+        raise RecordUnreadable(f"{where} is {found}")
+    return found
 
 
 def _read_fields(kind: Any, value: object, where: str) -> Any:  # noqa: ANN401  any part of a record

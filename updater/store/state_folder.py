@@ -31,6 +31,7 @@ from common.bundle import (
     read_bundle,
 )
 from common.durable import read_bounded
+from common.json_load import load_json
 from common.paths import KERNELS_FOLDER, UPDATES_SOCKET, socket_path
 from common.settings import Mistake, SettingsInvalid
 from updater.core.checks import CHECKS, HASHES, STATE_FOLDER, WEIGHTS
@@ -110,14 +111,14 @@ def encode_fetch_record(record: FetchRecord) -> bytes:
 def read_fetch_record(path: Path) -> FetchRecord | None:
     """Read origin.json; None if it is missing or damaged, since no decision depends on it."""
     try:
-        row = json.loads(read_bounded(path, _MAX_FETCH_RECORD_BYTES))
+        row = load_json(read_bounded(path, _MAX_FETCH_RECORD_BYTES))
         return FetchRecord(
             parse_hub_location(row["place"]),
             str(row["revision"]),
             datetime.fromisoformat(row["fetched_at"]),
             tuple(map(str, row.get("computed", ()))),
         )
-    except (OSError, KeyError, TypeError, ValueError, RecursionError):
+    except (OSError, KeyError, TypeError, ValueError):
         return None
 
 

@@ -3,7 +3,6 @@
 Before these checks only configuration.json has been parsed. Check 14 (weights) runs during conversion.
 """
 
-import json
 import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 from common.bundle import Bundle, BundleFile, Interface, compute_source_digest
 from common.durable import NotRegular, open_within, read_bounded
 from common.engine_files import CONFIGURATION, MAX_CONFIG_BYTES, EngineFiles
+from common.json_load import load_json
 from common.source import MAX_FILE_BYTES, ManifestBroken, check_files
 from updater.core import checks
 from updater.core.checks import COMPATIBLE, Check, CheckFailed, make_check_failure, make_failure_by_reason
@@ -98,7 +98,7 @@ def _check_merges(candidate: Path, serving: Path) -> None:
 
 def _read_numbers(path: Path) -> dict[str, int]:
     """Words with their numbers, as JSON."""
-    row = json.loads(read_bounded(path, MAX_WORDS_BYTES))
+    row = load_json(read_bounded(path, MAX_WORDS_BYTES))
     if not isinstance(row, dict):
         raise ValueError(f"{path.name} is not a JSON object")
     return row

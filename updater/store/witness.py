@@ -20,6 +20,7 @@ from typing import Any
 
 from common.bundle import BundleBroken, Origin, read_committed
 from common.durable import read_bounded, write_atomic
+from common.json_load import load_json
 from updater.core.record import ModelRecord
 from updater.core.witness import USABLE, Comparison, JournalIdentity, Witness, compare, make_witness
 from updater.store.database import JournalLost, JournalNotWritten
@@ -54,13 +55,13 @@ def read_witness(path: Path) -> Witness | None:
         OSError: it cannot be read.
     """
     try:
-        row = json.loads(read_bounded(path, MAX_WITNESS_BYTES))
+        row = load_json(read_bounded(path, MAX_WITNESS_BYTES))
         if row.pop(_CHECKSUM) != _checksum(row):
             raise WitnessBroken(f"{path.name} does not have its checksum")
         return read(Witness, row)
     except FileNotFoundError:
         return None
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError, RecordUnreadable) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecordUnreadable) as error:
         raise WitnessBroken(f"{path.name} is damaged: {error}") from error
 
 
@@ -103,7 +104,9 @@ class WitnessFile:
             elif not is_restored:
                 self._check_never_written()
         except OSError as error:
-            raise JournalNotWritten(f"the journal cannot be examined: {(error.strerror or '').lower()}") from error
+            raise JournalNotWritten(
+                f"the journal cannot be examined: {(error.strerror or str(error)).lower()}"
+            ) from error
 
     def open(self, identity: JournalIdentity, records: Callable[[], Iterable[ModelRecord]]) -> None:
         """Compare the opened journal with the witness, and bring that up to it (rule 3).

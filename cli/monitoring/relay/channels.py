@@ -16,6 +16,7 @@ from urllib.parse import quote_plus
 
 from cli.monitoring.relay.message import Message
 from cli.monitoring.relay.settings import TargetKind
+from common.json_load import load_json
 
 MAX_TEXT_BYTES: Mapping[TargetKind, int] = {
     TargetKind.WECOM: 4000,  # documented limit: 4096
@@ -115,8 +116,8 @@ def judge_answer(kind: TargetKind, status: int, body: bytes) -> Answer:
 def _read_code(body: bytes) -> tuple[str, str]:
     """The code and the sentence of a robot's answer; empty if there is none."""
     try:
-        row = json.loads(body)
-    except (ValueError, RecursionError):
+        row = load_json(body)
+    except ValueError:
         return "", "the answer is not JSON"
     if not isinstance(row, dict):
         return "", "the answer is not a JSON object"

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
+from common.json_load import load_json
+
 MAX_BODY_BYTES = 1 << 20
 MAX_ALERTS = 100  # of one notification; Alertmanager's max_alerts limits it too
 _MAX_CHARS = 1000
@@ -74,8 +76,8 @@ def decode_notification(content: bytes) -> Notification:
 
 def _load(content: bytes) -> Mapping[str, Any]:
     try:
-        row = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        row = load_json(content)
+    except ValueError as error:
         raise NotificationInvalid("not JSON") from error
     if not isinstance(row, dict):
         raise NotificationInvalid("not a JSON object")

@@ -1,7 +1,6 @@
 """Locates the tensors of a published folder in whichever of the declared weight files it has."""
 
 import contextlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from common.durable import open_regular
 from common.engine_files import MAX_CONFIG_BYTES, FilesMissing, list_shards
 from common.file_kinds import HEAD_BYTES, identify_mistake
+from common.json_load import load_json
 from common.source import ConversionRefused
 from inference.runner.conversion.config_file import read_object
 from inference.runner.conversion.pickle_file import open_torch_file
@@ -178,7 +178,7 @@ def open_safetensors(path: Path) -> TensorTable:
             header = os.pread(file.fileno(), length, _LENGTH_BYTES)
             damage = _describe_damage(header, _LENGTH_BYTES + length, size, str(error))
             refuse(f"{path.name} {damage or f'is damaged or not a safetensors file: {shorten(str(error))}'}")
-        header = json.loads(os.pread(file.fileno(), length, _LENGTH_BYTES), object_pairs_hook=_refuse_duplicates)
+        header = load_json(os.pread(file.fileno(), length, _LENGTH_BYTES), pairs_hook=_refuse_duplicates)
     header.pop("__metadata__", None)
     if len(header) > MAX_TENSORS:  # rule 2
         refuse(f"{path.name} names {len(header)} tensors, supported: {MAX_TENSORS}")
@@ -188,9 +188,9 @@ def open_safetensors(path: Path) -> TensorTable:
 def _describe_damage(header: bytes, start: int, size: int, error: str) -> str:
     """What is wrong with a file of `size` bytes whose tensors begin at `start`; empty if it is not its length."""
     try:
-        entries = json.loads(header).items()
+        entries = load_json(header).items()
         needed = start + max([0, *(int(entry["data_offsets"][1]) for name, entry in entries if name != "__metadata__")])
-    except (ValueError, RecursionError):
+    except ValueError:
         return f"is damaged ({shorten(error)}): download it again"
     except (AttributeError, KeyError, TypeError, IndexError):
         return ""

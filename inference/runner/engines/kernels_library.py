@@ -24,6 +24,7 @@ from pathlib import Path
 
 from common.clock import SystemClock
 from common.durable import LockTimeout, hold_lock, read_bounded, write_atomic
+from common.json_load import load_json
 from inference.runner.engines.build_command import BUILD_SECONDS, MAX_BYTES, describe, run_command
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
@@ -185,7 +186,7 @@ def _read_failure(path: Path, compilers: Mapping[str, int]) -> str | None:
     try:
         if abs(_CLOCK.now().timestamp() - path.stat().st_mtime) > FAILURE_SECONDS:
             return None
-        failure = json.loads(read_bounded(path, MAX_BYTES))
+        failure = load_json(read_bounded(path, MAX_BYTES))
         return str(failure["reason"]) if failure["compilers"] == compilers else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from common.durable import read_bounded, write_atomic
+from common.json_load import load_json
 from inference.server.model.pair import CpuFallbackRow
 
 FILE_NAME = "fallbacks.json"
@@ -73,7 +74,7 @@ def _parse(content: bytes) -> list[CpuFallbackRow]:
     Raises:
         ValueError, KeyError, TypeError: not a file that this build writes.
     """
-    document = json.loads(content)
+    document = load_json(content)
     if document["schema_version"] != FALLBACKS_SCHEMA:
         raise ValueError("another schema version")
     rows = [CpuFallbackRow(**{**row, "since": datetime.fromisoformat(row["since"])}) for row in document["models"]]

@@ -1,12 +1,16 @@
 """State on disk: records, pointers and bundles, also malformed ones."""
 
+import json
+import math
+
 import pytest
 
 from tests.updater.core.world import World
 from tests.updater.simulators import Quality, bundle_of
+from updater.core.breaker import BreakerName, assume_safe
 from updater.core.facts import CommandKind
-from updater.core.record import HeldFor, ModelRecord, Stage
-from updater.store.record_json import RecordUnreadable, from_json, to_json
+from updater.core.record import HeldFor, Measured, ModelRecord, Stage
+from updater.store.record_json import RecordUnreadable, from_json, read, to_json
 
 
 def test_a_record_without_costs_is_read(world: World) -> None:
@@ -201,3 +205,31 @@ def test_a_malformed_record_is_refused(change: dict[str, object]) -> None:
     """It must not steer any decision."""
     with pytest.raises(RecordUnreadable):
         from_json({**to_json(ModelRecord("shapes")), **change})
+
+
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity", "-5", "-0.001", "9" * 400])
+@pytest.mark.parametrize("key", ["seconds_to_poll", "warm_seconds_left"])
+def test_a_wait_that_is_no_time_is_refused(key: str, text: str) -> None:
+    """A wait without end, or a negative one, would control updates."""
+    row = to_json(ModelRecord("shapes"))
+    place = row["watch"] if key == "seconds_to_poll" else row
+    place[key] = json.loads(text)
+    with pytest.raises(RecordUnreadable, match=key):
+        from_json(row)
+
+
+def test_a_breaker_whose_wait_is_no_time_is_replaced_by_the_safe_one(world: World) -> None:
+    """As one that cannot be read for another reason."""
+    row = to_json(world.record)
+    row["hub"]["left_seconds"] = json.loads("9" * 400)
+    safe = assume_safe(BreakerName.HUB, world.rules.breakers[BreakerName.HUB])
+    assert from_json(row, world.rules).hub == safe
+
+
+def test_a_number_may_be_infinite_but_not_undefined() -> None:
+    """A share of nothing has no bound; NaN would make every comparison false."""
+    number = Measured("cost", math.inf, None, 20.0, passed=False)
+    row = json.loads(json.dumps(to_json(number)))
+    assert read(Measured, row) == number
+    with pytest.raises(RecordUnreadable):
+        read(Measured, {**row, "candidate": math.nan})

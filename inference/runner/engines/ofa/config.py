@@ -6,6 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from common.durable import read_bounded
+from common.json_load import load_json
 
 CONFIG_NAME = "engine.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -121,7 +122,7 @@ def read_config(folder: Path) -> EngineConfig:
         ValueError: the file is malformed or has another schema version.
         OSError: the file cannot be read.
     """
-    row = json.loads(read_bounded(folder / CONFIG_NAME, MAX_CONFIG_BYTES))
+    row = load_json(read_bounded(folder / CONFIG_NAME, MAX_CONFIG_BYTES))
     if not isinstance(row, dict) or row.pop("schema_version", None) != OFA_CONFIG_SCHEMA:
         raise ValueError(f"{CONFIG_NAME} is not of schema version {OFA_CONFIG_SCHEMA}")
     names = {field.name for field in fields(EngineConfig)}

@@ -1,6 +1,5 @@
 """Estimates the memory of a sealed OFA bundle and opens it. Weights are memory-mapped, not copied."""
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from common.bundle import Bundle
 from common.durable import read_bounded
+from common.json_load import load_json
 from inference.runner.device import default_precision, set_threads, torch_device, torch_dtype
 from inference.runner.engines.base import BundleRefused, LoadOptions, MemoryEstimate, Progress
 from inference.runner.engines.kernels import load_kernels
@@ -172,13 +172,13 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         ValueError: a file is malformed.
         OSError: a file cannot be read.
     """
-    vocabulary = json.loads(read_bounded(folder / VOCABULARY_NAME, MAX_VOCABULARY_BYTES))
+    vocabulary = load_json(read_bounded(folder / VOCABULARY_NAME, MAX_VOCABULARY_BYTES))
     lines = read_bounded(folder / MERGES_NAME, MAX_VOCABULARY_BYTES).decode("utf-8").split("\n")
     pairs = [line.split(" ") for line in lines if line]
     if any(len(pair) != 2 for pair in pairs):  # noqa: PLR2004 - a pair is two
         raise ValueError(f"{MERGES_NAME} has a line that is not a pair")
     path = folder / ADDED_WORDS_NAME
-    added = json.loads(read_bounded(path, MAX_VOCABULARY_BYTES)) if path.is_file() else {}
+    added = load_json(read_bounded(path, MAX_VOCABULARY_BYTES)) if path.is_file() else {}
     return Tokenizer(vocabulary, [(left, right) for left, right in pairs], added)
 
 

@@ -1,0 +1,53 @@
+"""JSON of a file or a peer: whatever is wrong with it is a ValueError, and every package reads it so."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from common.json_load import MAX_DEPTH, NestedTooDeeply, load_json
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("cli", "common", "console", "hotslot_watchdog", "hubserver", "inference", "updater")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" * 200_000,
+        b"[" * 200_000 + b"]" * 200_000,
+        b'{"a":' * 5000 + b"1" + b"}" * 5000,
+        b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1),
+        "[" * 300 + "]" * 300,
+    ],
+)
+def test_deep_nesting_is_a_value_error(content: bytes | str) -> None:
+    """Whether the parser itself could read it or not: what reads the value would fail."""
+    with pytest.raises(NestedTooDeeply):
+        load_json(content)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"9" * 5000, "nul"])
+def test_what_is_not_json_is_a_value_error(content: bytes | str) -> None:
+    """As of json.loads."""
+    with pytest.raises(ValueError, match=r".+"):
+        load_json(content)
+
+
+def test_many_brackets_side_by_side_are_no_depth() -> None:
+    """A listing of thousands of files is flat."""
+    value = {"files": [{"name": str(number), "parts": [[]]} for number in range(5000)]}
+    assert load_json(json.dumps(value)) == value
+    deepest = b"[" * MAX_DEPTH + b"]" * MAX_DEPTH
+    assert load_json(deepest) is not None
+
+
+def test_no_package_parses_json_in_another_way() -> None:
+    """`json.loads` raises RecursionError, which no caller expects of a damaged file."""
+    direct = {
+        str(path.relative_to(ROOT))
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        if "json.load" in path.read_text(encoding="utf-8").replace("common.json_load", "")
+    }
+    assert direct == {"common/json_load.py"}
