@@ -19,7 +19,7 @@ EVERY_ID, NO_ID = "g", ""  # texts after and before all hexadecimal digits
 RANDOM_DIGITS = 8  # the last ones of a trace id: W3C lets an id begin with a time or with zeros
 _SAMPLED_FLAG = 1
 _LONG = 128
-_HEX = re.compile(r"[0-9a-f]{32}")
+_TRACE_ID = re.compile(r"(?!0{32})[0-9a-f]{32}")  # W3C: an id of zeros alone is invalid
 _CHILD = struct.Struct("<2s16s2s8s2s8s1sQ1sQ")  # ids with their tags, then start and end as fixed64
 _TIMES = struct.Struct("<1sQ1sQ")
 _ID_MASK = (1 << 64) - 1
@@ -75,8 +75,11 @@ def context_of(traceparent: str, key: str) -> TraceContext:
 
 
 def make_trace_id(key: str) -> bytes:
-    """The trace id of what a key names: an update, or a call without a trace. A key of 32 hex digits is the id."""
-    if _HEX.fullmatch(key):
+    """The trace id of what a key names: an update, or a call without a trace. A key of 32 hex digits is the id.
+
+    Zeros alone are none.
+    """
+    if _TRACE_ID.fullmatch(key):
         return bytes.fromhex(key)
     return hashlib.blake2b(key.encode(), digest_size=16).digest()
 

@@ -68,7 +68,7 @@ class SessionSigner:
         return Session(nonce, operator, ends_at) if now < ends_at else None
 
     def csrf(self, session: Session) -> str:
-        """The token that a form of this session carries."""
+        """The token that a form of this session carries, and a link that begins work."""
         return self._sign("csrf", f"{session.nonce} {session.operator}".encode())
 
     def _sign(self, use: str, content: bytes) -> str:
@@ -98,7 +98,11 @@ def is_same_origin(origin: str, host: str, public_hosts: Sequence[str]) -> bool:
     """Whether a form was sent from one of our pages. Browsers send Origin with every POST; "null" is foreign."""
     if not origin:
         return True  # no browser; the form's token is required all the same
-    return urlsplit(origin).netloc.lower() in {host.lower(), *(name.lower() for name in public_hosts)}
+    try:
+        place = urlsplit(origin).netloc.lower()
+    except ValueError:  # a bracket without end
+        return False
+    return place in {host.lower(), *(name.lower() for name in public_hosts)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,20 +1,23 @@
 """The pages of golden sets: browse, check a live model, add, export and import items."""
 
+import contextlib
 import io
 import zipfile
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from common.answers import AddressPart, format_parts
 from common.engine_files import Task
 from common.golden_set import GoldenBroken, GoldenItem, format_item, parse
+from console.access import CSRF_FIELD
 from console.page import (
     FormRefused,
+    check_csrf,
     console_of,
     picture_of,
     read_form,
@@ -36,6 +39,7 @@ MAX_EXPORT_BYTES = 64 << 20
 MAX_IMPORT_ITEMS = 500
 _EXPORT_LIMIT = f"> {MAX_EXPORT_BYTES >> 20} MiB"
 _SHOWN_WRONG = 50
+MAX_CHECKS = 2  # at once
 # With n answers of which none differs, the true share is below 3/n with 95 % certainty ("rule of three", Hanley and
 # Lippman-Hand, JAMA 1983).
 _RULE_OF_THREE = 3.0
@@ -51,6 +55,27 @@ class CheckProgress:
     judged: int = 0  # answers with an expectation
     failed: int = 0
     wrong: list[tuple[str, str, str, str]] | None = None  # item, text, expected, answer; the first ones
+
+
+class CheckPlaces:
+    """How many checks run, over all pages: each asks the live model as fast as it answers."""
+
+    def __init__(self) -> None:
+        self._taken = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no further check may begin."""
+        return self._taken >= MAX_CHECKS
+
+    @contextlib.contextmanager
+    def take(self) -> Iterator[None]:
+        """Count a check while it runs."""
+        self._taken += 1
+        try:
+            yield
+        finally:
+            self._taken -= 1
 
 
 async def browse(request: Request) -> Response:
@@ -98,19 +123,27 @@ async def check(request: Request) -> Response:
 
 
 async def run_check(request: Request) -> Response:
-    """Ask the live model every item, one at a time, and stream how far it is."""
+    """Ask the live model every item, one at a time, and stream how far it is.
+
+    A page elsewhere can make a browser load an address of ours: the token keeps it from beginning a check.
+    """
+    check_csrf(request, request.query_params.get(CSRF_FIELD, ""))
+    places: CheckPlaces = request.app.state.check_places
+    if places.is_full:
+        return PlainTextResponse("too many checks run; this one begins when another has ended\n", 503)
     view, _ = await find_model(request)
     items = [item async for item in list_golden_items(console_of(request).upstream, view.name)]
 
     async def events() -> AsyncIterator[str]:
         progress = CheckProgress(len(items), wrong=[])
-        for item in items:
-            await _check_item(request, view, item, progress)
-            progress.done += 1
-            if progress.done % 5 == 0 or progress.done == progress.total:
-                html = render_part(request, "_check.html", view=view, progress=progress)
-                lines = "".join(f"data: {line}\n" for line in html.splitlines())
-                yield f"event: check\n{lines}\n"
+        with places.take():
+            for item in items:
+                await _check_item(request, view, item, progress)
+                progress.done += 1
+                if progress.done % 5 == 0 or progress.done == progress.total:
+                    html = render_part(request, "_check.html", view=view, progress=progress)
+                    lines = "".join(f"data: {line}\n" for line in html.splitlines())
+                    yield f"event: check\n{lines}\n"
         yield "event: end\ndata: end\n\n"
 
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}

@@ -180,9 +180,18 @@ async def read_form(request: Request, max_picture_bytes: int = 0) -> FormData:
     except MultiPartException as error:
         raise FormRefused("the form is malformed", 400, error.message[:200]) from error
     request.scope["state"]["form"] = form
-    if text_of(form, CSRF_FIELD) != request.scope["state"]["csrf"]:
-        raise FormRefused("the page is of another session: load it again, and send the form again", 403)
+    check_csrf(request, text_of(form, CSRF_FIELD))
     return form
+
+
+def check_csrf(request: Request, token: str) -> None:
+    """Refuse what was not begun from one of this session's pages.
+
+    Raises:
+        FormRefused: the token is another one.
+    """
+    if token != request.scope["state"]["csrf"]:
+        raise FormRefused("the page is of another session: load it again, and send the form again", 403)
 
 
 async def _bounded(request: Request, most: int) -> AsyncGenerator[bytes, None]:

@@ -154,6 +154,14 @@ def test_the_share_is_kept_of_ids_that_begin_alike(begins: str) -> None:
     assert sum(sampler.is_sampled("", one) for one in ids) / len(ids) == pytest.approx(0.1, abs=0.01)
 
 
+def test_an_id_of_zeros_alone_is_no_trace_id() -> None:
+    """W3C and OTLP call it invalid: a caller's request id of 32 zeros names a trace as any other text does."""
+    zeros = "0" * 32
+    assert context_of("", zeros).trace_id not in (bytes(16), b"")
+    assert make_trace_id(zeros) == make_trace_id(zeros)
+    assert make_trace_id(f"{zeros[1:]}1") == bytes(15) + b"\1"
+
+
 def test_a_call_that_fails_says_so() -> None:
     """With code and reason."""
     calls = Calls(1.0)

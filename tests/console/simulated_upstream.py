@@ -1,5 +1,6 @@
 """A server and an updater without processes: answers the console's calls from protos that a test sets."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -23,6 +24,9 @@ class SimulatedUpstream:
     def __init__(self) -> None:
         self.is_away = False
         self.asked: list[Any] = []  # requests to models, and commands
+        self.answers = asyncio.Event()  # while it is not set, the models do not answer
+        self.answers.set()
+        self.predictions = asyncio.Semaphore(0)  # that were asked for
         self.candidate = False  # whether slot b holds v1.1.0
         self.answered = 0
         self.active = OLD  # digest of slot a's bundle
@@ -90,6 +94,8 @@ class SimulatedUpstream:
         """See `Upstream`."""
         self._require()
         self.asked.append(request)
+        self.predictions.release()
+        await self.answers.wait()
         if not request.image.content:
             raise CallFailed("image.content is missing", reason="IMAGE_MISSING", field="image.content")
         return _judge(request, "v1.0.0", "a", entailment_pb2.LABEL_YES)

@@ -187,7 +187,13 @@ def test_only_our_own_host_names_are_known(host: str, is_known: bool) -> None:  
 
 @pytest.mark.parametrize(
     ("origin", "is_same"),
-    [("", True), ("http://localhost:50080", True), ("null", False), ("http://localhost:50081", False)],
+    [
+        ("", True),
+        ("http://localhost:50080", True),
+        ("null", False),
+        ("http://localhost:50081", False),
+        ("http://[", False),
+    ],
 )
 def test_a_foreign_origin_is_told(origin: str, is_same: bool) -> None:  # noqa: FBT001  of a table
     """Browsers send it with every POST."""

@@ -1,11 +1,13 @@
 """The pages show what server and updater say, in their own words, and nothing that was sent is taken for HTML."""
 
+import asyncio
 import hashlib
 import re
 from pathlib import Path
 
 import pytest
 
+from console.golden import MAX_CHECKS
 from console.words import CHINESE, choose_language
 from hotslot.updates.v1 import updates_pb2 as pb
 from tests.console.conftest import Browser
@@ -188,9 +190,42 @@ async def test_a_golden_set_says_what_it_cannot_see(browser: Browser) -> None:
     assert "<b>100.0 %</b>" in await browser.see("/golden/shapes")
 
 
+async def find_check(browser: Browser) -> str:
+    """The address that begins a check, as its page has it."""
+    found = re.search(r'sse-connect="([^"]+)"', await browser.see("/golden/shapes/check"))
+    assert found is not None
+    return found[1]
+
+
+async def test_a_page_elsewhere_cannot_begin_a_check(browser: Browser, upstream: SimulatedUpstream) -> None:
+    """It does not know the token of the browser's session; the live model is asked nothing."""
+    before = len(upstream.asked)
+    own = await find_check(browser)
+    for address in ("/golden/shapes/check/run", f"{own[:-1]}{'0' if own[-1] != '0' else '1'}"):
+        assert (await browser.client.get(address)).status_code == 403
+    browser.client.cookies.clear()
+    assert (await browser.client.get(own)).status_code == 403
+    assert upstream.asked[before:] == []
+
+
+async def test_only_a_few_checks_run_at_once(browser: Browser, upstream: SimulatedUpstream) -> None:
+    """A further one is told so, and begins when another has ended."""
+    own = await find_check(browser)
+    upstream.answers.clear()
+    running = [asyncio.create_task(browser.client.get(own)) for _ in range(MAX_CHECKS)]
+    async with asyncio.timeout(10):
+        for _ in running:
+            await upstream.predictions.acquire()
+    refused = await browser.client.get(own)
+    upstream.answers.set()
+    ended = [(await one).status_code for one in running]
+    again = await browser.client.get(own)
+    assert (refused.status_code, ended, again.status_code) == (503, [200] * MAX_CHECKS, 200)
+
+
 async def test_a_check_asks_every_item_of_the_live_model(browser: Browser) -> None:
     """One of the two is answered as expected."""
-    found = await browser.client.get("/golden/shapes/check/run")
+    found = await browser.client.get(await find_check(browser))
     assert ("<b>1</b> / 2" in found.text, found.text.rstrip().endswith("data: end")) == (True, True)
 
 

@@ -52,7 +52,19 @@ def test_an_invalid_request_id_is_replaced(stack: Stack, request_id: str) -> Non
     assert re.fullmatch(r"[0-9a-f]{32}", found["x-request-id"])
 
 
-@pytest.mark.parametrize("trace", ["", "no", TRACE.upper(), TRACE + "-00", TRACE[:-1]])
+@pytest.mark.parametrize(
+    "trace",
+    [
+        "",
+        "no",
+        TRACE.upper(),
+        TRACE + "-00",
+        TRACE[:-1],
+        f"ff{TRACE[2:]}",
+        f"00-{'0' * 32}-{'b' * 16}-01",
+        f"00-{'a' * 32}-{'0' * 16}-01",
+    ],
+)
 def test_an_invalid_traceparent_is_dropped(stack: Stack, trace: str) -> None:
     """It is not passed on."""
     assert "traceparent" not in echoed(stack, ("traceparent", trace))

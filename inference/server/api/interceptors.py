@@ -35,7 +35,8 @@ DETAILS_KEY = "grpc-status-details-bin"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
 CANCEL_SECONDS = 0.5  # within which gRPC reports that a caller has left, after a write has failed
 _REQUEST_ID_FORM = re.compile(r"[!-~]{1,128}")
-_TRACEPARENT_FORM = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+# W3C: version ff, and ids of zeros alone, are invalid; such a header is ignored.
+_TRACEPARENT_FORM = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _ARRIVAL_SECONDS = 0.1  # a call's way to the server
 _ARRIVAL_SHARE = 0.2  # of the timeout, at most
 _ROUNDING = 0.01  # of the timeout
