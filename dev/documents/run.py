@@ -25,7 +25,7 @@ _PRINTS = re.compile(r"prints (.+?)(?:; (.+))?")
 _UNTIL = re.compile(r"until (.+)")
 _AFTER = re.compile(r"after (.+)")
 # What stands for something of the reader's.
-PLACEHOLDERS = {"OWNER/NAME": "shapes", "relay.log": "hotslot.log"}
+PLACEHOLDERS = {"OWNER/NAME": "shapes", "hub doctor MODEL": "hub doctor shapes", "relay.log": "hotslot.log"}
 
 
 @dataclass(frozen=True, slots=True)
