@@ -89,7 +89,7 @@ class ModelThread:
         while not self._is_stopping:
             try:
                 built = build()
-            except (JournalUnusable, OSError, RuntimeError) as error:
+            except Exception as error:  # noqa: BLE001  the thread must live: another change may repair it
                 self._log.error("loop_crashed", exc_info=error, retry_in_seconds=REBUILD_SECONDS)
                 self._again.wait(REBUILD_SECONDS)
                 continue

@@ -17,8 +17,11 @@ from dev.harness import http2
 from dev.harness.settings import write_settings
 from inference.server.api.grpc_server import AioServer, make_server
 from inference.server.api.standard_services import HEALTH_SERVICE, HealthApi
-from inference.server.health import HealthRegistry
+from inference.server.health import HealthRegistry, LoopLag
+from inference.server.model.changes import ModelChanges
+from inference.server.readiness import Readiness
 from inference.server.runner_client.start import RunnerStarter
+from inference.server.scheduling.held_bytes import HeldBytes
 from inference.server.server import InferenceServer
 from inference.server.settings import ServerSettings
 
@@ -125,21 +128,51 @@ class RecordingStarter(RunnerStarter):
         super().close()
 
 
+def make_whole_server(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, starter: RunnerStarter, drain_delay_seconds: float
+) -> InferenceServer:
+    """A server of one model without a bundle."""
+    sections: Mapping[str, Any] = {
+        "server": {"port": 0, "metrics_port": -1, "drain_delay_seconds": drain_delay_seconds},
+        "runner": {"standby": False},
+    }
+    write_settings(folder / "hotslot.toml", {"state_dir": str(folder)}, ("shapes",), sections)
+    monkeypatch.setenv(CONFIG_VARIABLE, str(folder / "hotslot.toml"))
+    make_run_folder(folder)
+    return InferenceServer(load_settings(ServerSettings), SystemClock(), logs.get_logger(), starter)
+
+
+async def test_a_server_goes_on_when_its_checks_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As without a free descriptor: calls are answered, and it stops in good order."""
+    failed = asyncio.Semaphore(0)
+
+    def fail_to_check(*_arguments: object) -> None:
+        failed.release()
+        raise OSError(24, "Too many open files")
+
+    for kind, name in ((HeldBytes, "tick"), (ModelChanges, "tick"), (Readiness, "update"), (LoopLag, "measure")):
+        monkeypatch.setattr(kind, name, fail_to_check)
+    server = make_whole_server(tmp_path, monkeypatch, RunnerStarter(), 0)
+    async with asyncio.timeout(20):
+        running = asyncio.create_task(server.run())
+        for _ in range(20):
+            await failed.acquire()
+        assert not running.done()
+        monkeypatch.undo()
+        server.request_stop()
+        await running
+
+    assert not server.has_failed
+
+
 async def test_a_server_whose_listener_fails_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At once, without the delay of a drain, and supervisord starts another one; the exit code says why.
 
     What starts runners is closed last: the end of an unanswered fork would start another process in its slot.
     """
-    sections: Mapping[str, Any] = {
-        "server": {"port": 0, "metrics_port": -1, "drain_delay_seconds": 300},
-        "runner": {"standby": False},
-    }
-    write_settings(tmp_path / "hotslot.toml", {"state_dir": str(tmp_path)}, ("shapes",), sections)
-    monkeypatch.setenv(CONFIG_VARIABLE, str(tmp_path / "hotslot.toml"))
-    make_run_folder(tmp_path)
     monkeypatch.setattr(AioServer, "_request_call", fail)
     starter = RecordingStarter()
-    server = starter.server = InferenceServer(load_settings(ServerSettings), SystemClock(), logs.get_logger(), starter)
+    server = starter.server = make_whole_server(tmp_path, monkeypatch, starter, 300)
     async with asyncio.timeout(20):
         await server.run()
 

@@ -176,3 +176,20 @@ def test_a_stop_that_comes_while_a_loop_is_built_is_not_lost() -> None:
     thread.change(build_second)
     thread.thread.join(LIMIT_SECONDS)
     assert not thread.thread.is_alive()
+
+
+def test_a_loop_that_cannot_be_built_is_built_again() -> None:
+    """Whatever fails: the thread lives, the log says so, and the process still ends in good order."""
+    loops, log = FakeLoops(), KeptLog()
+    thread = ModelThread("shapes", loops.make("first"), lambda _built: None, cast("Logger", log))
+
+    def fail() -> BuiltLoop:
+        raise ValueError("something that nobody foresaw")
+
+    thread.thread.start()
+    thread.change(fail)
+    eventually(lambda: log.events == ["loop_crashed"], what="the log says so")
+    assert thread.thread.is_alive()
+    thread.stop()
+    thread.thread.join(LIMIT_SECONDS)
+    assert not thread.thread.is_alive()
