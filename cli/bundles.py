@@ -14,7 +14,8 @@ from cli.golden_check import golden_check, golden_of
 from cli.model_folder import check_model_folder
 from cli.output import BAD, DIM, DOUBTFUL, GOOD, err, out, print_text, seconds, short, size, text
 from cli.problems import CommandFailed, WronglyUsed
-from cli.settings import StateDir, read_settings, state_folder
+from cli.settings import StateDir, read_settings
+from cli.state_folder import state_folder
 from common.bundle import (
     CONVERSION_CHECK,
     Bundle,
@@ -218,7 +219,7 @@ def import_(
     """
     if precision not in PRECISIONS:
         raise WronglyUsed(f"--precision must be {' or '.join(PRECISIONS)}, not {precision!r}")
-    state = state_folder(state_dir)
+    state = state_folder(state_dir, may_be_new=True)
     name = model or only_model_for(source)
     called = revision or source.resolve().name
     if _is_managed(name):

@@ -9,7 +9,8 @@ from google.rpc import status_pb2
 
 from cli.endpoint import Endpoint
 from cli.problems import CommandFailed, WronglyUsed
-from cli.settings import Settings, read_settings, state_folder
+from cli.settings import Settings, read_settings
+from cli.state_folder import state_folder
 from common.address import unix_target
 from common.engine_files import Task
 from common.paths import UPDATES_SOCKET, run_folder
@@ -72,7 +73,7 @@ def explain_failure(error: grpc.RpcError, endpoint: Endpoint, timeout_seconds: f
                 step = "asks for a client certificate that it trusts, give --tls-cert and --tls-key"
             sentence = f"the server at {address} closes the connection; if it {step}"
         case grpc.StatusCode.UNAVAILABLE:
-            sentence = f"no server answers at {address}; start one with `hotslot serve`, or name another with --address"
+            sentence = _describe_absence(address)
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             sentence = f"no answer from {address} within {timeout_seconds:g} s; give a longer --timeout"
         case grpc.StatusCode.UNIMPLEMENTED:
@@ -82,6 +83,13 @@ def explain_failure(error: grpc.RpcError, endpoint: Endpoint, timeout_seconds: f
         case code:
             sentence = f"the call to {address} failed: {code.name}: {error.details()}"
     return CommandFailed(sentence)
+
+
+def _describe_absence(address: str) -> str:
+    if address.endswith(f"/{UPDATES_SOCKET}"):
+        folder = Path(address.removeprefix("unix:")).parent.parent
+        return f"no updater runs on {folder}; start it with `hotslot serve`, or name another with --state-dir"
+    return f"no server answers at {address}; start one with `hotslot serve`, or name another with --address"
 
 
 def _is_about_tls(details: str | None) -> bool:

@@ -9,7 +9,8 @@ from cli.endpoint import Endpoint, calls_server
 from cli.healthcheck import to_target
 from cli.output import err, print_text
 from cli.problems import CommandFailed, WronglyUsed
-from cli.settings import Settings, StateDir, read_settings, state_folder
+from cli.settings import Settings, StateDir, read_settings
+from cli.state_folder import state_folder
 from common import logs
 from common.address import ListenFailed
 from common.console_settings import ConsoleSection

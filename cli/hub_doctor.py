@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from cli.output import BAD, DIM, DOUBTFUL, GOOD, err, print_json, print_text, size, text
 from cli.problems import CommandFailed, WronglyUsed
-from cli.settings import AsJson, StateDir, read_settings, state_folder
+from cli.settings import AsJson, StateDir, read_settings
+from cli.state_folder import state_folder
 from common.bundle import BundleBroken, Committed, read_committed
 from common.clock import SystemClock
 from common.settings import settings_path

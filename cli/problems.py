@@ -9,6 +9,7 @@ from rich.table import Table
 
 from cli.output import BAD, DIM, err, text
 from common.bundle import BundleBroken
+from common.durable import NotRegular
 from common.exit_codes import ExitCode
 from common.settings import Mistake, SettingsInvalid
 from common.source import ConversionRefused
@@ -42,10 +43,19 @@ def report(error: Exception) -> int:
     elif isinstance(error, BundleBroken):
         _say(f"{error}; import the model again with `hotslot bundle import`")
     elif isinstance(error, OSError):
-        _say(f"{error.filename or 'the system'}: {(error.strerror or str(error)).lower()}")
+        _say(_describe_refusal(error))
     else:
         _say(str(error))
     return error.exit_code if isinstance(error, CommandFailed) else ExitCode.FAILED
+
+
+def _describe_refusal(error: OSError) -> str:
+    """What the system refused; an error of our own without a code has its sentence."""
+    if isinstance(error, NotRegular):
+        return f"{error.filename} {error.strerror}" if error.filename else str(error)
+    if error.strerror is None:
+        return str(error)
+    return f"{error.filename or 'the system'}: {error.strerror.lower()}"
 
 
 def report_mistakes(error: SettingsInvalid) -> None:

@@ -15,6 +15,7 @@ from cli.endpoint import Endpoint
 from cli.output import BAD, DIM, DOUBTFUL, GOOD, out, plain, print_json, print_text, short, text
 from cli.problems import CommandFailed
 from cli.settings import AsJson, Config, Settings, StateDir, read_settings
+from cli.state_folder import state_folder
 from common.address import unix_target
 from common.paths import CONTROL_SOCKET, UPDATES_SOCKET, run_folder
 from common.settings import SettingsInvalid
@@ -71,7 +72,7 @@ def _processes(settings: Settings, state_dir: Path | None) -> Iterator[dict[str,
     Raises:
         CommandFailed: the server does not run, or a call failed.
     """
-    folder = run_folder(state_dir or settings.state_dir)
+    folder = run_folder(settings.state_dir if state_dir is None else state_folder(state_dir))
     server, updater = (Endpoint(unix_target(folder / name)) for name in (CONTROL_SOCKET, UPDATES_SOCKET))
     if not (folder / CONTROL_SOCKET).exists():
         raise CommandFailed(

@@ -7,7 +7,7 @@ import typer
 
 from common.address import parse_address
 from common.console_settings import ConsoleSection
-from common.settings import DEFAULT_STATE_DIR, load_settings, settings_path, use_settings_file
+from common.settings import load_settings, use_settings_file
 from hotslot_watchdog.settings import WatchdogSection
 from inference.server.settings import ServerSettings
 from updater.settings import UpdaterSection
@@ -59,14 +59,3 @@ def read_settings(config: Path | None = None) -> Settings:
 def listening_address(settings: Settings) -> str:
     """The address at which a client on this machine reaches the server of these settings."""
     return parse_address(settings.server.host, settings.server.port).client_target()
-
-
-def state_folder(given: Path | None) -> Path:
-    """The state folder: as given, else from the settings file, else the default.
-
-    Raises:
-        SettingsInvalid: the settings file is wrong.
-    """
-    if given is not None:
-        return given
-    return read_settings().state_dir if settings_path().is_file() else DEFAULT_STATE_DIR

@@ -11,8 +11,9 @@ import typer
 
 from cli.clients import connection, updates_endpoint
 from cli.output import BAD, DIM, GOOD, err, out, print_text, size, text
-from cli.problems import CommandFailed
-from cli.settings import StateDir, read_settings, state_folder
+from cli.problems import CommandFailed, WronglyUsed
+from cli.settings import StateDir, read_settings
+from cli.state_folder import state_folder
 from common.durable import AlreadyRunning, lock_instance
 from common.exit_codes import ExitCode
 from common.paths import SERVER_LOCK, UPDATER_LOCK, keep_owner, run_folder
@@ -23,8 +24,17 @@ from updater.core.ports import JournalUnusable
 from updater.core.record import ModelRecord
 from updater.core.rules import ReleasePolicy
 from updater.settings import JOURNAL_NAME
-from updater.store.backup import BackupBroken, check_backup, restore, restore_from_witness, save, verify
-from updater.store.journal import Journal
+from updater.store.backup import (
+    MANIFEST,
+    BackupBroken,
+    check_backup,
+    check_state,
+    copy_journal,
+    restore,
+    restore_from_witness,
+    save,
+    verify,
+)
 
 app = typer.Typer(no_args_is_help=True)
 _SECONDS = 60.0
@@ -42,7 +52,12 @@ def backup(folder: Folder, *, state_dir: StateDir = None) -> None:
     of the committed and the previous revisions.
     """
     state = state_folder(state_dir)
-    with _explaining(), keep_owner(state), err.status(text(f"backing up {state}")):
+    if folder.exists() and not folder.is_dir():
+        raise WronglyUsed(f"{folder} is no folder; name a new one for the backup")
+    if folder.resolve().is_relative_to(state.resolve()):
+        raise WronglyUsed(f"{folder} is inside the state folder and would be lost with it; name one outside of it")
+    with _explaining(), err.status(text(f"backing up {state}")):
+        check_state(state)  # before the backup's folder is made
         total = save(state, folder, _journal_copier(state))
     print_text(("backed up ", GOOD), f"{state} to {folder}: {size(total)}")
 
@@ -61,14 +76,12 @@ def verify_(
     state_dir: StateDir = None,
 ) -> None:
     """Check the journal, the pointer, and every byte of the bundles that they name; hotslot may run."""
-    state = state_folder(state_dir)
-    place = folder or state
-    reading = err.status(text(f"reading {place}"))
-    with _explaining(), keep_owner(state), tempfile.TemporaryDirectory() as scratch, reading:
+    place = folder or state_folder(state_dir)
+    with _explaining(), tempfile.TemporaryDirectory() as scratch, err.status(text(f"reading {place}")):
         journal = place / JOURNAL_NAME
         if folder is None:
             journal = Path(scratch) / JOURNAL_NAME
-            _journal_copier(state)(journal)
+            _journal_copier(place)(journal)
         else:
             check_backup(folder)
         found = verify(place, journal)
@@ -105,8 +118,12 @@ def restore_(
     ones with the ending .replaced.
     """
     if (folder is None) != from_witness:
-        raise CommandFailed("name either the folder of a backup, or --from-witness")
-    state = state_folder(state_dir)
+        raise WronglyUsed("name either the folder of a backup, or --from-witness")
+    state = state_folder(state_dir, may_be_new=folder is not None)
+    if folder is None and not state.is_dir():
+        raise CommandFailed(f"there is no state folder {state}, so there is no witness: restore a backup instead")
+    if folder is not None and not (folder / MANIFEST).is_file():
+        raise CommandFailed(f"{folder} has no {MANIFEST}: it is no backup, or an incomplete one")
     stopped, restoring = _stopped(state, with_server=folder is not None), err.status(text(f"restoring {state}"))
     with _explaining(), keep_owner(state), stopped, restoring:
         records = restore_from_witness(state) if folder is None else restore(folder, state, _policies())
@@ -138,16 +155,17 @@ def _journal_copier(state: Path) -> Callable[[Path], None]:
     """Copies the journal: the updater does it while it runs, since it holds the file."""
 
     def copy(target: Path) -> None:
+        lock = run_folder(state) / UPDATER_LOCK
+        was_used = lock.exists()
         try:
-            with (
-                lock_instance(_run_folder(state) / UPDATER_LOCK),
-                contextlib.closing(Journal(state / JOURNAL_NAME)) as own,
-            ):
-                own.copy_to(target)
+            with lock_instance(lock) if was_used else contextlib.nullcontext():
+                copy_journal(state, target)
         except AlreadyRunning:
             with connection(updates_endpoint(state), _SECONDS) as channel:
                 answer = UpdatesServiceStub(channel).CopyJournal(pb.CopyJournalRequest(), timeout=_SECONDS)
             shutil.move(run_folder(state) / answer.file, target)  # also to another file system
+        if not was_used and lock.exists():  # an updater has started meanwhile
+            copy(target)
 
     return copy
 

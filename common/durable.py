@@ -22,7 +22,17 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
 
 
 class NotRegular(OSError):
-    """A path is a link, a folder, a pipe, a socket or a device, leads through a link, or has a second hard link."""
+    """A path is a link, a folder, a pipe, a socket or a device, leads through a link, or has a second hard link.
+
+    Its `strerror` is the rest of a sentence that begins with the file's name, as `str()` is the whole of it.
+    """
+
+    def __init__(self, sentence: str, reason: str = "is not a regular file", filename: str | None = None) -> None:
+        super().__init__(errno.EINVAL, reason, filename)
+        self._sentence = sentence
+
+    def __str__(self) -> str:
+        return self._sentence
 
 
 def open_regular(path: Path) -> BufferedReader:
@@ -34,10 +44,17 @@ def open_regular(path: Path) -> BufferedReader:
         OSError: it cannot be opened.
     """
     descriptor = _open_part(os.fspath(path), _FLAGS & ~os.O_NOFOLLOW, None, path.name)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
         os.close(descriptor)
-        raise NotRegular(f"{path.name!r} is not a regular file")
+        reason = f"is not a regular file but {_name_kind(mode)}"
+        raise NotRegular(f"{path.name!r} {reason}", reason, os.fspath(path))
     return os.fdopen(descriptor, "rb")
+
+
+def _name_kind(mode: int) -> str:
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 def describe_odd_entry(path: Path) -> str:
@@ -92,7 +109,7 @@ def open_within(folder: Path, name: str) -> BinaryIO:
     if not stat.S_ISREG(seen.st_mode) or seen.st_nlink > 1:  # 0: it was deleted just now
         os.close(descriptor)
         what = "has a second hard link" if stat.S_ISREG(seen.st_mode) else "is not a regular file"
-        raise NotRegular(f"{name!r} {what}")
+        raise NotRegular(f"{name!r} {what}", what)
     return os.fdopen(descriptor, "rb")
 
 
@@ -112,7 +129,8 @@ def _open_part(part: str, flags: int, place: int | None, name: str) -> int:
         return os.open(part, flags, dir_fd=place)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):  # a link, a link in a parent folder, a socket
-            raise NotRegular(f"{name!r} is not a regular file") from error
+            what = "is a link to itself" if error.errno == errno.ELOOP and place is None else "is not a regular file"
+            raise NotRegular(f"{name!r} {what}", what) from error
         raise
 
 

@@ -56,7 +56,7 @@ def test_nothing_is_restored_under_a_running_server(hotslot: Hotslot, state: Pat
 
 def test_a_restore_needs_a_source(hotslot: Hotslot, state: Path) -> None:
     """A backup or the witness."""
-    assert hotslot("state", "restore").code == 1
+    assert hotslot("state", "restore").code == 2
     assert state.exists()
 
 
@@ -103,3 +103,90 @@ def test_what_root_restores_belongs_to_the_service(hotslot: Hotslot, state: Path
 
     assert target.stat().st_uid == 0
     assert {path.lstat().st_uid for path in state.rglob("*")} == {service}
+
+
+def list_tree(folder: Path) -> list[str]:
+    """Every name in a folder."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+READERS = [
+    ("state", "backup", "copy"),
+    ("state", "verify"),
+    ("state", "restore", "--from-witness"),
+    ("bundle", "list"),
+    ("bundle", "show", "abcd"),
+    ("updates", "status"),
+    ("updates", "history"),
+    ("hub", "doctor", "a/b", "--hub", "hub"),
+    ("console", "--port", "0"),
+]
+
+
+@pytest.mark.parametrize("words", READERS, ids=" ".join)
+@pytest.mark.parametrize("named", ["typo", "file"])
+def test_a_mistyped_state_folder_is_told_and_nothing_is_made(
+    hotslot: Hotslot, tmp_path: Path, words: tuple[str, ...], named: str
+) -> None:
+    """Whatever the command reads there."""
+    (tmp_path / "file").write_text("no folder")
+    done = hotslot(*words, "--state-dir", named)
+    assert named in done.err
+    assert list_tree(tmp_path) == ["file"]
+    assert done.code == 2 or (words[:2] == ("state", "restore") and done.code == 1)
+
+
+@pytest.mark.parametrize("words", [("state", "backup", "copy"), ("state", "verify")], ids=" ".join)
+def test_a_folder_without_a_journal_gets_none(hotslot: Hotslot, tmp_path: Path, words: tuple[str, ...]) -> None:
+    """Neither an empty one, nor one with the pointer of an import; the sentence says what is missing."""
+    (tmp_path / "state").mkdir()
+    empty = hotslot(*words)
+    (tmp_path / "state" / "committed.json").write_text('{"schema_version": 1, "models": {}}\n')
+    imported = hotslot(*words)
+    assert "no journal.db: it is no state folder" in " ".join(empty.err.split())
+    assert "no journal.db: no updater has run" in " ".join(imported.err.split())
+    assert (empty.code, imported.code) == (1, 1)
+    assert list_tree(tmp_path) == ["state", "state/committed.json"]
+
+
+def test_reading_a_state_folder_changes_nothing(hotslot: Hotslot, state: Path) -> None:
+    """No lock file, no witness: what an updater has not made is not made."""
+    (state / "journal.witness").unlink()
+    assert hotslot("state", "verify").code == 0
+    assert hotslot("state", "backup", "copy").code == 0
+    assert list_tree(state) == ["journal.db"]
+
+
+def test_a_backup_is_no_part_of_what_it_saves(hotslot: Hotslot, state: Path) -> None:
+    """It would be lost with the state folder."""
+    done = hotslot("state", "backup", "state/copy")
+    assert "inside the state folder" in " ".join(done.err.split())
+    assert (done.code, (state / "copy").exists()) == (2, False)
+
+
+def test_a_folder_that_is_no_backup_makes_no_state_folder(hotslot: Hotslot, tmp_path: Path) -> None:
+    """It is refused before the state folder is made."""
+    (tmp_path / "empty").mkdir()
+    done = hotslot("state", "restore", "empty", "--state-dir", "fresh")
+    assert "it is no backup" in " ".join(done.err.split())
+    assert (done.code, list_tree(tmp_path)) == (1, ["empty"])
+
+
+@pytest.mark.parametrize("name", ["journal.db", "journal.witness"])
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link"])
+def test_what_is_no_file_in_the_journals_place_is_named(hotslot: Hotslot, state: Path, name: str, kind: str) -> None:
+    """A pipe is not waited for, and not called empty."""
+    place = state / name
+    place.unlink()
+    match kind:
+        case "pipe":
+            os.mkfifo(place)
+        case "folder":
+            place.mkdir()
+        case _:
+            place.symlink_to(name)
+    done = hotslot("state", "verify")
+    words = " ".join(done.err.split())
+    assert name in words
+    assert any(reason in words for reason in ("regular file", "is a folder", "link to itself"))
+    assert done.code == 1

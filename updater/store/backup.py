@@ -9,8 +9,10 @@ knows are kept, even if the backup is older.
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 import sqlite3
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,7 +38,7 @@ from updater.settings import JOURNAL_NAME
 from updater.store import garbage
 from updater.store.journal import Journal, read_records
 from updater.store.state_folder import SOURCES
-from updater.store.witness import WitnessBroken, read_witness, rollback_path, witness_path
+from updater.store.witness import WitnessBroken, WitnessFile, read_witness, rollback_path, witness_path
 
 MANIFEST, BACKUP_SCHEMA = "backup.json", 1
 _MAX_MANIFEST_BYTES = 16 << 20
@@ -85,6 +87,40 @@ def save(state: Path, target: Path, copy_journal: Callable[[Path], None]) -> int
     row = {"schema_version": BACKUP_SCHEMA, "files": rows}
     write_atomic(target / MANIFEST, json.dumps(row, indent=1).encode() + b"\n", mode=0o600)
     return sum(path.stat().st_size for path in files)
+
+
+def copy_journal(state: Path, target: Path) -> None:
+    """Write a whole copy of the journal of a state folder whose updater does not run; nothing in the folder changes.
+
+    Raises:
+        BackupBroken: there is no journal, and none was lost.
+        JournalUnusable: it was lost, or cannot be trusted.
+        OSError: a file cannot be read or written.
+    """
+    check_state(state)
+    path = state / JOURNAL_NAME
+    with tempfile.TemporaryDirectory() as scratch:
+        for file in (path, rollback_path(path), witness_path(path)):
+            if file.exists():
+                shutil.copyfile(file, Path(scratch) / file.name)
+        with contextlib.closing(Journal(Path(scratch) / JOURNAL_NAME)) as journal:
+            journal.copy_to(target)
+
+
+def check_state(state: Path) -> None:
+    """Check that a state folder has a journal; changes nothing.
+
+    Raises:
+        BackupBroken: there is none, and none was lost.
+        JournalUnusable: it was lost.
+    """
+    if not state.is_dir():
+        raise BackupBroken(f"there is no state folder {state}")
+    path = state / JOURNAL_NAME
+    WitnessFile(path, lambda _sentence: None)
+    if not os.path.lexists(path):
+        kind = "no updater has run on it yet" if (state / POINTER_NAME).exists() else "it is no state folder"
+        raise BackupBroken(f"{state} has no {JOURNAL_NAME}: {kind}")
 
 
 def check_backup(backup: Path) -> None:

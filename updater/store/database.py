@@ -17,7 +17,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from common.durable import sync_folder
+from common.durable import describe_odd_entry, sync_folder
 from common.schema import describe_schema
 from updater.core.ports import JournalUnusable
 
@@ -111,7 +111,7 @@ class Database:
         self._path = path
         self._lock = threading.RLock()
         self._is_suspect = False  # a write has failed: what is in memory may not be what is on the disk
-        if not path.exists():
+        if not os.path.lexists(path):
             _create(path)
         self._connection = _open(path)
         self._file_number = _find_file_number(path)
@@ -220,6 +220,8 @@ def read_copy(path: Path, query: str) -> list[tuple[object, ...]]:
 
 def _open(path: Path) -> sqlite3.Connection:
     try:
+        if odd := describe_odd_entry(path):
+            raise JournalUnreadable(f"{path.name} {odd}")
         if path.stat().st_size == 0:  # rule 4
             raise JournalUnreadable(f"{path.name} is empty: it was cut off")
         connection = _connect(path)

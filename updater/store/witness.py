@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from common.bundle import BundleBroken, Origin, read_committed
-from common.durable import read_bounded, write_atomic
+from common.durable import NotRegular, open_regular, read_bounded, write_atomic
 from common.json_load import load_json
 from updater.core.record import ModelRecord
 from updater.core.witness import USABLE, Comparison, JournalIdentity, Witness, compare, make_witness
@@ -99,14 +99,12 @@ class WitnessFile:
         self._is_written = True
         try:
             self._read()
-            if journal.exists():
+            if os.path.lexists(journal):
                 self._check_rollback_journal()
             elif not is_restored:
                 self._check_never_written()
         except OSError as error:
-            raise JournalNotWritten(
-                f"the journal cannot be examined: {(error.strerror or str(error)).lower()}"
-            ) from error
+            raise JournalNotWritten(f"the journal cannot be examined: {_describe(error)}") from error
 
     def open(self, identity: JournalIdentity, records: Callable[[], Iterable[ModelRecord]]) -> None:
         """Compare the opened journal with the witness, and bring that up to it (rule 3).
@@ -156,7 +154,7 @@ class WitnessFile:
         try:
             write_witness(self._path, self.witness)
         except OSError as error:
-            raise JournalNotWritten(f"the witness cannot be written: {(error.strerror or '').lower()}") from error
+            raise JournalNotWritten(f"the witness cannot be written: {_describe(error)}") from error
         self._is_written = True
 
     def check(self) -> None:
@@ -198,11 +196,15 @@ class WitnessFile:
 def _read_head(path: Path) -> bytes:
     """The beginning of a file; empty if there is none."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open_regular(path) as file:
+            return file.read(_HEAD_BYTES)
     except FileNotFoundError:
         return b""
-    with os.fdopen(descriptor, "rb") as file:
-        return file.read(_HEAD_BYTES)
+
+
+def _describe(error: OSError) -> str:
+    """Why the system refused, without a path; names the file if that is none."""
+    return str(error) if isinstance(error, NotRegular) else (error.strerror or type(error).__name__).lower()
 
 
 def _checksum(row: dict[str, Any]) -> str:
