@@ -64,9 +64,8 @@ def run(task: Task) -> Findings:
                     looks["server"].append(look(pids["server"], port))
                     looks["updater"].append(look(pids["updater"]))
             if number % REPORT_EVERY == 0:
-                task.say(
-                    f"{number} swaps, {load.answers} answers, the last one {wanted.lower()}: {looks['server'][-1:]}"
-                )
+                now = ", ".join(f"{program} {rows[-1].resident_mib:.1f} MiB" for program, rows in looks.items() if rows)
+                task.say(f"{number} swaps, {load.answers} answers, the last one {wanted.lower()}; {now}")
         same = {program: stack.pid(program) for program in looks}
         findings.expect(so=same == pids, otherwise=f"not the same processes: {pids}, then {same}")
         findings.troubles += promises.kept(f"v1.{swaps + 1}.0", load)
