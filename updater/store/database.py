@@ -24,6 +24,7 @@ from updater.core.ports import JournalUnusable
 JOURNAL_SCHEMA = 3
 APPLICATION_ID = 0x48534C54  # "HSLT"
 _BUSY_SECONDS = 2.0
+_CACHE_KIB = 256  # of pages in memory; SQLite's own 2 MB would fill as the journal grows
 _MAX_PAGES = 65536  # 256 MiB: an audit trail that grows without end must not fill the disk
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
@@ -263,6 +264,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA locking_mode=EXCLUSIVE")  # rule 1
     connection.execute("PRAGMA journal_mode=DELETE")  # rule 2
     connection.execute("PRAGMA synchronous=EXTRA")
+    connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
     connection.execute("PRAGMA trusted_schema=OFF")
     connection.execute("PRAGMA secure_delete=ON")  # no stamp of an earlier write stays in the file
     connection.execute(f"PRAGMA max_page_count={_MAX_PAGES}")

@@ -207,6 +207,11 @@ def test_a_full_disk_changes_nothing(journal: Journal, monkeypatch: pytest.Monke
     assert Stage.VERIFYING is (journal.load("shapes") or RECORD).stage
 
 
+def test_a_journal_that_grows_takes_no_more_memory(journal: Journal) -> None:
+    """SQLite keeps at most 256 KiB of its pages."""
+    assert journal._database.rows("PRAGMA cache_size") == [(-256,)]  # noqa: SLF001  only the open connection tells
+
+
 @pytest.mark.fault("D3")
 def test_a_journal_that_cannot_be_created_is_retried(tmp_path: Path) -> None:
     """A missing or read-only folder is not a damaged journal."""
