@@ -20,6 +20,7 @@ from rich.table import Table
 from dev.conformance.names import NameServer
 from dev.conformance.runner import LANGUAGES, Json, Runner
 from dev.conformance.situations import PICTURES, restart
+from dev.harness.commit import read_commit
 from dev.harness.process import ROOT, free_port
 from dev.harness.stack import Stack
 
@@ -28,6 +29,14 @@ LOAD = {"unary_callers": 4, "streams": 2, "window": 32, "task": "entailment"}
 REQUESTS = [{"picture": "two-red-circles.png", "statements": [f"there are {number} circles"]} for number in range(16)]
 FAILING = [{"picture": "two-red-circles.png", "statements": [f"a square !error@bad-{number}"]} for number in range(3)]
 STEADY_SECONDS = 0.5
+HEAD = (
+    "# What callers see of swaps, failing trials, kills and restarts",
+    "",
+    "Written by `make bench-callers`, with a scripted engine on two cores that other work shared: four unary callers",
+    "and two streams of each client with its default settings, every call and every item counted. A run replaces the",
+    "rows of its own languages; *ran* is its date (UTC) and commit.",
+    "",
+)
 NOTE = (
     "*By revision* counts the calls and items that each revision answered. `bad-0` to `bad-2` are the failing trials:",
     "each fails one of nineteen requests, which the revision before answers, and answers the others itself. *Longest*",
@@ -61,7 +70,7 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=3, help="that fail")
     parser.add_argument("--kills", type=int, default=2, help="of the runner that answers")
     parser.add_argument("--restarts", type=int, default=5, help="of one of two servers")
-    parser.add_argument("--write", action="store_true", help="write docs/callers.md")
+    parser.add_argument("--write", action="store_true", help="these languages' rows of docs/callers.md")
     options = parser.parse_args()
     runs = []
     here = [name for name, language in LANGUAGES.items() if language.is_client and not language.missing]
@@ -157,26 +166,26 @@ def cells(run: Run) -> list[str]:
     names = ("calls", "failed", "longest_seconds", "items", "failed_items", "duplicated", "missing")
     found = [f"{round(run.counts[name], 3):,}" for name in names]
     revisions = ", ".join(f"{name} {number:,}" for name, number in sorted(run.counts["revisions"].items()))
-    failures = "; ".join(f"{name}: {number}" for name, number in run.counts["failures"].items())
+    failures = "; ".join(f"{name}: {number}" for name, number in run.counts["failures"].items()).replace("|", "/")
     return [run.what, run.language, *found, f"{revisions} {failures}".strip()]
 
 
 def write_report(runs: Sequence[Run]) -> None:
-    """Write docs/callers.md."""
-    lines = [
-        "# What callers see of swaps, failing trials, kills and restarts",
-        "",
-        f"Written by `make bench-callers` on {dt.datetime.now(tz=dt.UTC).date()}, with a scripted engine on two cores",
-        "that other work shared: four unary callers and two streams of each client with its default settings, every",
-        "call and every item counted.",
-        "",
-        *NOTE,
-        "",
-        f"| {' | '.join(COLUMNS)} |",
-        f"|{'---|' * len(COLUMNS)}",
-        *(f"| {' | '.join(cells(run))} |" for run in runs),
-    ]
-    PATH.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    """Replace the rows of these languages in docs/callers.md."""
+    now = dt.datetime.now(tz=dt.UTC).strftime("%Y-%m-%d %H:%M")
+    before = PATH.read_text(encoding="utf-8") if PATH.exists() else ""
+    PATH.write_text(make_page(before, runs, f"{now}, {read_commit(PATH)}"), encoding="utf-8")
+
+
+def make_page(before: str, runs: Sequence[Run], ran: str) -> str:
+    """The page with the rows of these runs, and those of the page before of all other languages."""
+    table = [line for line in before.splitlines() if line.startswith("| ")][1:]  # without its head
+    measured = {run.language for run in runs}
+    kept = [(name, line) for line in table if (name := line.split(" | ")[1]) not in measured]
+    rows = [*kept, *((run.language, f"| {' | '.join([*cells(run), ran])} |") for run in runs)]
+    rows.sort(key=lambda row: list(LANGUAGES).index(row[0]))
+    head = [*HEAD, *NOTE, "", f"| {' | '.join([*COLUMNS, 'ran'])} |", f"|{'---|' * (len(COLUMNS) + 1)}"]
+    return "\n".join([*head, *(line for _, line in rows)]) + "\n"
 
 
 if __name__ == "__main__":

@@ -3,11 +3,11 @@
 import json
 import os
 import platform
-import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from dev.harness.commit import read_commit
 from dev.harness.process import ROOT
 
 REPORT = ROOT / "docs" / "deploy-report.json"
@@ -123,18 +123,9 @@ def _ran_on(part: Part) -> str:
 
 
 def _circumstances() -> dict[str, Any]:
-    git = ["git", "-C", str(ROOT)]
-    commit = subprocess.run(
-        [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    # Of a run of several parts the report itself has changed. Relative: ":!/" would have another meaning.
-    others = ("--", ".", *(f":(exclude){path.relative_to(ROOT)}" for path in (REPORT, PAGE)))
-    changed = subprocess.run(
-        [*git, "status", "--porcelain", "-uno", *others], capture_output=True, text=True, check=False
-    ).stdout.strip()
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "commit": (commit or "unknown") + ("-changed" if changed else ""),
+        "commit": read_commit(REPORT, PAGE),  # of a run of several parts the report itself has changed
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
         "load": round(os.getloadavg()[0], 1),
     }
