@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import psutil
+
 from dev.harness.envoy import ENVOY
 from dev.harness.process import ROOT, free_port
 from dev.harness.waiting import eventually
@@ -112,9 +114,19 @@ class Nginx(Proxy):
         return ["nginx", "-p", str(self.folder), "-c", str(self.folder / "nginx.conf"), "-g", globals_]
 
     def set_weights(self, weights: Weights) -> None:
-        """Reload; old workers finish what they carry."""
+        """Reload, and wait for it as the file says; old workers finish what they carry."""
+        before = psutil.Process(self.process.pid).children()
         self.write(weights)
         self.process.send_signal(signal.SIGHUP)
+        eventually(lambda: not any(map(_takes_calls, before)), 60.0, "the workers of before take no new calls")
+
+
+def _takes_calls(worker: psutil.Process) -> bool:
+    """Whether a worker of nginx has not been told yet to end."""
+    try:
+        return worker.status() != psutil.STATUS_ZOMBIE and "shutting down" not in " ".join(worker.cmdline())
+    except psutil.NoSuchProcess:
+        return False
 
 
 class HaProxy(Proxy):
