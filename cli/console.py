@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 
 from cli.endpoint import Endpoint, calls_server
 from cli.healthcheck import to_target
@@ -16,7 +17,7 @@ from common.address import ListenFailed
 from common.console_settings import ConsoleSection
 from common.paths import run_folder
 from common.reload import FileUnusable
-from common.settings import settings_path
+from common.settings import Mistake, list_mistakes, settings_path
 
 EXAMPLE = """Example:  hotslot console
 
@@ -103,6 +104,13 @@ def _section(settings: Settings | None, **given: object) -> ConsoleSection:
     values = section.model_dump() | {name: value for name, value in given.items() if value is not None}
     try:
         return ConsoleSection.model_validate(values)
-    except ValueError as error:
-        message = str(error).splitlines()[2].partition("[type=")[0].strip().removeprefix("Value error, ")
-        raise WronglyUsed(message) from error
+    except ValidationError as error:
+        raise WronglyUsed("; ".join(map(_describe, list_mistakes(error)))) from error
+
+
+def _describe(mistake: Mistake) -> str:
+    option = "--tokens" if mistake.key == "tokens_file" else f"--{mistake.key.replace('_', '-')}"
+    sentence = mistake.message.removeprefix("value error, ")
+    return (
+        f"{option}: {sentence} (found {mistake.found})" if mistake.key else sentence.replace("tokens_file", "--tokens")
+    )

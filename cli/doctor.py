@@ -15,6 +15,7 @@ from cli.doctor_archive import Archive, choose_lines, find_secrets, redact_setti
 from cli.doctor_checks import Finding, Level, check_machine, check_processes, check_settings
 from cli.doctor_remote import ask_hubs, ask_server, ask_updater, read_metrics
 from cli.endpoint import resolve_endpoint
+from cli.logs import open_log
 from cli.output import BAD, DIM, DOUBTFUL, GOOD, out, plain, print_json, print_text, text
 from cli.problems import WronglyUsed
 from cli.settings import AsJson, Config, Settings, read_settings
@@ -120,7 +121,7 @@ def _write(
         if content is not None:
             archive.add(name, content)
     if log is not None:
-        with log.open(encoding="utf-8", errors="replace") as lines:
+        with open_log(log) as lines:
             archive.add("log.jsonl", choose_lines(islice(lines, _MAX_LOG_LINES)))
     return archive.write(path)
 

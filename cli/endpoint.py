@@ -219,10 +219,13 @@ def _token(path: Path | None) -> str:
 
 def _pem(path: Path | None) -> bytes | None:
     try:
-        return None if path is None else read_bounded(path, _MAX_PEM_BYTES)
+        content = None if path is None else read_bounded(path, _MAX_PEM_BYTES)
     except (OSError, ValueError) as error:
         reason = (getattr(error, "strerror", "") or str(error)).lower()
         raise WronglyUsed(f"{path} cannot be read: {reason}") from error
+    if content is not None and b"-----BEGIN " not in content:
+        raise WronglyUsed(f"{path} has no certificate or key in PEM")
+    return content
 
 
 def _is_local(address: str) -> bool:

@@ -17,7 +17,7 @@ from cli.golden_junit import JunitCase, render_junit
 from cli.golden_tasks import GoldenCall, ItemRefused, ask, find_addresses, find_pictures
 from cli.output import BAD, DIM, GOOD, err, out, print_json, print_text, short, text
 from cli.problems import CommandFailed, WronglyUsed
-from cli.settings import AsJson
+from cli.settings import MAX_WAIT_SECONDS, AsJson
 from common.answers import TASK_ANSWERS, TaskAnswers, count_directions, measure_distribution, sum_parts
 from common.durable import write_atomic
 from common.engine_files import Task
@@ -147,7 +147,10 @@ Model = Annotated[
     typer.Option("--model", "-m", metavar="NAME", help="Required if several models are served.", show_default=False),
 ]
 Timeout = Annotated[
-    float, typer.Option("--timeout", "-t", metavar="SECONDS", min=0.001, help="Longest wait for each item.")
+    float,
+    typer.Option(
+        "--timeout", "-t", metavar="SECONDS", min=0.001, max=MAX_WAIT_SECONDS, help="Longest wait for each item."
+    ),
 ]
 
 

@@ -94,8 +94,13 @@ def find_addresses(path: Path, known: GoldenSet) -> Iterator[GoldenItem]:
     """
     try:
         lines = read_bounded(path, MAX_ADDRESSES_BYTES).decode("utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        raise CommandFailed(f"cannot read {path}: name a text file with one address a line") from error
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise CommandFailed(f"cannot read {path}: {why}; name a text file with one address a line") from error
+    except UnicodeDecodeError as error:
+        raise CommandFailed(f"cannot read {path}: not UTF-8; name a text file with one address a line") from error
+    except ValueError as error:
+        raise CommandFailed(f"cannot read {path}: {error}; name a text file with one address a line") from error
     texts = {text for item in known.items for text in item.addresses}
     names = {item.item for item in known.items}
     number = 0

@@ -4,7 +4,9 @@ For images without that program. To start fast it imports only gRPC: the two mes
 each, and are encoded and decoded here.
 """
 
+import os
 import re
+import stat
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -178,6 +180,8 @@ def _duration(name: str, value: str) -> float:
         raise FlagsWrong(f"invalid value {value!r} for flag -{name}: a duration such as 250ms, 1s or 1m") from None
     if seconds <= 0:
         raise FlagsWrong(f"-{name} must be greater than zero (specified: {value})")
+    if seconds > _MAX_SECONDS:
+        raise FlagsWrong(f"-{name} must be at most 24h (specified: {value[:_MAX_SHOWN]})")
     return seconds
 
 
@@ -185,7 +189,12 @@ def _header(value: str) -> tuple[str, str]:
     name, found, text = value.partition(":")
     if not found or not name.strip():
         raise FlagsWrong(f"invalid RPC header {value!r}, expected 'name: value'")
-    return name.strip().lower(), text.strip()
+    name, text = name.strip().lower(), text.strip()
+    if not _HEADER_NAME.fullmatch(name) or not (text.isascii() and text.isprintable()):
+        raise FlagsWrong(
+            f"invalid RPC header {value!r}: a name has letters, digits and - _ . and a value is plain ASCII"
+        )
+    return name, text
 
 
 def _unknown(name: str) -> str:
@@ -213,6 +222,9 @@ CONNECT_FAILED = 2
 RPC_FAILED = 3
 NOT_SERVING = 4
 
+_MAX_SECONDS = 86_400.0
+_MAX_SHOWN = 60  # characters of a value in a message
+_HEADER_NAME = re.compile(r"[a-z0-9._-]+")
 _LOCAL_HOSTS = ("localhost", "[::1]", "unix")
 _METHOD = "/grpc.health.v1.Health/Check"
 _STATUS_NAMES = ("UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")
@@ -337,13 +349,21 @@ def _token_header(flags: ProbeFlags) -> list[tuple[str, str]]:
 
 
 def _pem(path: str) -> bytes | None:
-    return _read(path) if path else None
+    content = _read(path) if path else None
+    if content is not None and b"-----BEGIN " not in content:
+        raise FlagsWrong(f"{path} has no certificate or key in PEM")
+    return content
 
 
 def _read(path: str) -> bytes:
     try:
-        with open(path, "rb") as file:  # noqa: PTH123  pathlib is slow to import
-            return file.read(_MAX_PEM_BYTES)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe is not waited for
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise FlagsWrong(f"cannot read {path}: it is not a regular file")
+            return os.read(descriptor, _MAX_PEM_BYTES)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise FlagsWrong(f"cannot read {path}: {error.strerror}") from error
 

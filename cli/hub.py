@@ -32,6 +32,7 @@ from common.source import (
     is_revision_name,
     read_manifest,
 )
+from common.toml_text import shorten
 from common.versions import sort_newest_first
 from hubserver.protocol import BRANCHES
 
@@ -69,7 +70,7 @@ def publish(source: Path, hub: Path, model: str, revision: str) -> PublishedRevi
         OSError: a file cannot be read or written; nothing was published.
     """
     if not is_revision_name(revision):
-        raise CommandFailed(f"{revision!r} cannot name a revision; use letters, digits and . _ + -")
+        raise WronglyUsed(f"{shorten(revision, 60)!r} cannot name a revision; use letters, digits and . _ + -")
     names = _names_in(source)
     target = hub / model / revision
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -251,6 +252,8 @@ def add(
 def list_(*, hub: Hub = None) -> None:
     """List the revisions in a folder hub."""
     folder = hub_folder(hub)
+    if folder.exists() and not folder.is_dir():
+        raise WronglyUsed(f"{folder} is not a folder; name a hub's folder with --hub")
     if not folder.is_dir():
         raise CommandFailed(f"{folder} does not exist; publish with `hotslot hub add DIR REVISION`, or mount it")
     table = Table(box=None, padding=(0, 2, 0, 0), header_style=DIM)

@@ -1,11 +1,13 @@
 """`hotslot logs …`: tells a log as a story. Works without a server."""
 
+import io
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
@@ -14,9 +16,14 @@ from cli.monitoring.log_story import Episode, Story, find_cause, tell_story
 from cli.output import BAD, DIM, DOUBTFUL, GOOD, print_json, print_text, seconds
 from cli.problems import CommandFailed
 from cli.settings import AsJson
+from common.durable import NotRegular, open_regular
 
 app = typer.Typer(no_args_is_help=True)
 _SHOWN_CALLS_SECONDS = 0.1  # a slowest call that took less is not worth a line
+
+STDIN = Path("-")
+MAX_LOG_BYTES = 16 << 30
+_MAX_LINE_CHARS = 1 << 20
 
 
 @app.callback()
@@ -44,7 +51,7 @@ def explain(
     Reads the JSON lines of all processes, also after what a container runtime puts
     before them. Lines that are none are counted.
     """
-    with _lines_of(file) as lines:
+    with open_log(None if file == STDIN else file) as lines:
         story = tell_story(lines)
     if story.begins is None:
         raise CommandFailed("no line is an event of hotslot: give the output of `hotslot serve`")
@@ -55,12 +62,30 @@ def explain(
 
 
 @contextmanager
-def _lines_of(file: Path | None) -> Iterator[Iterator[str]]:
+def open_log(file: Path | None) -> Iterator[Iterator[str]]:
+    """The lines of a log, or of standard input; what is not UTF-8 is replaced, and a long line is cut in several.
+
+    Raises:
+        CommandFailed: it is no regular file, or has more than MAX_LOG_BYTES.
+        OSError: it cannot be read.
+    """
     if file is None:
-        yield iter(sys.stdin)
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="replace")
+        yield _read_lines(sys.stdin)
         return
-    with file.open(encoding="utf-8", errors="replace") as lines:
-        yield lines
+    try:
+        raw = open_regular(file)
+    except NotRegular as error:
+        raise CommandFailed(f"{file} {error.strerror}; name a log file") from error
+    with raw, io.TextIOWrapper(raw, encoding="utf-8", errors="replace") as lines:
+        if os.fstat(raw.fileno()).st_size > MAX_LOG_BYTES:
+            raise CommandFailed(f"{file} has more than {MAX_LOG_BYTES >> 30} GiB; give its end, for example by `tail`")
+        yield _read_lines(lines)
+
+
+def _read_lines(file: TextIO) -> Iterator[str]:
+    return iter(lambda: file.readline(_MAX_LINE_CHARS), "")
 
 
 def _print(story: Story, *, shows_good: bool) -> None:

@@ -12,7 +12,7 @@ from cli.clients import connection
 from cli.endpoint import Endpoint, calls_server
 from cli.output import ABSENT, BAD, DIM, DOUBTFUL, GOOD, enum_word, out, plain, print_json, print_text, seconds, text
 from cli.problems import CommandFailed
-from cli.settings import AsJson
+from cli.settings import MAX_WAIT_SECONDS, AsJson
 from common.clock import SystemClock
 from common.durable import NotRegular, read_bounded
 from hotslot.entailment.v1 import entailment_pb2, entailment_pb2_grpc
@@ -47,7 +47,10 @@ def predict(  # noqa: PLR0913  each is an option
         ),
     ] = "",
     timeout: Annotated[
-        float, typer.Option("--timeout", "-t", metavar="SECONDS", min=0.001, help="Longest wait for the answer.")
+        float,
+        typer.Option(
+            "--timeout", "-t", metavar="SECONDS", min=0.001, max=MAX_WAIT_SECONDS, help="Longest wait for the answer."
+        ),
     ] = 10.0,
     model_version: ModelVersion = "",
     routing_key: RoutingKey = "",

@@ -34,6 +34,7 @@ StateDir = Annotated[
 ]
 
 
+MAX_WAIT_SECONDS = 86_400.0  # of a --timeout: more is a slip
 PROJECT_FOLDER = Path(__file__).resolve().parent.parent
 
 

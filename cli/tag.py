@@ -11,7 +11,7 @@ from cli.call_tags import ModelVersion, RoutingKey, build_metadata
 from cli.clients import connection
 from cli.endpoint import Endpoint, calls_server
 from cli.output import ABSENT, DIM, out, plain, print_json, print_text, seconds, text
-from cli.settings import AsJson
+from cli.settings import MAX_WAIT_SECONDS, AsJson
 from common.clock import SystemClock
 from hotslot.address.v1 import address_pb2, address_pb2_grpc
 
@@ -37,7 +37,10 @@ def tag(
     ] = "",
     endpoint: Endpoint,
     timeout: Annotated[
-        float, typer.Option("--timeout", "-t", metavar="SECONDS", min=0.001, help="Longest wait for the answer.")
+        float,
+        typer.Option(
+            "--timeout", "-t", metavar="SECONDS", min=0.001, max=MAX_WAIT_SECONDS, help="Longest wait for the answer."
+        ),
     ] = 10.0,
     model_version: ModelVersion = "",
     routing_key: RoutingKey = "",

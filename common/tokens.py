@@ -112,18 +112,26 @@ def load_tokens(path: Path) -> Tokens:
     Raises:
         FileUnusable: it cannot be read, is malformed, or everybody may write it.
     """
+    text, mode = _read_file(path)
+    if mode & stat.S_IWOTH:
+        raise FileUnusable(f"every user of this machine may write the tokens file (mode {mode & 0o777:04o})")
+    return parse_tokens(text)
+
+
+def _read_file(path: Path) -> tuple[str, int]:
+    """The content and the mode of a file of tokens.
+
+    Raises:
+        FileUnusable: it cannot be read.
+    """
     try:
-        text = read_bounded(path, MAX_FILE_BYTES).decode("utf-8")
-        mode = path.stat().st_mode
+        return read_bounded(path, MAX_FILE_BYTES).decode("utf-8"), path.stat().st_mode
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         sentence = f"the tokens file cannot be read: {reason}; this process runs as user {os.geteuid()}"
         raise FileUnusable(sentence) from error
     except ValueError as error:
         raise FileUnusable(f"the tokens file is no text of at most {MAX_FILE_BYTES} bytes") from error
-    if mode & stat.S_IWOTH:
-        raise FileUnusable(f"every user of this machine may write the tokens file (mode {mode & 0o777:04o})")
-    return parse_tokens(text)
 
 
 def watch_tokens(path: Path, log: ReloadLog, clock: Clock) -> Reloaded[Tokens]:
@@ -149,9 +157,9 @@ def write_tokens(path: Path, *, added: TokenEntry | None = None, removed: Iterab
 
     Raises:
         OSError: it was not changed.
-        FileUnusable: it is malformed.
+        FileUnusable: it cannot be read, or is malformed.
     """
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    text = _read_file(path)[0] if os.path.lexists(path) else ""
     parse_tokens(text)
     gone = {entry.digest for entry in removed}
     lines = [line for line in text.splitlines() if not any(digest in line for digest in gone)]

@@ -14,7 +14,7 @@ from cli.batch.sources import Question, Source, open_source
 from cli.endpoint import Endpoint, calls_server
 from cli.output import err, print_json
 from cli.problems import CommandFailed, WronglyUsed
-from cli.settings import AsJson
+from cli.settings import MAX_WAIT_SECONDS, AsJson
 from common.clock import SystemClock
 from common.engine_files import Task
 from common.exit_codes import ExitCode
@@ -76,7 +76,10 @@ _RetryFailed = Annotated[
     bool, typer.Option("--retry-failed", help="Send rows without an answer again.", show_default=False)
 ]
 _Timeout = Annotated[
-    float, typer.Option("--timeout", "-t", metavar="SECONDS", min=1, help="Longest wait for any answer.")
+    float,
+    typer.Option(
+        "--timeout", "-t", metavar="SECONDS", min=1, max=MAX_WAIT_SECONDS, help="Longest wait for any answer."
+    ),
 ]
 
 

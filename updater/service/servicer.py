@@ -223,8 +223,10 @@ class UpdatesApi:
         return pb.CheckNowResponse(newest_revision=watch.newest, message=convert.describe_poll(snapshot.record))
 
     def _update(self, request: pb.UpdateRequest, seconds: float) -> pb.UpdateResponse:
-        if not request.revision or len(request.revision) > MAX_REASON_CHARS:
+        if not request.revision:
             raise InputRefused("revision is required", field="revision")
+        if len(request.revision) > MAX_REASON_CHARS:
+            raise InputRefused(f"revision must have at most {MAX_REASON_CHARS} characters", field="revision")
         handle = self._find_model(request.model)
         before = handle.publisher.snapshot
         self._apply(handle, CommandKind.UPDATE, request.revision, seconds, request.operator)
