@@ -90,8 +90,10 @@ def _serve(section: ConsoleSection, endpoint: Endpoint, folder: Path, level: str
 
         try:
             run(section, server, folder, log, on_ready)
-        except (ListenFailed, FileUnusable) as error:
+        except ListenFailed as error:
             raise CommandFailed(str(error)) from error
+        except FileUnusable as error:
+            raise WronglyUsed(str(error)) from error
 
 
 def _section(settings: Settings | None, **given: object) -> ConsoleSection:

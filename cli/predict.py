@@ -23,6 +23,12 @@ EXAMPLE = """Example:  hotslot predict picture.png "there are two red circles" "
 
 Next:  `hotslot status` shows which revision answers; protos/ has the API for your own client."""
 _LABEL_STYLES = {"yes": GOOD, "no": BAD, "maybe": DOUBTFUL}
+_Timeout = Annotated[
+    float,
+    typer.Option(
+        "--timeout", "-t", metavar="SECONDS", min=0.001, max=MAX_WAIT_SECONDS, help="Longest wait for the answer."
+    ),
+]
 
 
 @calls_server
@@ -46,12 +52,7 @@ def predict(  # noqa: PLR0913  each is an option
             show_default=False,
         ),
     ] = "",
-    timeout: Annotated[
-        float,
-        typer.Option(
-            "--timeout", "-t", metavar="SECONDS", min=0.001, max=MAX_WAIT_SECONDS, help="Longest wait for the answer."
-        ),
-    ] = 10.0,
+    timeout: _Timeout = 10.0,
     model_version: ModelVersion = "",
     routing_key: RoutingKey = "",
     as_json: AsJson = False,
@@ -88,8 +89,9 @@ def read_picture(picture: str) -> bytes:
         try:
             content = read_bounded(Path(picture), MAX_PICTURE_BYTES)
         except OSError as error:
-            why = str(error) if isinstance(error, NotRegular) else (error.strerror or "it failed").lower()
-            raise CommandFailed(f"cannot read {picture}: {why}; name a JPEG, PNG or WebP file") from error
+            why = (error.strerror or str(error)).lower()
+            place = picture if isinstance(error, NotRegular) else f"cannot read {picture}:"
+            raise CommandFailed(f"{place} {why}; name a JPEG, PNG or WebP file") from error
         except ValueError as error:
             raise CommandFailed(f"{error}; send a smaller picture") from error
     if not content:

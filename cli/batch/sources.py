@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from cli.batch.ordering import Key, sort_keys
 from cli.batch.records import KINDS, Records
 from cli.problems import WronglyUsed
+from common.durable import describe_odd_entry
 from common.engine_files import Task
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -86,7 +87,7 @@ def open_source(path: Path, question: Question) -> Source:
             raise WronglyUsed(f"no file below {path} ends in {', '.join(PICTURE_SUFFIXES)}")
         return folder
     if not path.exists():
-        raise WronglyUsed(f"{path} does not exist")
+        raise WronglyUsed(f"{path} {describe_odd_entry(path) or 'does not exist'}")
     if not path.is_file():
         raise WronglyUsed(f"{path} is not a regular file; rows are read more than once")
     kind = KINDS.get(path.suffix.lower())

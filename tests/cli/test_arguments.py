@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from cli.healthcheck import check
+from cli.main import run
 from tests.cli.conftest import Hotslot
 from tests.cli.scripted_server import ScriptedServer
 
@@ -141,3 +142,24 @@ def test_the_console_says_which_option_is_wrong(hotslot: Hotslot, words: tuple[s
     assert told in read(done.err)
     assert "pydantic" not in done.err
     assert done.code == 2
+
+
+def test_a_refused_file_is_named_once(hotslot: Hotslot, tmp_path: Path) -> None:
+    """With what it is instead."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    pipe, loop = hotslot("predict", "pipe", "x"), hotslot("batch", "loop", "-o", "out")
+    assert read(pipe.err).startswith("error: pipe is not a regular file but a pipe; name a JPEG")
+    assert read(loop.err) == "error: loop is a link to itself (loop)"
+    assert (pipe.code, loop.code) == (1, 2)
+
+
+def test_a_console_with_an_unusable_tokens_file_is_wrongly_used(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As every other command with such a file."""
+    (tmp_path / "tokens").write_bytes(b"\xff")
+    with pytest.raises(SystemExit) as ended:
+        run(["console", "--tokens", "tokens", "--port", "0"])
+    assert "tokens file is no text" in read(capfd.readouterr().err)
+    assert ended.value.code == 2
