@@ -84,14 +84,15 @@ class Priority:
         return refused
 
     def set_child(self, child: int, is_needed: bool) -> None:  # noqa: FBT001  a callback of the decoders
-        """Give a child this thread's niceness, or a candidate's while it is not needed at once.
+        """Give a child this thread's policy and niceness, or a candidate's niceness while it is not needed at once.
 
-        A child that starts while `apply` runs may have inherited the niceness before, and not be among its children.
+        A child that starts while `apply` runs may have inherited those before, and not be among its children.
         """
         if self.can_lower:
             with contextlib.suppress(OSError):
                 own = os.getpriority(os.PRIO_PROCESS, 0)
                 _set_niceness(child, own if is_needed else min(MAX_NICENESS, own + CANDIDATE_NICENESS))
+                _set_policy(child, os.sched_getscheduler(0))
 
 
 def read_priority(added_oom_score: int) -> Priority:

@@ -205,6 +205,18 @@ def test_a_child_has_the_priority_of_the_thread_that_sets_it() -> None:
     assert found == [lower, own]
 
 
+def test_a_child_that_started_while_its_parent_yielded_the_cpus_gets_its_policy_again() -> None:
+    """Otherwise it would decode callers' pictures only when no other process wants a CPU."""
+    priority = read_priority(0)
+    with subprocess.Popen(["/bin/sleep", "60"]) as child:
+        os.sched_setscheduler(child.pid, os.SCHED_IDLE, os.sched_param(0))
+        priority.set_child(child.pid, True)
+        found = os.sched_getscheduler(child.pid)
+        child.kill()
+
+    assert found == (os.SCHED_OTHER if priority.can_lower else os.SCHED_IDLE)
+
+
 def test_a_pool_replaces_a_decoder_that_has_ended(pool: DecoderPool) -> None:
     """Another one takes its place; of several that are idle, the last used one is used again."""
     first = pool.take()
