@@ -1,6 +1,7 @@
 """The run folder and its sockets: all processes use the kernel's limit for the length of a path."""
 
 import os
+import resource
 import socket
 from contextlib import closing
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from common.address import MAX_SOCKET_PATH, ListenFailed, remove_socket
-from common.durable import LockUnusable, lock_instance
+from common.durable import AlreadyRunning, LockUnusable, lock_instance
 from common.paths import CONTROL_SOCKET, SERVER_LOCK, SUPERVISOR_SOCKET, make_run_folder, run_folder, socket_path
 from common.settings import SettingsInvalid
 
@@ -82,3 +83,16 @@ def test_a_folder_in_place_of_a_lock_is_named(tmp_path: Path) -> None:
     with pytest.raises(LockUnusable) as failed, lock_instance(path):
         pass
     assert str(failed.value) == f"{path} cannot be locked: it is a folder, not a file; remove it"
+
+
+def test_a_full_disk_keeps_no_process_from_its_lock(tmp_path: Path) -> None:
+    """The stack could not be started again on a full disk; its process id in the file is for people alone."""
+    path = tmp_path / SERVER_LOCK
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))  # every write to a file fails
+    try:
+        with lock_instance(path), pytest.raises(AlreadyRunning), lock_instance(path):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_bytes() == b""
