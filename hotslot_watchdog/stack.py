@@ -24,7 +24,7 @@ from common.clock import SystemClock
 from common.durable import AlreadyRunning, LockUnusable, lock_instance, read_bounded, write_atomic
 from common.exit_codes import ExitCode, to_shell_code
 from common.paths import STACK_LOCK, SUPERVISOR_SOCKET, make_run_folder, socket_path
-from common.settings import SettingsInvalid, format_mistake, load_settings, use_settings_file
+from common.settings import SettingsInvalid, format_mistake, load_settings, settings_path, use_settings_file
 from common.stop_signals import StopSignals
 from hotslot_watchdog.copier import copy_output
 from hotslot_watchdog.settings import StackSettings, make_child_environment
@@ -58,7 +58,7 @@ def main() -> int:
     try:
         return run_stack(load_settings(StackSettings), options.supervisor_config)
     except SettingsInvalid as error:
-        return _fail("\n".join(map(format_mistake, error.mistakes)), ExitCode.WRONG_USE)
+        return _fail("\n".join([*map(format_mistake, error.mistakes), _name_sources()]), ExitCode.WRONG_USE)
 
 
 def run_stack(settings: StackSettings, config: Path) -> int:
@@ -172,6 +172,13 @@ def _wait_for_child(child: int) -> int:
         pid, status = os.wait()
         if pid == child:
             return os.waitstatus_to_exitcode(status)
+
+
+def _name_sources() -> str:
+    """Where the settings come from: in a container or a unit nothing else shows it, and the file may be another one."""
+    path = settings_path()
+    missing = "" if os.path.lexists(path) else ", which does not exist"
+    return f"settings: {path}{missing}, and variables HOTSLOT_…; `hotslot config check` shows all mistakes"
 
 
 def _fail(sentence: str, code: int) -> int:

@@ -239,3 +239,4 @@ def test_wrong_settings_are_reported_and_nothing_starts(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "watchdog.stop_seconds" in done.stderr
     assert "models[0].name" in done.stderr
+    assert f"settings: {tmp_path}/hotslot.toml, and variables HOTSLOT_" in done.stderr
