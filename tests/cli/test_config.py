@@ -102,7 +102,8 @@ def test_a_file_that_cannot_be_read_is_a_mistake(
     if content is not None:
         (tmp_path / "bad.toml").write_bytes(content)
     ended = hotslot("config", "check", "-c", "bad.toml")
-    assert (ended.code, says in ended.err) == (2, True)
+    told = " ".join(ended.err.split())  # a long path leaves the message less width
+    assert (ended.code, says in told) == (2, True)
 
 
 def test_show_prints_values_that_differ_with_their_default(hotslot: Hotslot, tmp_path: Path) -> None:
