@@ -14,6 +14,7 @@ import importlib
 import importlib.util
 import os
 import runpy
+import signal
 import sys
 from collections.abc import Iterator
 from importlib.machinery import PathFinder
@@ -23,6 +24,7 @@ PACKAGES = ("cli", "common", "console", "hotslot", "hotslot_watchdog", "hubserve
 WRONG_ENVIRONMENT = 78  # EX_CONFIG of sysexits.h; `common.errors` may not be imported before the check
 
 _FOLDER = Path(__file__).parent.parent.resolve()  # site-packages, or the source tree; an installer may link files
+_STACK = "hotslot_watchdog.stack"  # lets the signals come again
 _ADVICE = "install hotslot into an environment of its own"
 
 
@@ -42,6 +44,9 @@ def main() -> None:
         sys.stderr.write("usage: python -P -m hotslot_watchdog.launch -m MODULE [ARGUMENT ...]\n")
         sys.exit(2)
     module = sys.argv[2]
+    if module == _STACK and os.getpid() == 1:
+        # The kernel drops what the first process of a container does not handle yet; held, it comes with the handlers.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     _check_or_exit()
     sys.argv[:3] = [module]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

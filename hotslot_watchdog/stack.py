@@ -117,6 +117,7 @@ class Supervisord:
         self._child = 0  # process id; 0 before its start and after its end
         self._has_ended = threading.Event()
         self._signals = StopSignals(_STOP_SIGNALS, self._terminate_child)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)  # held by `launch` until now
 
     def run(self, config: Path, environment: dict[str, str]) -> int:
         """Run supervisord until it ends; returns its exit code.
@@ -125,6 +126,8 @@ class Supervisord:
         terminal, which supervisord takes as a reload, does not reach it. Its output goes through a pipe, because
         supervisord opens /dev/fd/1 by name: that fails for a socket (journald) and overwrites a shared file.
         """
+        if self._signals.is_requested:
+            return 0
         command = [sys.executable, "-P", "-m", "supervisor.supervisord", "--nodaemon", "--configuration", str(config)]
         child = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True

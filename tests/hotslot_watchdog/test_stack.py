@@ -225,6 +225,20 @@ def test_an_updater_that_cannot_run_does_not_end_the_stack(start: Start) -> None
     assert stack.end() == 0
 
 
+def test_a_signal_that_was_held_since_the_start_is_taken() -> None:
+    """As the first process of a container lost it, and ran on until the platform killed it."""
+    code = """
+import os, signal
+from pathlib import Path
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+os.kill(os.getpid(), signal.SIGTERM)
+from hotslot_watchdog.stack import Supervisord
+print(Supervisord(Path("socket"))._signals.is_requested)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
+
+
 def test_wrong_settings_are_reported_and_nothing_starts(tmp_path: Path) -> None:
     """Every mistake is on standard error, and the exit code is 2."""
     (tmp_path / "hotslot.toml").write_text('[watchdog]\nstop_seconds = 0\n[[models]]\nname = "NO"\n')

@@ -82,8 +82,15 @@ class Child:
         self._on_exit(code)
 
 
-def describe_exit(code: int) -> str:
-    """An exit code as text: "exit code 70", "signal SIGKILL"."""
+def describe_exit(code: int, oom_kills: int = 0) -> str:
+    """An exit code as text: "exit code 70", "signal SIGKILL"; of the latter with what the kernel ended meanwhile.
+
+    Args:
+        code: of the process; a negative signal number.
+        oom_kills: processes of the control group that the kernel has ended since the start, because memory ran out.
+    """
+    if code == -signal.SIGKILL and oom_kills > 0:
+        return f"signal SIGKILL, out of memory: the kernel has ended {oom_kills} of the control group since its start"
     if code >= 0:
         return f"exit code {code}"
     try:

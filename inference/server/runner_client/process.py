@@ -7,6 +7,7 @@ from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
+from common.cgroup import count_oom_kills
 from hotslot.runner.v1 import runner_pb2
 from inference.server.runner_client.channel import FrameChannel
 from inference.server.runner_client.child import Child, describe_exit
@@ -37,6 +38,7 @@ class RunnerProcess:
         self._end_cause: tuple[EndReason, str] | None = None  # the first one, once it is known
         self._is_retiring = False
         self._exit_code: int | None = None
+        self._oom_kills = count_oom_kills()
         self._timers: list[asyncio.TimerHandle] = []
         self._ended = asyncio.Event()
 
@@ -228,7 +230,7 @@ class RunnerProcess:
             timer.cancel()
         self._data.close()
         self._control.close()
-        exit_text = self._child.failure or describe_exit(self._exit_code if self._exit_code is not None else 0)
+        exit_text = self._child.failure or describe_exit(self._exit_code or 0, count_oom_kills() - self._oom_kills)
         is_retired = self._is_retiring and self._exit_code == 0
         reason, detail = self._end_cause or (EndReason.RETIRED if is_retired else EndReason.DIED, exit_text)
         if reason not in (EndReason.KILLED, EndReason.RETIRED):
