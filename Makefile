@@ -10,7 +10,7 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: env ## Serve both demo models in the foreground until Ctrl-C; HUB=http uses its hub over HTTP
-	@exec $(hub-$(HUB)-env) $(bin)/hotslot serve --demo $(hub-$(HUB))
+	@exec $(hub-$(HUB)-env) $(bin)/hotslot serve --demo --log hotslot.log $(hub-$(HUB))
 
 demo: env ## Show updates, refusals, rollbacks and crashes under load, in three minutes; ARGS="--equals 5" for more good revisions
 	@$(bin)/python -m dev.demo $(ARGS)

@@ -7,9 +7,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -20,11 +20,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from cli.bundles import ImportResult, import_bundle, is_loadable, print_import
 from cli.endpoint import resolve_endpoint
 from cli.hub_serve import serve_hub_while
-from cli.output import DIM, GOOD, err, text
+from cli.output import DIM, GOOD, err, seconds, text
 from cli.problems import CommandFailed
 from cli.settings import PROJECT_FOLDER, Config, Settings, listening_address, read_settings
 from common.address import ListenFailed, open_listener, parse_address, unix_target
-from common.clock import SystemClock
+from common.clock import Clock, SystemClock
 from common.engine_files import Task
 from common.exit_codes import to_shell_code
 from common.paths import CONTROL_SOCKET, run_folder
@@ -49,6 +49,7 @@ STACK_COMMAND = (
     "hotslot_watchdog.stack",
 )  # what deploy/run-stack runs, with this very interpreter
 CHECK_SECONDS = 0.2
+PROGRESS_SECONDS = 1.0
 _NO_DEMO = (
     "the demo models, their settings and golden sets are in hotslot's source tree, not in this installation: run "
     "`make serve` there, or serve a model of yours without --demo"
@@ -73,6 +74,14 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    log: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Append the log lines to this file; the terminal then shows only what a person reads.",
+            show_default=False,
+        ),
+    ] = None,
     config: Config = None,
 ) -> None:
     """Run server, updater and watchdog in the foreground, until Ctrl-C."""
@@ -82,30 +91,53 @@ def serve(
     check_ports(settings)
     if demo:
         import_demo(settings)
+    _name_missing(settings)
+    asked_for = [section.hub_model for section in settings.updater.models.values() if section.hub_model]
+    with serve_hub_while(serve_hub, settings.updater.hub_endpoint, asked_for):
+        code = _run_and_report(settings, log)
+    raise typer.Exit(code)
+
+
+def _name_missing(settings: Settings) -> None:
+    """Say for each model without a bundle how to import one."""
     for model in settings.models:
         if not is_loadable(settings.state_dir, model.name):
             step = f"hotslot bundle import DIR --model {model.name}"
             err.print(text(f"{model.name} has no bundle yet; import one with `{step}` and start again"), soft_wrap=True)
-    asked_for = [section.hub_model for section in settings.updater.models.values() if section.hub_model]
-    with serve_hub_while(serve_hub, settings.updater.hub_endpoint, asked_for):
-        code = run_stack(STACK_COMMAND, lambda ended: announce(settings, ended))
-    raise typer.Exit(code)
 
 
-def run_stack(command: tuple[str, ...], announce: Callable[[threading.Event], None]) -> int:
+def _run_and_report(settings: Settings, log: Path | None) -> int:
+    """Run the stack, with a sentence before it and, if it failed, one after it; returns its exit code."""
+    where = "the log follows here" if log is None else f"the log goes to {log}"
+    err.print(text(f"starting the server; {where}, and a text when the models answer"), soft_wrap=True)
+    code = run_stack(STACK_COMMAND, lambda ended: announce(settings, ended, log), log)
+    if code and log is not None:
+        err.print(text(f"it ended with exit code {code}; `hotslot logs explain {log}` says why"), soft_wrap=True)
+    return code
+
+
+def run_stack(command: tuple[str, ...], announce: Callable[[threading.Event], None], log: Path | None = None) -> int:
     """Run the stack as a child process until it ends; a SIGINT, SIGTERM or SIGHUP ends it in order.
 
     Args:
         command: of the stack.
         announce: called in its own thread, with an event that is set when the stack has ended.
+        log: file to which the stack's standard output is appended; without it the stack has that of this process.
+
+    Raises:
+        CommandFailed: the file cannot be opened.
 
     Returns:
         The exit code of the stack, or 128 + the number of the signal that killed it.
     """
     ended = threading.Event()
-    with _signals_forwarded() as adopt:
+    try:
+        output = nullcontext(None) if log is None else log.open("ab")
+    except OSError as error:
+        raise CommandFailed(f"the log cannot be written to {log}: {error.strerror}") from error
+    with output as stdout, _signals_forwarded() as adopt:
         # Its own process group: a terminal's Ctrl-C reaches the stack once, through this process.
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0)
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, process_group=0)
         adopt(child)
         announcer = threading.Thread(target=announce, args=(ended,), daemon=True)
         announcer.start()
@@ -115,8 +147,8 @@ def run_stack(command: tuple[str, ...], announce: Callable[[threading.Event], No
     return to_shell_code(code)
 
 
-def announce(settings: Settings, ended: threading.Event) -> None:
-    """Wait until every model is ready, then print what to try."""
+def announce(settings: Settings, ended: threading.Event, log: Path | None = None) -> None:
+    """Wait until every model is ready, then print what to try, and where the log is."""
     if not settings.server.port:
         return  # the server takes a free port, which is in its log
     address = listening_address(settings)
@@ -143,6 +175,8 @@ def announce(settings: Settings, ended: threading.Event) -> None:
         shown.append(f"\n    {line}", "bold")
     if settings.console.enabled and settings.console.port:
         shown.append(f"\n\nOr in a browser: {_console_url(settings)}")
+    if log is not None:
+        shown.append(f"\n\nThe log as a story: {hotslot} logs explain {log}")
     shown.append("\n\nCtrl-C stops it.\n", DIM)
     err.print(shown, soft_wrap=True)
 
@@ -226,10 +260,28 @@ def import_demo(settings: Settings, convert: Convert = run_convert) -> None:
         done = import_bundle(folder, settings.state_dir, name, folder.name, PRECISIONS[0], convert)
         return done, clock.monotonic() - started
 
-    with err.status(text("importing the demo models (once)")), ThreadPoolExecutor(len(missing)) as pool:
-        results = list(pool.map(import_one, missing))
-    for name, (done, seconds) in zip(missing, results, strict=True):
-        print_import(name, done, seconds)
+    err.print(
+        text(f"importing the demo {_models(missing)}, once: checked and converted; half a minute on two CPUs"),
+        soft_wrap=True,
+    )
+    with ThreadPoolExecutor(len(missing)) as pool:
+        results = {name: pool.submit(import_one, name) for name in missing}
+        _show_progress(results, clock)
+    for name, result in results.items():
+        print_import(name, *result.result())
+
+
+def _models(names: Sequence[str]) -> str:
+    return f"model{'s' if len(names) > 1 else ''} {' and '.join(names)}"
+
+
+def _show_progress(results: Mapping[str, Future[tuple[ImportResult, float]]], clock: Clock) -> None:
+    """Show on a terminal, until all imports have ended, which of them are not done and for how long they have run."""
+    started = clock.monotonic()
+    with err.status(text("converting")) as shown:
+        while waiting := [name for name, result in results.items() if not result.done()]:
+            shown.update(text(f"converting the {_models(waiting)}: {seconds(clock.monotonic() - started)}"))
+            wait([results[name] for name in waiting], PROGRESS_SECONDS, "FIRST_COMPLETED")
 
 
 def _is_serving(stub: health_pb2_grpc.HealthStub) -> bool:

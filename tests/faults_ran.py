@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PAGE = Path("docs") / "faults.md"
-_LINE = re.compile(r"^- \*\*([A-Z]\d+): .*?\*\* (.*)$", re.MULTILINE)
+_ITEM = re.compile(r"^- \*\*([A-Z]\d+): .*?\*\*(.*?)(?=^- \*\*|^## |\Z)", re.MULTILINE | re.DOTALL)
 _TEST = re.compile(r"`(tests/[^`]+::[^`]+)`(?! \(on a GPU\))")
 
 
@@ -23,7 +23,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def listed(page: str) -> set[tuple[str, str]]:
     """Fault numbers and tests that the page says run in every `make test`."""
-    return {(number, test) for number, where in _LINE.findall(page) for test in _TEST.findall(where)}
+    return {(number, test) for number, where in _ITEM.findall(page) for test in _TEST.findall(where)}
 
 
 class FaultsRan:

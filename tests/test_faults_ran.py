@@ -8,7 +8,14 @@ from dev.scripts import faults
 from tests.faults_ran import listed
 
 PAGE = """
-- **K1: A process is killed.** `tests/test_kills.py::test_a_kill` · `tests/test_kills.py::test_on_a_card` (on a GPU)
+- **K1: A process is killed.**
+  <details markdown><summary>2 tests</summary>
+
+  * `tests/test_kills.py::test_a_kill`
+  * `tests/test_kills.py::test_on_a_card` (on a GPU)
+
+  </details>
+
 - **K2: Two processes are killed.** `tests/test_kills.py::test_a_kill`
 - **S9: Many swaps.** `make chaos ARGS=flat`
 """
@@ -43,13 +50,15 @@ def ended(run: pytest.Pytester, tests: str, *arguments: str) -> tuple[int, str]:
 
 
 def test_the_page_is_read_as_it_is_written() -> None:
-    """Each of its lines with a test in `make test` is understood."""
-    lines = [line for line in faults.PAGE.read_text().splitlines() if line.startswith("- **")]
-    of_tests = [line for line in lines if re.search(r"`tests/[^`]+`(?! \(on a GPU\))", line)]
+    """Each of its items with a test in `make test` is understood."""
+    items = re.split(r"^(?=- \*\*|## )", faults.PAGE.read_text(), flags=re.MULTILINE)
+    of_tests = [
+        item for item in items if item.startswith("- **") and re.search(r"`tests/[^`]+`(?! \(on a GPU\))", item)
+    ]
 
     found = listed(faults.PAGE.read_text())
 
-    assert {line.partition(":")[0] for line in of_tests} == {f"- **{number}" for number, _ in found}
+    assert {item.partition(":")[0] for item in of_tests} == {f"- **{number}" for number, _ in found}
     assert len(found) > 300
 
 

@@ -80,7 +80,7 @@ MEANINGS: Mapping[str, Meaning] = {
     "loop_crashed": Meaning("{model}: the update loop failed, and goes on in {retry_in_seconds} s", "report it"),
     "model_given_up": Meaning(
         "{model}: its runner failed {failures} times in a row: {detail}",
-        "`hotslot updates rollback REV` takes it back",
+        "find the cause in the lines before; `hotslot updates rollback REV` only if it is the revision's",
     ),
     "model_recovered": Meaning("{model}: its runner works again"),
     "overload_begun": Meaning("{model} is offered more than it serves", "add servers, or limit callers"),

@@ -53,10 +53,18 @@ ANSWERS = AlertGroup(
             (
                 Step(
                     "the bundle is damaged",
-                    "`hotslot state verify` finds it; `hotslot updates rollback REV` takes it back",
+                    "`hotslot state verify` finds it; restore it from a backup, or go back with "
+                    "`hotslot updates rollback REV`",
                 ),
-                Step("memory is short", "`hotslot doctor` compares the memory plan with what is free"),
-                Step("the device has failed", "`nvidia-smi` must list it; restart the stack when it does"),
+                Step(
+                    "memory is short",
+                    "`hotslot doctor` compares the memory plan with what is free; free some. Do not roll back: that "
+                    "would put a good revision into quarantine",
+                ),
+                Step(
+                    "the device has failed",
+                    "`nvidia-smi` must list it; restart the stack when it does. Do not roll back",
+                ),
             ),
             ("runner.respawn_give_up",),
         ),

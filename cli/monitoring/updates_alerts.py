@@ -80,7 +80,15 @@ UPDATES = AlertGroup(
             "{{ $labels.model }} has no golden set",
             "Without one a new revision cannot be judged: each update waits as HELD for a person.",
             "hotslot doctor",
-            (Step("none was recorded yet", "`hotslot golden record` makes one; name its folder in the settings"),),
+            (
+                Step(
+                    "none was recorded yet",
+                    "`hotslot golden record FOLDER --model NAME` records answers; write the right ones as "
+                    "expectations, name the folder as `golden` in the settings, and `hotslot reload` "
+                    "(docs/how-to/golden-set.md). "
+                    "`hotslot updates resume` tries what is HELD again",
+                ),
+            ),
             ("updater.models.NAME.golden",),
         ),
         Alert(
@@ -114,7 +122,11 @@ UPDATES = AlertGroup(
                     "REFUSED",
                     "it failed a check or the gate: `hotslot updates show ID` names it",
                 ),
-                Step("ROLLED_BACK", "it failed callers on trial: `hotslot logs explain` shows what they saw"),
+                Step(
+                    "ROLLED_BACK",
+                    "it failed requests on trial; the previous model, where there was one, answered them: "
+                    "`hotslot logs explain` shows them",
+                ),
             ),
         ),
         Alert(

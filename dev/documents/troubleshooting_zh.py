@@ -34,7 +34,7 @@ hotslot logs explain hotslot.log
 |---|---|
 | `hotslot healthcheck` 无法连接 | 没有进程在监听：`hotslot doctor` 指出缺少哪个进程，日志说明它为什么退出 |
 | `NOT_SERVING`，`hotslot status` 显示某个槽位正在加载 | 等待：模型正在加载；调用方收到 `NOT_READY` 和建议的重试时间 |
-| `NOT_SERVING`，模型状态为 FAILED（仍会继续重启） | 它的 runner 连续失败多次：用 `hotslot updates rollback REV` 回滚，原因见 `hotslot logs explain` |
+| `NOT_SERVING`，模型状态为 FAILED（仍会继续重启） | 它的 runner 连续失败多次：先用 `hotslot logs explain` 查明原因；只有确属版本的问题才用 `hotslot updates rollback REV` 回滚，内存不足或设备故障时回滚会隔离一个好的版本（[runbook](../runbooks/model-given-up.md)） |
 | `QUEUE_FULL` | 排在已有请求之后会来不及，或请求超过处理能力：客户端会按服务器给出的时间重发；降低请求量、改用流式，或增加服务器（[runbook](../runbooks/queue-long.md)） |
 | `DEADLINE_TOO_SHORT` | 即使模型空闲，剩余时间也不够；客户端不会重发：调大超时时间（deadline），或一次少发一些 |
 | `POISON_INPUT` | 这个输入会使计算进程崩溃：保留它并上报 |
@@ -55,7 +55,7 @@ hotslot logs explain hotslot.log
 """
 _HELD_HEAD = """## 更新停在 HELD
 
-原模型继续服务。`hotslot updates status` 会显示下列原因之一：
+原模型继续服务，`COMMITTED_BROKEN` 除外：此时由更早的版本服务。`hotslot updates status` 会显示下列原因之一：
 
 | 原因 | 处理 |
 |---|---|
@@ -76,7 +76,7 @@ HELD: Mapping[HeldFor, str] = {
     HeldFor.CHANGED_ANSWERS: "线上预测的变化超出基准集的预期：在 `hotslot updates show ID` 中查看变化方向，把这类问题加入基准集后执行 "
     f"`hotslot updates resume`；若新的预测结果正确，{_APPROVE}",
     HeldFor.LABELS: f"调用方可能依赖这些标签：与当前模型的标签比较，{_APPROVE}",
-    HeldFor.NO_GOLDEN: f"用 `hotslot golden record FOLDER` 制作基准集并写入 hotslot.toml，或{_APPROVE}",
+    HeldFor.NO_GOLDEN: f"用 `hotslot golden record FOLDER --model NAME` 制作基准集，写入 hotslot.toml 并执行 `hotslot reload`，然后用 `hotslot updates resume` 重试；或{_APPROVE}",
     HeldFor.GOLDEN_UNUSABLE: f"修复基准集（`hotslot golden show` 指出问题），或{_APPROVE}",
     HeldFor.DOES_NOT_FIT: f"内存（显存）放不下：释放一些，{_RETRY}",
     HeldFor.INCONCLUSIVE: f"没有得出结论：查看 `hotslot updates show ID`，{_RETRY}",
@@ -94,7 +94,7 @@ LOG: Mapping[str, tuple[str, str]] = {
     "access_warning": ("端口暴露的提醒", "保护端口，或只监听 127.0.0.1"),
     "alerts_lost": ("放弃投递若干告警", "群机器人拒收该消息"),
     "alerts_not_delivered": ("目标没有接受告警", "见 [alert-relay.md](../alert-relay.md)"),
-    "alerts_refused": ("一条通知被拒绝", "检查 Alertmanager 的 webhook_configs"),
+    "alerts_refused": ("一条通知被拒绝", "检查 Alertmanager 的 webhook_configs（[alert-relay.md](../alert-relay.md)）"),
     "background_task_failed": (
         "一项后台任务失败，仍会继续执行",
         "释放文件描述符、内存或磁盘；否则用 `hotslot doctor --archive FILE` 收集信息并上报",
@@ -116,7 +116,10 @@ LOG: Mapping[str, tuple[str, str]] = {
     "load_failed": ("某版本在设备上加载失败", "bundle 损坏，或内存不足"),
     "log_lines_dropped": ("此处缺少若干日志行", "读取日志的程序太慢"),
     "loop_crashed": ("更新循环出错，稍后继续", "请上报"),
-    "model_given_up": ("runner 连续失败多次", "用 `hotslot updates rollback REV` 回滚"),
+    "model_given_up": (
+        "runner 连续失败多次",
+        "从前面的日志行查明原因；只有确属版本的问题才用 `hotslot updates rollback REV` 回滚",
+    ),
     "overload_begun": ("请求超过处理能力", "增加服务器，或限制调用方"),
     "process_given_up": ("某程序不再重启", "前面的日志行说明它为何退出"),
     "products_unused": ("改由 torch 做矩阵乘法，未使用 oneDNN", "答案相同，速度较慢；请上报"),

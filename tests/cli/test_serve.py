@@ -62,6 +62,23 @@ def test_a_killed_stack_has_the_exit_code_of_its_signal() -> None:
     assert serve.run_stack(command, lambda ended: None) == 137
 
 
+def test_the_log_goes_to_a_file_and_the_terminal_keeps_what_people_read(
+    hotslot: Hotslot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--log` appends to the file; a stack that fails names the command that tells why."""
+    write_settings(tmp_path)
+    monkeypatch.setattr(serve, "STACK_COMMAND", (sys.executable, "-c", "print('{}'); raise SystemExit(70)"))
+    (tmp_path / "hotslot.log").write_text("before\n")
+    ended = hotslot("serve", "--log", "hotslot.log")
+    assert (ended.code, (tmp_path / "hotslot.log").read_text()) == (70, "before\n{}\n")
+    assert "the log goes to hotslot.log" in ended.err
+    assert "it ended with exit code 70; `hotslot logs explain hotslot.log` says why" in ended.err
+
+    (tmp_path / "folder").mkdir()
+    ended = hotslot("serve", "--log", "folder")
+    assert (ended.code, "the log cannot be written to folder: Is a directory" in ended.err) == (1, True)
+
+
 def test_a_server_without_a_bundle_says_how_to_import_one(
     hotslot: Hotslot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,8 +120,8 @@ def test_the_demo_needs_its_model_in_the_settings(hotslot: Hotslot, tmp_path: Pa
     assert (ended.code, '[[models]] name = "shapes" or "addresses"' in ended.err) == (1, True)
 
 
-def test_the_demo_imports_its_models_at_the_same_time(tmp_path: Path) -> None:
-    """Those that the settings name, once, each with its hub folder; converted side by side."""
+def test_the_demo_imports_its_models_at_the_same_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those that the settings name, once, each with its hub folder; converted side by side, and announced before."""
     (tmp_path / "hotslot.toml").write_text(BOTH_DEMOS)
     settings, both_convert = read_settings(), threading.Barrier(2, timeout=20)
     imported: list[str] = []
@@ -125,6 +142,7 @@ def test_the_demo_imports_its_models_at_the_same_time(tmp_path: Path) -> None:
 
     serve.import_demo(settings, convert)
     assert sorted(imported) == ["addresses", "shapes"]
+    assert "importing the demo models shapes and addresses, once: " in capsys.readouterr().err
     assert {name: row.revision for name, row in read_committed(tmp_path / "state").items()} == {
         "shapes": "v1.0.0",
         "addresses": "v1.0.0",
@@ -149,8 +167,10 @@ def test_a_ready_server_says_what_to_try(tmp_path: Path, capsys: pytest.CaptureF
     write_settings(tmp_path, 50123)
     control = make_run_folder(tmp_path / "state") / CONTROL_SOCKET
     server = ScriptedServer(addresses=(unix_target(control),))
-    serve.announce(read_settings(), threading.Event())
+    serve.announce(read_settings(), threading.Event(), Path("hotslot.log"))
     output = capsys.readouterr().err
+    assert output.startswith("\nhotslot is ready at 127.0.0.1:50123. ")
+    assert "logs explain hotslot.log" in output
     assert 'hotslot predict examples/shapes/pictures/two-red-circles.png "there are two red circles"' in output
     assert "hotslot status" in output
     assert "grpcurl -plaintext 127.0.0.1:50123 list" in output

@@ -252,8 +252,8 @@ HELD_ADVICE = {
     "`hotslot updates show {id}`, add such questions to the golden set and `hotslot updates resume`; or, if the new "
     "answers are right, " + _APPROVE,
     HeldFor.LABELS: "callers may depend on its labels: compare them with the active model's, and " + _APPROVE,
-    HeldFor.NO_GOLDEN: "create a golden set with `hotslot golden record FOLDER` and name it in hotslot.toml, or "
-    + _APPROVE,
+    HeldFor.NO_GOLDEN: "create a golden set with `hotslot golden record FOLDER --model NAME`, name it in hotslot.toml "
+    "and `hotslot reload`, then `hotslot updates resume` tries the revision again; or " + _APPROVE,
     HeldFor.GOLDEN_UNUSABLE: "fix the golden set (`hotslot golden show` reports the problem), or " + _APPROVE,
     HeldFor.DOES_NOT_FIT: "it does not fit into memory: free some, " + _RETRY,
     HeldFor.INCONCLUSIVE: "no verdict was reached: see `hotslot updates show {id}`, " + _RETRY,
