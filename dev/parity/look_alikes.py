@@ -12,7 +12,7 @@ import torch
 
 from dev.parity.items import golden_questions
 from dev.parity.ours import ask, load_source
-from inference.server.api.convert import as_seen
+from inference.server.api.texts import as_seen
 
 _ITEMS = 100  # of the demo's golden set
 _DEMO = Path(__file__).resolve().parents[2] / "examples" / "shapes" / "v1.0.0"

@@ -66,6 +66,6 @@ TARGETS = {
         Target("frames", 250_000, 1024, 5, ("inference.wire", "inference.server.runner_client.replies")),
         Target("pictures", 150_000, 1024, 20, tuple(f"inference.runner.pictures.{name}" for name in _PICTURES)),
         Target("service", 50_000, 1024, 30, _SERVICE),
-        Target("texts", 200_000, 256, 5, ("inference.server.api.convert", "inference.runner.engines.ofa.tokenizer")),
+        Target("texts", 200_000, 256, 5, ("inference.server.api.texts", "inference.runner.engines.ofa.tokenizer")),
     )
 }

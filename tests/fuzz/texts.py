@@ -9,7 +9,7 @@ from common.errors import InputRefused
 from dev.parity.odd_texts import read_record, vocabulary_of
 from inference.runner.engines.ofa.engine import build_prompt
 from inference.runner.engines.ofa.tokenizer import BEGIN, END, MASK, PAD, SPECIAL, UNKNOWN, Tokenizer, byte_letters
-from inference.server.api.convert import as_seen, read_text
+from inference.server.api.texts import as_seen, read_text
 from inference.server.settings import TextRule
 from tests.fuzz.refusals import check_refusal
 from tests.fuzz.source import Source

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from common.errors import InputRefused
 from inference.runner.engines.ofa.engine import clean
-from inference.server.api.convert import MAX_MARKS, as_seen, read_text
 from inference.server.api.task import InputLimits
+from inference.server.api.texts import MAX_MARKS, as_seen, read_text
 from inference.server.settings import TextRule
 
 BLANKS = "\t\n\v\f\r\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2000\u2009\u200a\u2028\u2029\u202f\u205f\u2800\u3000\u3164\uffa0"

@@ -5,8 +5,9 @@ from typing import Final
 from common.engine_files import Task
 from common.errors import InputRefused
 from hotslot.address.v1 import address_pb2
-from inference.server.api.convert import check_item_count, check_visible, fill_origin, parse
+from inference.server.api.convert import check_item_count, fill_origin, parse
 from inference.server.api.task import InputLimits
+from inference.server.api.texts import check_visible
 from inference.server.request import AddressInput, Prediction
 from inference.wire import AddressSpan, EntailmentScores, count_address_rows
 

@@ -12,8 +12,9 @@ from common.engine_files import Task
 from common.errors import InputRefused
 from common.records import record
 from hotslot.entailment.v1 import entailment_pb2
-from inference.server.api.convert import MAX_STREAM_ITEMS, check_item_count, fill_origin, parse, read_text
+from inference.server.api.convert import MAX_STREAM_ITEMS, check_item_count, fill_origin, parse
 from inference.server.api.task import InputLimits
+from inference.server.api.texts import read_text
 from inference.server.request import EntailmentInput, Prediction
 from inference.wire import EntailmentScores
 
