@@ -13,7 +13,7 @@ from cli.config_check import list_doubts, list_mistakes
 from cli.output import seconds, size
 from cli.settings import Settings
 from common.bundle import BundleBroken, Committed, bundle_folder, read_committed
-from common.cgroup import count_usable_cpus, read_memory
+from common.cgroup import Memory, count_oom_kills, count_usable_cpus, read_memory
 from common.golden_set import GoldenBroken, read_folder
 from common.paths import CONTROL_SOCKET, HEARTBEAT, SUPERVISOR_SOCKET, UPDATES_SOCKET, run_folder
 from common.reload import FileUnusable
@@ -202,14 +202,29 @@ def _check_memory(settings: Settings) -> Iterator[Finding]:
     runs = "server" in facts.find_programs(run_folder(settings.state_dir))
     largest = max(sizes, key=lambda name: sizes[name], default="")
     needed = int(_LOAD_FACTOR * (sizes.get(largest, 0) + (0 if runs else sum(sizes.values()))))
-    found = f"{size(memory.free)} of {size(memory.total)} free"
     plan = f"; an update of {largest} loads about {size(needed)} beside what serves" if largest and runs else ""
+    yield judge_memory(memory, needed, count_oom_kills(), plan)
+
+
+def judge_memory(memory: Memory, needed: int, oom_kills: int, plan: str = "") -> Finding:
+    """What is found of the memory.
+
+    Args:
+        memory: as the machine or the container has it.
+        needed: bytes of the largest load.
+        oom_kills: processes of this container that the kernel has ended because memory ran out.
+        plan: further words.
+    """
+    found = f"{size(memory.free)} of {size(memory.total)} free{plan}"
+    advice = "raise the limit of the container, or end what else runs"
     if memory.used / memory.total > MEMORY_BAD:
-        yield Finding("memory", Level.BAD, found + plan, "raise the limit of the container, or end what else runs")
-    elif needed > memory.free:
-        yield Finding("memory", Level.DOUBTFUL, found + plan, "with less, an update is HELD: raise the limit")
-    else:
-        yield Finding("memory", Level.GOOD, found + plan)
+        return Finding("memory", Level.BAD, found, advice)
+    if oom_kills:
+        ended = f"; it ran out, and the kernel has ended {oom_kills} processes since the start"
+        return Finding("memory", Level.DOUBTFUL, found + ended, advice)
+    if needed > memory.free:
+        return Finding("memory", Level.DOUBTFUL, found, "with less, an update is HELD: raise the limit")
+    return Finding("memory", Level.GOOD, found)
 
 
 def _check_heartbeat(path: Path, now: datetime) -> Iterator[Finding]:

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from cli.doctor_archive import choose_lines
-from cli.doctor_checks import Finding, Level
+from cli.doctor_checks import Finding, Level, judge_memory
 from cli.doctor_remote import judge_report, judge_updates
 from cli.status import StatusReport
+from common.cgroup import Memory
 from common.paths import CONTROL_SOCKET, HEARTBEAT, SERVER_LOCK, UPDATER_LOCK, UPDATES_SOCKET
 from dev.harness.certificates import Authority
 from hotslot.status.v1 import status_pb2
@@ -146,6 +147,15 @@ def test_a_certificate_that_has_ended_is_wrong(hotslot: Hotslot, state: Path) ->
 def levels(findings: Iterator[Finding]) -> list[tuple[str, Level]]:
     """Area and level of each."""
     return [(finding.area, finding.level) for finding in findings]
+
+
+def test_memory_that_ran_out_is_told_when_some_is_free_again() -> None:
+    """After the kernel has ended a runner, its memory is free, and was called good."""
+    memory = Memory(256 << 20, 189 << 20)
+    assert judge_memory(memory, 19 << 20, 0) == Finding("memory", Level.GOOD, "67 MiB of 256 MiB free")
+    found = "67 MiB of 256 MiB free; it ran out, and the kernel has ended 20 processes since the start"
+    advice = "raise the limit of the container, or end what else runs"
+    assert judge_memory(memory, 19 << 20, 20) == Finding("memory", Level.DOUBTFUL, found, advice)
 
 
 def test_what_the_server_says_of_its_health_is_judged() -> None:
