@@ -50,7 +50,9 @@ MEANINGS: Mapping[str, Meaning] = {
         "the chat refuses this text",
     ),
     "alerts_not_delivered": Meaning("{target} did not accept alerts: {reason} {detail}", "see docs/alert-relay.md"),
-    "alerts_refused": Meaning("a notification was refused: {detail}", "check Alertmanager's webhook_configs"),
+    "alerts_refused": Meaning(
+        "a notification was refused: {detail}", "check Alertmanager's webhook_configs: docs/alert-relay.md"
+    ),
     "background_task_failed": Meaning(
         "{task} has failed, and goes on; it failed {failures} times",
         "free descriptors, memory or disk; else report it with `hotslot doctor --archive FILE`",

@@ -90,4 +90,5 @@ def _cell(text: str) -> str:
     named = {"{id}": "ID", "{digest}": "DIGEST"}
     for old, new in named.items():
         text = text.replace(old, new)
+    text = re.sub(r"\bdocs/([\w/-]+\.md)", r"[\1](\1)", text)
     return re.sub(r"\{(\w+)\}", lambda found: found[1].upper(), text).replace("|", "\\|")

@@ -106,7 +106,7 @@ LOG: Mapping[str, tuple[str, str]] = {
     "committed_load_failed": ("已提交的 bundle 加载失败", "`hotslot state verify`"),
     "cpu_fallback_file_unusable": ("记录设备的文件无法使用", "删除该文件，会重新写入"),
     "cuda_graphs_unused": ("GPU 调用改为逐个启动内核", "检查空闲显存"),
-    "fork_server_failed": ("runner 改为以独立程序启动", "参见 docs/explanation/decisions/fork-server.md"),
+    "fork_server_failed": ("runner 改为以独立程序启动", "参见 [fork-server](../explanation/decisions/fork-server.md)"),
     "hub_unanswered": ("模型仓库无响应", "用 `hotslot hub doctor MODEL` 查询"),
     "journal_lost": ("状态日志丢失", "见 [lost-journal.md](../lost-journal.md)"),
     "journal_not_written": ("状态日志无法写入", "腾出磁盘空间"),
