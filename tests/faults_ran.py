@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PAGE = Path("docs") / "faults.md"
-_ITEM = re.compile(r"^- \*\*([A-Z]\d+): .*?\*\*(.*?)(?=^- \*\*|^## |\Z)", re.MULTILINE | re.DOTALL)
+_ITEM = re.compile(r"^\*\*([A-Z]\d+): .*?\*\*$(.*?)(?=^\*\*|^## |\Z)", re.MULTILINE | re.DOTALL)
 _TEST = re.compile(r"`(tests/[^`]+::[^`]+)`(?! \(on a GPU\))")
 
 

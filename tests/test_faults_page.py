@@ -18,7 +18,7 @@ def test_the_page_is_fresh() -> None:
 
 def test_every_fault_is_told_in_a_sentence() -> None:
     """One for each number that a test carries, and none for a number without a test."""
-    numbers = {row.split(":")[0].removeprefix("- **") for row in faults.render().splitlines() if row.startswith("- **")}
+    numbers = {row.split(":")[0].removeprefix("**") for row in faults.render().splitlines() if row.startswith("**")}
     assert set(SENTENCES) == numbers
 
 

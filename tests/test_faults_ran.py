@@ -8,16 +8,26 @@ from dev.scripts import faults
 from tests.faults_ran import listed
 
 PAGE = """
-- **K1: A process is killed.**
-  <details markdown><summary>2 tests</summary>
+**K1: A process is killed.**
 
-  * `tests/test_kills.py::test_a_kill`
-  * `tests/test_kills.py::test_on_a_card` (on a GPU)
+<details markdown="1"><summary>2 tests</summary>
 
-  </details>
+* `tests/test_kills.py::test_a_kill`
+* `tests/test_kills.py::test_on_a_card` (on a GPU)
 
-- **K2: Two processes are killed.** `tests/test_kills.py::test_a_kill`
-- **S9: Many swaps.** `make chaos ARGS=flat`
+</details>
+
+**K2: Two processes are killed.**
+
+<details markdown="1"><summary>1 test</summary>
+
+* `tests/test_kills.py::test_a_kill`
+
+</details>
+
+**S9: Many swaps.**
+
+* `make chaos ARGS=flat`
 """
 SCOPE = "asyncio_default_fixture_loop_scope = function\n"  # a plugin of ours warns without it
 PASSING = """
@@ -51,14 +61,12 @@ def ended(run: pytest.Pytester, tests: str, *arguments: str) -> tuple[int, str]:
 
 def test_the_page_is_read_as_it_is_written() -> None:
     """Each of its items with a test in `make test` is understood."""
-    items = re.split(r"^(?=- \*\*|## )", faults.PAGE.read_text(), flags=re.MULTILINE)
-    of_tests = [
-        item for item in items if item.startswith("- **") and re.search(r"`tests/[^`]+`(?! \(on a GPU\))", item)
-    ]
+    items = re.split(r"^(?=\*\*|## )", faults.PAGE.read_text(), flags=re.MULTILINE)
+    of_tests = [item for item in items if item.startswith("**") and re.search(r"`tests/[^`]+`(?! \(on a GPU\))", item)]
 
     found = listed(faults.PAGE.read_text())
 
-    assert {item.partition(":")[0] for item in of_tests} == {f"- **{number}" for number, _ in found}
+    assert {item.partition(":")[0] for item in of_tests} == {f"**{number}" for number, _ in found}
     assert len(found) > 300
 
 

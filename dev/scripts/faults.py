@@ -71,7 +71,6 @@ def render() -> str:
         if numbers:
             lines += [f"## {letter} {title}", ""]
             lines += [line for number in numbers for line in item(number, found[number])]
-            lines.append("")
     lines += ["## Last run of `make chaos`", "", "| step | what it does | | counted | seconds | seed | commit | date |"]
     lines.append(_RULE)
     rows = read_report()
@@ -82,8 +81,8 @@ def render() -> str:
 def item(number: str, tests: set[str]) -> list[str]:
     """The lines of one fault: what it is, then the tests, folded."""
     count = f"{len(tests)} test{'s' if len(tests) > 1 else ''}"
-    head = [f"- **{number}: {SENTENCES[number]}**", f"  <details markdown><summary>{count}</summary>", ""]
-    return [*head, *(f"  * {test}" for test in sorted(tests)), "", "  </details>", ""]
+    head = [f"**{number}: {SENTENCES[number]}**", "", f'<details markdown="1"><summary>{count}</summary>', ""]
+    return [*head, *(f"* {test}" for test in sorted(tests)), "", "</details>", ""]
 
 
 def told(step: Step, row: Row | None) -> str:
