@@ -30,6 +30,7 @@ from updater.store.backup import (
     check_backup,
     check_state,
     copy_journal,
+    is_before_first_update,
     restore,
     restore_from_witness,
     save,
@@ -78,14 +79,18 @@ def verify_(
     """Check the journal, the pointer, and every byte of the bundles that they name; hotslot may run."""
     place = folder or state_folder(state_dir)
     with _explaining(), tempfile.TemporaryDirectory() as scratch, err.status(text(f"reading {place}")):
-        journal = place / JOURNAL_NAME
-        if folder is None:
+        journal: Path | None = place / JOURNAL_NAME
+        if folder is not None:
+            check_backup(folder)
+        elif is_before_first_update(place):
+            journal = None
+        else:
             journal = Path(scratch) / JOURNAL_NAME
             _journal_copier(place)(journal)
-        else:
-            check_backup(folder)
         found = verify(place, journal)
     _show(found.models)
+    if journal is None:
+        print_text(("no journal: no updater has run on it yet", DIM))
     for problem in found.problems:
         out.print(text((problem, BAD)))
     if found.problems:

@@ -107,6 +107,12 @@ def copy_journal(state: Path, target: Path) -> None:
             journal.copy_to(target)
 
 
+def is_before_first_update(state: Path) -> bool:
+    """Whether a state folder names a bundle, but no updater has run on it yet, as that in an image."""
+    path = state / JOURNAL_NAME
+    return (state / POINTER_NAME).exists() and not any(map(os.path.lexists, (path, witness_path(path))))
+
+
 def check_state(state: Path) -> None:
     """Check that a state folder has a journal; changes nothing.
 
@@ -149,17 +155,17 @@ def check_backup(backup: Path) -> None:
         raise BackupBroken(f"{changed} differs from {MANIFEST}")
 
 
-def verify(folder: Path, journal: Path) -> Verified:
+def verify(folder: Path, journal: Path | None) -> Verified:
     """Check a state folder or a backup: journal, pointer, and every file of the bundles and sources that they name.
 
     Args:
         folder: the state folder, or the backup.
-        journal: a whole copy of its journal.
+        journal: a whole copy of its journal; none before the first update.
     """
     problems: list[str] = []
     records: tuple[ModelRecord, ...] = ()
     try:
-        records = read_records(journal)
+        records = () if journal is None else read_records(journal)
     except (JournalUnusable, OSError, sqlite3.Error) as error:
         problems.append(f"journal: {error}")
     bundles = size = 0
