@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from inference.runner.engines.base import log_nothing
 from inference.runner.engines.build_command import describe
 from inference.runner.engines.kernels_library import MAX_ERROR, Building, NoCompilerError, open_library
 
@@ -116,7 +117,7 @@ def name_kernels() -> str:
 
 def load_kernels(
     folder: Path | None,
-    log: Callable[..., None] = lambda *_arguments, **_fields: None,
+    log: Callable[..., None] = log_nothing,
     progress: Callable[[float], None] = lambda _share: None,
 ) -> None:
     """Load the kernels for this processor, which are compiled if no process of this folder has. Call before a warm-up.

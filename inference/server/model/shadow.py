@@ -95,7 +95,6 @@ class Shadows:
         self._kept: deque[KeptCopy] = deque()
         self.kept_bytes = 0
         self._sent: dict[int, tuple[KeptCopy, PendingRequest]] = {}  # by request id
-        self._making_way: set[int] = set()  # ids of requests that were sent and are cancelled
         self._spent_seconds = 0.0  # with copies, since the shadow began
         self._busy_since = 0.0  # while copies are sent
         self._busy_share = 0.0
@@ -137,9 +136,8 @@ class Shadows:
         if target.is_lowered:
             target.set_serving(is_serving=True)
         for copy, request in list(self._sent.values()):
-            if request.id in self._making_way or (copy.slot != slot and self._is_on_cpu(copy.slot)):
+            if copy.slot != slot and self._is_on_cpu(copy.slot):
                 continue
-            self._making_way.add(request.id)
             self._machine.slots[copy.slot].dispatcher.cancel(request)
             if not request.sent_at:
                 request.finish(errors.DeadlineMissed("a caller's request came first"))
@@ -170,7 +168,6 @@ class Shadows:
     def on_copy_done(self, request: PendingRequest) -> None:
         """Compare the answer to a copy, or count why there is none."""
         copy = self._sent.pop(request.id, (None, request))[0]
-        self._making_way.discard(request.id)
         comparison = self.comparison
         if not self._sent:
             self._spent_seconds += self._options.clock.monotonic() - self._busy_since

@@ -127,8 +127,8 @@ class InFlight:
         return [self._abandoned[item_id] for item_id in computing if item_id in self._abandoned]
 
     def cancel(self, request: PendingRequest) -> list[int]:
-        """Mark the items of a request as cancelled; returns their ids."""
-        found = [item_id for item_id, held in self.items.items() if held is request]
+        """Mark the items of a request as cancelled; returns the ids of those that were not."""
+        found = [item_id for item_id, held in self.items.items() if held is request and item_id not in self._cancelled]
         self._cancelled.update(found)
         return found
 
