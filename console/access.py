@@ -68,7 +68,7 @@ class SessionSigner:
         return Session(nonce, operator, ends_at) if now < ends_at else None
 
     def csrf(self, session: Session) -> str:
-        """The token that a form of this session carries, and a link that begins work."""
+        """The token of a session: its forms carry it, and links that begin work."""
         return self._sign("csrf", f"{session.nonce} {session.operator}".encode())
 
     def _sign(self, use: str, content: bytes) -> str:

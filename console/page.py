@@ -185,7 +185,7 @@ async def read_form(request: Request, max_picture_bytes: int = 0) -> FormData:
 
 
 def check_csrf(request: Request, token: str) -> None:
-    """Refuse what was not begun from one of this session's pages.
+    """Refuse a request that no page of the browser's own session began.
 
     Raises:
         FormRefused: the token is another one.

@@ -81,7 +81,7 @@ MEANINGS: Mapping[str, Meaning] = {
     "log_lines_dropped": Meaning("{lines} log lines are missing here", "what reads the log is too slow"),
     "loop_crashed": Meaning("{model}: the update loop failed, and goes on in {retry_in_seconds} s", "report it"),
     "model_given_up": Meaning(
-        "{model}: its runner failed {failures} times in a row: {detail}",
+        "{model}: its runner failed {failures} times: {detail}",
         "find the cause in the lines before; `hotslot updates rollback REV` only if it is the revision's",
     ),
     "model_recovered": Meaning("{model}: its runner works again"),

@@ -70,7 +70,7 @@ STEPS: tuple[Step, ...] = (
          300.0, "dev.chaos.steps.live_failure"),
     Step("rollback", ("S8",), "an operator rolls the demo model back, warm and cold",
          600.0, "dev.chaos.steps.rollback"),
-    Step("swaps", ("S1", "S9"), "five hundred swaps under load, a hundred of them of bad revisions: gaps and growth",
+    Step("swaps", ("S1", "S9"), "five hundred swaps under load, a hundred of them bad: nothing lost, nothing grows",
          5400.0, "dev.chaos.steps.swaps"),
     Step("gone-clients", ("I14",), "ten thousand clients disconnect during their calls",
          600.0, "dev.chaos.steps.gone_clients"),

@@ -36,7 +36,7 @@ What hotslot does by itself in each case: [what happens when …](what-happens.m
 |---|---|
 | `hotslot healthcheck` cannot connect | nothing listens: `hotslot doctor` says which process is missing, and the log why it ended |
 | `NOT_SERVING`, and `hotslot status` shows a slot that loads | wait: a model is loading; callers get `NOT_READY` and a time after which to come back |
-| `NOT_SERVING`, and the model is FAILED | its runner failed `runner.respawn_give_up` times in a row; it is still started again. Find the cause first: `hotslot logs explain` has it. Only if it is the revision's, `hotslot updates rollback REV` goes back ([how](how-to/stop-and-go-back.md)); after short memory or a failed device that would put a good revision into quarantine ([runbook](runbooks/model-given-up.md)) |
+| `NOT_SERVING`, and the model is FAILED | its runner failed as `runner.respawn_give_up` says; it is still started again. Find the cause first: `hotslot logs explain` has it. Only if it is the revision's, `hotslot updates rollback REV` goes back ([how](how-to/stop-and-go-back.md)); after short memory or a failed device that would put a good revision into quarantine ([runbook](runbooks/model-given-up.md)) |
 | `QUEUE_FULL` | behind what waits it would be answered too late, or more is offered than served: clients send it again when the server says; fewer calls, a stream, or more servers ([for callers](how-to/overload.md), [runbook](runbooks/queue-long.md)) |
 | `DEADLINE_TOO_SHORT` | the time left is shorter than the model needs even when it is idle; clients do not send it again: give more time, or send less in one request |
 | `POISON_INPUT` | this input ends the process that computes it: keep it, and report it |

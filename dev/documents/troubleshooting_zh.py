@@ -34,7 +34,7 @@ hotslot logs explain hotslot.log
 |---|---|
 | `hotslot healthcheck` 无法连接 | 没有进程在监听：`hotslot doctor` 指出缺少哪个进程，日志说明它为什么退出 |
 | `NOT_SERVING`，`hotslot status` 显示某个槽位正在加载 | 等待：模型正在加载；调用方收到 `NOT_READY` 和建议的重试时间 |
-| `NOT_SERVING`，模型状态为 FAILED（仍会继续重启） | 它的 runner 连续失败多次：先用 `hotslot logs explain` 查明原因；只有确属版本的问题才用 `hotslot updates rollback REV` 回滚，内存不足或设备故障时回滚会隔离一个好的版本（[runbook](../runbooks/model-given-up.md)） |
+| `NOT_SERVING`，模型状态为 FAILED（仍会继续重启） | 它的 runner 失败次数达到 `runner.respawn_give_up` 的规定：先用 `hotslot logs explain` 查明原因；只有确属版本的问题才用 `hotslot updates rollback REV` 回滚，内存不足或设备故障时回滚会隔离一个好的版本（[runbook](../runbooks/model-given-up.md)） |
 | `QUEUE_FULL` | 排在已有请求之后会来不及，或请求超过处理能力：客户端会按服务器给出的时间重发；降低请求量、改用流式，或增加服务器（[runbook](../runbooks/queue-long.md)） |
 | `DEADLINE_TOO_SHORT` | 即使模型空闲，剩余时间也不够；客户端不会重发：调大超时时间（deadline），或一次少发一些 |
 | `POISON_INPUT` | 这个输入会使计算进程崩溃：保留它并上报 |
@@ -117,7 +117,7 @@ LOG: Mapping[str, tuple[str, str]] = {
     "log_lines_dropped": ("此处缺少若干日志行", "读取日志的程序太慢"),
     "loop_crashed": ("更新循环出错，稍后继续", "请上报"),
     "model_given_up": (
-        "runner 连续失败多次",
+        "runner 失败次数达到 runner.respawn_give_up 的规定",
         "从前面的日志行查明原因；只有确属版本的问题才用 `hotslot updates rollback REV` 回滚",
     ),
     "overload_begun": ("请求超过处理能力", "增加服务器，或限制调用方"),
