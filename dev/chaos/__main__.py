@@ -28,7 +28,8 @@ import psutil
 
 from common.clock import SystemClock
 from dev.chaos.catalog import STEPS, Findings, Step, chosen
-from dev.chaos.report import REPORT, Row, read_report, this_commit, this_machine, write_report
+from dev.chaos.report import REPORT, Row, read_report, this_machine, write_report
+from dev.harness.commit import read_commit
 
 MARK = "HOTSLOT_CHAOS_STEP"  # an environment variable that every process of a step inherits
 MAX_SEED = 1_000_000
@@ -80,7 +81,7 @@ def run(step: Step, options: Options) -> Row:
         troubles=tuple(findings.troubles) or ((findings.skipped,) if findings.skipped else ()),
         seconds=round(clock.monotonic() - began, 1),
         seed=options.seed,
-        commit=this_commit(),
+        commit=read_commit(REPORT),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=machine,
     )

@@ -6,7 +6,6 @@ One row per step. A run of some steps replaces only their rows, so each row name
 import json
 import os
 import platform
-import subprocess
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -74,14 +73,6 @@ def this_machine() -> Machine:
     return Machine(os.cpu_count() or 0, _processor(), round(os.getloadavg()[0], 2))
 
 
-def this_commit() -> str:
-    """The checked-out commit, marked if files have changed."""
-    commit = _git("rev-parse", "--short=12", "HEAD")
-    ours = str(REPORT.relative_to(ROOT))
-    changed = [line for line in _git("status", "--porcelain", "--untracked-files=no").splitlines() if ours not in line]
-    return (f"{commit}-changed" if changed else commit) or UNKNOWN
-
-
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
@@ -89,13 +80,3 @@ def _processor() -> str:
         return platform.processor() or UNKNOWN
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else UNKNOWN
-
-
-def _git(*arguments: str) -> str:
-    try:
-        done = subprocess.run(
-            ["/usr/bin/env", "git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
-        )
-    except OSError:
-        return ""
-    return done.stdout.strip()

@@ -31,6 +31,12 @@ DEFAULTS: Sections = {
         "keep_warm_seconds": 1.0,
     },
 }
+# Nothing holds a revision: neither a machine that becomes busier in a trial, nor the scripted answers, which each
+# revision changes.
+NEVER_HELD: Sections = {
+    "observe": {"latency_margin_seconds": 60, "max_cost_factor": 100},
+    "compare": {"margin": 1.0},
+}
 _SHORT_NAMES = {
     "model": f"updater.models.{MODEL}",
     **{name: f"updater.models.{MODEL}.{name}" for name in ("gate", "observe", "compare", "policy")},

@@ -34,6 +34,16 @@ def edit_row(file: str, function: Callable[[dict[str, Any]], object]) -> Change:
     return f.edit(file, lambda text: json.dumps(function(json.loads(text)), ensure_ascii=False))
 
 
+def values_as_text(file: str) -> Change:
+    """Write the values of a JSON file in quotation marks."""
+    return edit_row(file, lambda row: {key: str(value) for key, value in row.items()})
+
+
+def keys_for_values(file: str) -> Change:
+    """Exchange the keys and values of a JSON file."""
+    return edit_row(file, lambda row: {str(value): key for key, value in row.items()})
+
+
 def edit_lines(file: str, function: Callable[[str], str]) -> Change:
     """Change the text of a JSON file that has an entry a line."""
     return f.edit(file, lambda text: function(json.dumps(json.loads(text), indent=2)))
@@ -52,6 +62,11 @@ def model_keys(**keys: object) -> Change:
 def move(old: str, new: str) -> Change:
     """Give a file another name."""
     return lambda folder: (folder / old).rename(folder / new)
+
+
+def exchange(one: str, other: str) -> Change:
+    """Exchange two files."""
+    return f.both(move(one, "x"), move(other, one), move("x", other))
 
 
 def put(name: str, value: float) -> Change:

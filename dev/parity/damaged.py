@@ -22,6 +22,7 @@ from dev.parity.damage import (
     edit_bytes,
     edit_lines,
     edit_row,
+    exchange,
     model_keys,
     move,
     put,
@@ -148,7 +149,7 @@ def _json() -> Damages:
 
 def _tasks(names: Names) -> Damages:
     """What configuration.json says that the folder is."""
-    exchanged = f.both(move(CONFIG, "x"), move(PIPELINE, CONFIG), move("x", PIPELINE))
+    exchanged = exchange(CONFIG, PIPELINE)
     return {
         "exchanged files": (exchanged, "configuration.json lacks task and model.type"),
         "no task": (edit_row(PIPELINE, renamed("task", "tasks")), "configuration.json lacks task; supported: visual-"),

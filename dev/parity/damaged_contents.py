@@ -5,14 +5,14 @@ import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from dev.parity import folders as f
-from dev.parity.damage import CONFIG, LABELS, PIPELINE, Damages, move, replace
+from dev.parity.damage import CONFIG, LABELS, PIPELINE, Damages, edit_row, exchange, move, replace
 from dev.parity.damaged import Names
 from dev.parity.folders import BIN, Change
 
@@ -113,7 +113,7 @@ def of_vocabularies() -> Damages:
     def halve(row: dict[str, int]) -> dict[str, int]:
         return dict(list(row.items())[:8])
 
-    exchanged = f.both(move("vocab.json", "x"), move("merges.txt", "vocab.json"), move("x", "merges.txt"))
+    exchanged = exchange("vocab.json", "merges.txt")
     return {
         "exchanged vocabulary": (exchanged, "it is a merges.txt: are the two files exchanged?"),
         "an answer map with a path": (
@@ -133,13 +133,9 @@ def of_vocabularies() -> Damages:
             "tensors of norms end with 'gamma' or 'beta', expected 'weight' or 'bias': rename them",
         ),
         "a vocab.txt": (replace("vocab.json", "[PAD]\n[UNK]\n"), "it is a vocab.txt, with a token a line: is it of"),
-        "another order": (_edit("vocab.json", turn), "are the tokens in another order than in training?"),
-        "half a vocabulary": (_edit("vocab.json", halve), "it lacks the tokens of the answer 'yes': is it cut off?"),
+        "another order": (edit_row("vocab.json", turn), "are the tokens in another order than in training?"),
+        "half a vocabulary": (edit_row("vocab.json", halve), "it lacks the tokens of the answer 'yes': is it cut off?"),
     }
-
-
-def _edit(file: str, function: Callable[[dict[str, int]], dict[str, int]]) -> Change:
-    return f.edit(file, lambda text: json.dumps(function(json.loads(text))))
 
 
 def _swap(file: str) -> Change:
@@ -149,7 +145,7 @@ def _swap(file: str) -> Change:
         (one, first), (other, second), *rest = row.items()
         return dict([(one, second), (other, first), *rest])
 
-    return _edit(file, swap)
+    return edit_row(file, swap)
 
 
 def _repeat(file: str, key: str) -> Change:

@@ -8,11 +8,13 @@ from dev.parity.damage import (
     PIPELINE,
     Damages,
     edit_row,
+    keys_for_values,
     model_keys,
     put,
     rename_tensors,
     renamed,
     replace,
+    values_as_text,
 )
 from dev.parity.folders import BIN
 
@@ -73,11 +75,11 @@ def _tables_of_ofa() -> Damages:
             "vocab.json: the vocabulary has a duplicate id: ",
         ),
         "ids as text": (
-            edit_row(vocabulary, lambda row: {key: str(one) for key, one in row.items()}),
+            values_as_text(vocabulary),
             ' is "0", supported: ',
         ),
         "ids for tokens": (
-            edit_row(vocabulary, lambda row: {str(one): key for key, one in row.items()}),
+            keys_for_values(vocabulary),
             "ids exchanged?",
         ),
         "no padding": (edit_row(vocabulary, renamed("<pad>", "<p>")), "vocab.json lacks '<pad>': the vocabulary has"),
@@ -118,11 +120,11 @@ def _labels_of_mgeo() -> Damages:
             "each once: 'E-city' and 'B-zz' are both 7",
         ),
         "numbers as text": (
-            edit_row(LABELS, lambda row: {key: str(one) for key, one in row.items()}),
+            values_as_text(LABELS),
             "of 'O' is \"0\", su",
         ),
         "labels for numbers": (
-            edit_row(LABELS, lambda row: {str(one): key for key, one in row.items()}),
+            keys_for_values(LABELS),
             "numbers with their",
         ),
         "nested labels": (edit_row(LABELS, lambda row: {"label2id": row}), "label_mapping.json has 'label2id' with "),

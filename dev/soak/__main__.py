@@ -24,7 +24,7 @@ from dev.chaos.usage import Look, judge, look
 from dev.harness.loadgen import Loadgen, Outcome, playing
 from dev.harness.numbers import percentile
 from dev.harness.process import free_port
-from dev.harness.settings import Sections
+from dev.harness.settings import NEVER_HELD, Sections, merged
 from dev.harness.supervised import ScriptedStack
 from dev.soak.counts import MetricCounts, OwnCounts
 from dev.soak.faults import Disturbances
@@ -105,19 +105,12 @@ def run(folder: Path, seed: int, seconds: float) -> list[str]:
     sections: Sections = {
         "server": {"metrics_port": port},
         "updater": {"breaker_first_seconds": 0.1},
-        # Nor may a machine that becomes busier, or the scripted answers, which each revision changes, hold it.
-        "observe": {
-            "window_seconds": OBSERVE_SECONDS,
-            "min_answers": 100,
-            "latency_margin_seconds": 60,
-            "max_cost_factor": 100,
-        },
-        "compare": {"margin": 1.0},
+        "observe": {"window_seconds": OBSERVE_SECONDS, "min_answers": 100},
     }
     whole = ScriptedStack(
         folder,
         environment={"HOTSLOT_SCHEDULING__CALLER_METADATA_KEY": CALLER_KEY},
-        sections=sections,
+        sections=merged(NEVER_HELD, sections),
         script=SCRIPT,
     )
     with whole as stack:

@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from common.address import ListenAddress, ListenFailed, add_port, find_fault, open_listener, parse_address
 from common.listener import Listener
+from tests.common.users import without_rights
 
 LIMIT_SECONDS = 10.0
 ANY = "0.0.0.0"  # noqa: S104  each test binds it for a moment, on a free port
@@ -166,13 +167,6 @@ def test_an_address_that_is_not_ours(host: str, reason: str) -> None:
 def test_a_folder_without_permission(tmp_path: Path) -> None:
     """Another user's."""
     address = parse_address(f"unix:{tmp_path}/a.sock", 0)
-    is_root = os.geteuid() == 0
     tmp_path.chmod(0o500)
-    if is_root:
-        os.seteuid(65534)
-    try:
-        with pytest.raises(ListenFailed, match=f"cannot listen on {address}: permission denied"):
-            open_listener(address, 1)
-    finally:
-        if is_root:
-            os.seteuid(0)
+    with without_rights(), pytest.raises(ListenFailed, match=f"cannot listen on {address}: permission denied"):
+        open_listener(address, 1)

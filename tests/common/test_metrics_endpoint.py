@@ -3,7 +3,6 @@
 import contextlib
 import socket
 import ssl
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from common.metrics_endpoint import MAX_CONNECTIONS, MAX_REQUEST_BYTES, REQUEST_
 from common.tls import ServerContexts, watch_certificate
 from dev.harness.certificates import Authority, ListenerFiles
 from tests.common.clock import KeptLog, SimClock
+from tests.no_threads import refuse_threads
 
 
 class TickingClock:
@@ -178,15 +178,7 @@ def test_connections_without_a_thread_are_closed_and_the_next_one_is_served(
     endpoint: MetricsEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many they were: neither the accepting thread nor a place of a connection is lost."""
-    start, left = threading.Thread.start, [2 * MAX_CONNECTIONS]
-
-    def fail_often(thread: threading.Thread) -> None:
-        if left[0]:
-            left[0] -= 1
-            raise RuntimeError("can't start new thread")
-        start(thread)
-
-    monkeypatch.setattr(threading.Thread, "start", fail_often)
+    refuse_threads(monkeypatch, 2 * MAX_CONNECTIONS)
     closed = [ask(endpoint) for _ in range(2 * MAX_CONNECTIONS)]
     status, content = send(endpoint, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
 

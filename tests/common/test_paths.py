@@ -12,6 +12,7 @@ from common.address import MAX_SOCKET_PATH, ListenFailed, remove_socket
 from common.durable import AlreadyRunning, LockUnusable, lock_instance
 from common.paths import CONTROL_SOCKET, SERVER_LOCK, SUPERVISOR_SOCKET, make_run_folder, run_folder, socket_path
 from common.settings import SettingsInvalid
+from tests.common.users import NOBODY, without_rights
 
 
 def state_of(tmp_path: Path, longest: str, size: int) -> Path:
@@ -45,15 +46,10 @@ def test_a_path_that_is_too_long_is_refused_with_both_numbers(name: str, bound: 
 def test_a_state_folder_of_another_user_is_told_in_one_sentence(tmp_path: Path) -> None:
     """With the folder and both users."""
     tmp_path.chmod(0o500)
-    me = os.geteuid()
-    if me == 0:
-        os.seteuid(65534)
-    try:
-        with pytest.raises(SettingsInvalid, match=r"state_dir: cannot be used: .*: permission denied") as error:
-            make_run_folder(tmp_path / "state")
-    finally:
-        os.seteuid(me)
-    assert ("belongs to user 0, this process runs as 65534" in str(error.value)) is (me == 0)
+    refused = pytest.raises(SettingsInvalid, match=r"state_dir: cannot be used: .*: permission denied")
+    with without_rights(), refused as error:
+        make_run_folder(tmp_path / "state")
+    assert (f"belongs to user 0, this process runs as {NOBODY}" in str(error.value)) is (os.geteuid() == 0)
 
 
 def make_folder(path: Path) -> None:

@@ -1,8 +1,7 @@
 """Settings that cannot be read are refused with file or variable, the reason and what to do."""
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -13,10 +12,10 @@ from common.settings import CONFIG_VARIABLE, ENV_PREFIX, SettingsInvalid, load_s
 from common.settings_reload import SettingsReloader
 from inference.server.settings import ServerSettings
 from tests.common.clock import KeptLog, SimClock
+from tests.common.users import without_rights
 from updater.settings import UpdaterSettings
 
 GOOD = '[[models]]\nname = "shapes"\n'
-NOBODY = 65534
 MAX_SENTENCE = 500
 
 
@@ -65,19 +64,6 @@ def test_a_byte_order_mark_is_no_mistake(file: Path) -> None:
     """Windows editors write it."""
     file.write_bytes(b"\xef\xbb\xbf" + GOOD.encode())
     assert load_settings(ServerSettings).models[0].name == "shapes"
-
-
-@contextmanager
-def without_rights() -> Iterator[None]:
-    """As a user who may read no file of this one."""
-    is_root = os.geteuid() == 0
-    if is_root:
-        os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        if is_root:
-            os.seteuid(0)
 
 
 def make_folder(file: Path) -> None:

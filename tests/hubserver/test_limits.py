@@ -29,6 +29,7 @@ from hubserver.http import (
 )
 from hubserver.server import MAX_TURNED_AWAY, HubServerOptions
 from tests.common.clock import KeptLog, SimClock
+from tests.no_threads import refuse_threads
 
 API = f"/api/v1/models/any/{MODEL}"
 
@@ -116,17 +117,9 @@ def test_connections_without_a_thread_are_closed_and_the_next_one_is_served(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The accepting thread goes on, and no place of a connection is lost."""
-    start, left = threading.Thread.start, [3]
-
-    def fail_often(thread: threading.Thread) -> None:
-        if left[0] and thread.name == "hub-answer":
-            left[0] -= 1
-            raise RuntimeError("can't start new thread")
-        start(thread)
-
     with hub(tmp_path, HubServerOptions(max_connections=1)) as made:
         made.publish("v1.0.0")
-        monkeypatch.setattr(threading.Thread, "start", fail_often)
+        refuse_threads(monkeypatch, 3, "hub-answer")
         host, _, port = made.url.partition("://")[2].rpartition(":")
         for _ in range(3):
             with socket.create_connection((host, int(port)), timeout=10) as closed:

@@ -1,7 +1,7 @@
 """Compiled kernels compute what torch computes, and torch computes where there are none."""
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,18 +23,7 @@ HEADS, SIZE, TOKENS, ROWS = 3, 32, 77, 2
 WIDTH = HEADS * SIZE
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the library."""
-    folder = tmp_path_factory.mktemp("state") / "kernels"
-    assert [event for event, _ in load_into(folder)] == ["kernels_compiled"]
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _none_stay() -> Iterator[None]:
-    yield
-    load_kernels(None)
+pytestmark = pytest.mark.usefixtures("kernels_unloaded")
 
 
 def _draw(*shape: int) -> torch.Tensor:
@@ -54,14 +43,14 @@ def _layer(dtype: torch.dtype) -> tuple[SelfAttention, torch.Tensor, list[torch.
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
 def test_attention_is_that_of_torch(
-    dtype: torch.dtype, tolerance: float, threads: int, built: Path, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, tolerance: float, threads: int, built_kernels: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a bias of each row, in groups of heads, with masked tokens and a number of tokens that fills no block."""
     layer, x, biases = _layer(dtype)
     expected = layer(x, biases)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    load_kernels(built)
+    load_kernels(built_kernels)
     monkeypatch.setattr(attention, "_PRODUCT_TOKENS", 1)
     monkeypatch.setattr(attention, "_has_fast_products", lambda *_: True)
     monkeypatch.delattr(attention, "_attend_by_head")
@@ -75,10 +64,10 @@ def test_attention_is_that_of_torch(
 @needs_kernels
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
 def test_every_thread_has_work(
-    dtype: torch.dtype, tolerance: float, built: Path, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, tolerance: float, built_kernels: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A call for few heads is split by queries: 16 threads take it, wherever each of them begins."""
-    load_kernels(built)
+    load_kernels(built_kernels)
     found = get_kernels()
     assert found is not None
     asked = []
@@ -107,7 +96,7 @@ def test_every_thread_has_work(
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(("inputs", "outputs"), [(48, 160), (1040, 96)])
 def test_linear_layers_of_many_rows_are_those_of_torch(
-    inputs: int, outputs: int, threads: int, built: Path, monkeypatch: pytest.MonkeyPatch
+    inputs: int, outputs: int, threads: int, built_kernels: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Plain, activated and with a sum; also for a part of a larger tensor. oneDNN is not asked."""
     layer = Linear(inputs, outputs).requires_grad_(requires_grad=False)
@@ -117,7 +106,7 @@ def test_linear_layers_of_many_rows_are_those_of_torch(
     plain = torch.nn.functional.linear(x, layer.weight, layer.bias)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    load_kernels(built)
+    load_kernels(built_kernels)
     monkeypatch.delattr(linear, "multiply")
     monkeypatch.delattr(linear, "multiply_add")
 
@@ -131,10 +120,10 @@ def test_linear_layers_of_many_rows_are_those_of_torch(
 @needs_kernels
 @pytest.mark.parametrize(("rows", "outputs", "dtype"), [(511, 64, 0), (512, 48, 0), (512, 64, 1)])
 def test_onednn_computes_what_kernels_do_not(
-    rows: int, outputs: int, dtype: int, built: Path, monkeypatch: pytest.MonkeyPatch
+    rows: int, outputs: int, dtype: int, built_kernels: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Few rows, sizes that fill no block, and bfloat16."""
-    load_kernels(built)
+    load_kernels(built_kernels)
     monkeypatch.delattr(Kernels, "multiply")
     layer = Linear(32, outputs).requires_grad_(requires_grad=False).to((torch.float32, torch.bfloat16)[dtype])
 
@@ -142,10 +131,12 @@ def test_onednn_computes_what_kernels_do_not(
 
 
 @needs_kernels
-def test_without_threads_of_torch_only_one_thread_uses_kernels(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_threads_of_torch_only_one_thread_uses_kernels(
+    built_kernels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On several threads torch's operations are faster."""
     monkeypatch.setattr(kernels, "_find_parallel", ctypes.c_void_p)
-    events = load_into(built)
+    events = load_into(built_kernels)
     found = []
     for threads in (1, 2):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,24 +22,13 @@ from tests.runner.kernel_builds import load_into, needs_kernels
 END_SECONDS = 10.0
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the library."""
-    folder = tmp_path_factory.mktemp("state") / "kernels"
-    assert [event for event, _ in load_into(folder)] == ["kernels_compiled"]
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _none_stay() -> Iterator[None]:
-    yield
-    load_kernels(None)
+pytestmark = pytest.mark.usefixtures("kernels_unloaded")
 
 
 @pytest.fixture
-def folder(built: Path, tmp_path: Path) -> Path:
+def folder(built_kernels: Path, tmp_path: Path) -> Path:
     """A copy of it."""
-    return Path(shutil.copytree(built, tmp_path / "kernels"))
+    return Path(shutil.copytree(built_kernels, tmp_path / "kernels"))
 
 
 def list_left(folder: Path) -> list[str]:

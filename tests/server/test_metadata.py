@@ -163,11 +163,12 @@ def test_a_deadline_that_has_passed_on_arrival_is_refused(stack: Stack) -> None:
     """With DEADLINE_EXPIRED, before the request is queued."""
     numbers = itertools.count()
 
-    def is_told() -> bool:
+    def refused() -> list[dict[str, Any]]:
         send_with_timeout(stack, "late", "1n", f"past-{next(numbers)}")
-        return bool(stack.process.events("call_ended", grpc_code="DeadlineExceeded", reason="DEADLINE_EXPIRED"))
+        return stack.process.events("call_ended", grpc_code="DeadlineExceeded", reason="DEADLINE_EXPIRED")
 
-    eventually(is_told, what="one of them comes too late")
+    told = eventually(refused, what="one of them comes too late")
+    assert all(event["request_id"].startswith("past-") for event in told)
 
 
 @pytest.mark.fault("I15")

@@ -187,19 +187,28 @@ def test_a_server_that_starts_again_during_the_bridge_boots_on_its_card(full: Wo
     assert full.outcomes("1.1.0") == [Outcome.COMMITTED]
 
 
+def settle_after_death(world: World, number: int, dies: str) -> str:
+    """Let the updater die `number` steps after the first one; every second revision is a bad one.
+
+    Returns:
+        The version that is to serve then.
+    """
+    world.publish("1.1.0", Quality(right=5) if number % 2 else Quality())
+    while world.record.bridge is None:
+        world.tick()
+    for _ in range(number):
+        world.tick()
+    world.tick(dies)
+    world.settle()
+    return "1.0.0" if number % 2 else "1.1.0"
+
+
 @pytest.mark.parametrize("dies", ["before", "after"])
 def test_an_updater_that_dies_at_any_step_of_the_bridge_goes_on(dies: str) -> None:
     """The record names the device before the first step; every step follows from what the server holds."""
     for number in range(24):
         world = full_card()
-        world.publish("1.1.0", Quality(right=5) if number % 2 else Quality())
-        while world.record.bridge is None:
-            world.tick()
-        for _ in range(number):
-            world.tick()
-        world.tick(dies)
-        world.settle()
-        expected = "1.0.0" if number % 2 else "1.1.0"
+        expected = settle_after_death(world, number, dies)
         assert serves(world) == (expected, expected, CARD)
         assert world.record.bridge is None
         assert world.server.lost == 0

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from dev.harness.simulated_card import CARD, CPU, GIB, Held
-from tests.updater.core.test_bridge import BAD, FULL, full_card, serves
+from tests.updater.core.test_bridge import BAD, FULL, full_card, serves, settle_after_death
 from tests.updater.core.world import RULES, World
 from tests.updater.simulators import Quality
 from updater.core.effects import Gated, RunGate
@@ -65,14 +65,7 @@ def test_an_updater_that_dies_at_any_step_of_the_gap_goes_on(dies: str) -> None:
     """The gap ends in any case."""
     for number in range(20):
         world = full_card(rules=UNLOADED)
-        world.publish("1.1.0", Quality(right=5) if number % 2 else Quality())
-        while world.record.bridge is None:
-            world.tick()
-        for _ in range(number):
-            world.tick()
-        world.tick(dies)
-        world.settle()
-        expected = "1.0.0" if number % 2 else "1.1.0"
+        expected = settle_after_death(world, number, dies)
         assert serves(world) == (expected, expected, CARD)
         assert world.record.bridge is None
 
