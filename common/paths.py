@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,12 +60,23 @@ def keep_owner(state_dir: Path) -> Iterator[None]:
 
 
 def _give_to(folder: Path, owner: os.stat_result) -> None:
-    # By open folders, and never through a link: their owner could put one to a file of others there meanwhile.
+    # What is examined is what is given away, and never through a link nor with a second name: the folders' owner could
+    # put either to a file of others there meanwhile.
     for _, folders, files, descriptor in os.fwalk(folder):
         for name in (*folders, *files):
-            with contextlib.suppress(FileNotFoundError):  # of a service that runs
-                if os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_uid == 0:
-                    os.chown(name, owner.st_uid, owner.st_gid, dir_fd=descriptor, follow_symlinks=False)
+            with contextlib.suppress(OSError), _opened(name, descriptor) as entry:  # a link, a socket, or gone
+                found = os.fstat(entry)
+                if found.st_uid == 0 and (stat.S_ISDIR(found.st_mode) or found.st_nlink == 1):
+                    os.fchown(entry, owner.st_uid, owner.st_gid)
+
+
+@contextlib.contextmanager
+def _opened(name: str, folder: int) -> Iterator[int]:
+    entry = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        yield entry
+    finally:
+        os.close(entry)
 
 
 def _owner_of(folder: Path) -> str:

@@ -93,18 +93,20 @@ def test_a_downgrade_is_told(hotslot: Hotslot, state: Path, change: Callable[[Pa
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
 def test_what_root_restores_belongs_to_the_service(hotslot: Hotslot, state: Path, tmp_path: Path) -> None:
-    """Else it could read neither journal nor bundles; a link's target keeps its owner."""
+    """Else it could read neither journal nor bundles; what the service has made a link to stays root's."""
     service = 65534
     target = tmp_path / "of root"
     target.touch()
     for path in (state, *state.rglob("*")):
         os.chown(path, service, service)
     (state / "link").symlink_to(target)
+    (state / "second name").hardlink_to(target)
     assert hotslot("state", "backup", "copy").code == 0
     assert hotslot("state", "restore", "copy").code == 0
 
     assert target.stat().st_uid == 0
-    assert {path.lstat().st_uid for path in state.rglob("*")} == {service}
+    kept = {state / "link", state / "second name"}
+    assert {path.lstat().st_uid for path in state.rglob("*") if path not in kept} == {service}
 
 
 def list_tree(folder: Path) -> list[str]:
