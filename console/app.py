@@ -53,7 +53,7 @@ def build_app(options: Options, open_upstream: Callable[[], Upstream], clock: Cl
             upstream, live, signer, clock, options.tokens, options.may_operate, options.rules.base_path
         )
         app.state.parts = watching.RenderedParts()
-        app.state.check_places = golden.CheckPlaces()
+        app.state.check_places = asyncio.Semaphore(golden.MAX_CHECKS)
         asking = asyncio.create_task(live.run())
         try:
             yield

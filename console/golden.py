@@ -1,15 +1,15 @@
 """The pages of golden sets: browse, check a live model, add, export and import items."""
 
-import contextlib
+import asyncio
 import io
 import zipfile
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 
 from common.answers import AddressPart, format_parts
 from common.engine_files import Task
@@ -55,27 +55,6 @@ class CheckProgress:
     judged: int = 0  # answers with an expectation
     failed: int = 0
     wrong: list[tuple[str, str, str, str]] | None = None  # item, text, expected, answer; the first ones
-
-
-class CheckPlaces:
-    """How many checks run, over all pages: each asks the live model as fast as it answers."""
-
-    def __init__(self) -> None:
-        self._taken = 0
-
-    @property
-    def is_full(self) -> bool:
-        """Whether no further check may begin."""
-        return self._taken >= MAX_CHECKS
-
-    @contextlib.contextmanager
-    def take(self) -> Iterator[None]:
-        """Count a check while it runs."""
-        self._taken += 1
-        try:
-            yield
-        finally:
-            self._taken -= 1
 
 
 async def browse(request: Request) -> Response:
@@ -128,15 +107,13 @@ async def run_check(request: Request) -> Response:
     A page elsewhere can make a browser load an address of ours: the token keeps it from beginning a check.
     """
     check_csrf(request, request.query_params.get(CSRF_FIELD, ""))
-    places: CheckPlaces = request.app.state.check_places
-    if places.is_full:
-        return PlainTextResponse("too many checks run; this one begins when another has ended\n", 503)
+    places: asyncio.Semaphore = request.app.state.check_places
     view, _ = await find_model(request)
     items = [item async for item in list_golden_items(console_of(request).upstream, view.name)]
 
     async def events() -> AsyncIterator[str]:
         progress = CheckProgress(len(items), wrong=[])
-        with places.take():
+        async with places:  # each check asks the live model as fast as it answers
             for item in items:
                 await _check_item(request, view, item, progress)
                 progress.done += 1
