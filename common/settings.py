@@ -5,6 +5,7 @@ One file holds the settings of every process; the environment overrides it (`HOT
 and all mistakes are reported together, each with its key.
 """
 
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -23,7 +24,6 @@ from pydantic_settings import (
 )
 
 from common.engine_files import Task
-from common.json_load import load_json
 from common.tls import TlsFiles
 from common.toml_text import TomlBroken, read_toml, shorten
 
@@ -265,7 +265,9 @@ def read_settings_table(path: Path) -> dict[str, Any]:
     try:
         return read_toml(path)
     except TomlBroken as error:
-        raise SettingsInvalid([Mistake(shorten(str(path), _MAX_SHOWN), str(error))]) from error
+        is_missing = isinstance(error.__cause__, FileNotFoundError)
+        step = f"; name one with --config or {CONFIG_VARIABLE}" if is_missing else ""
+        raise SettingsInvalid([Mistake(shorten(str(path), _MAX_SHOWN), f"{error}{step}")]) from error
 
 
 def list_mistakes(error: ValidationError) -> list[Mistake]:
@@ -310,18 +312,11 @@ def _find_bad_variables(error: SettingsError) -> Mistake:
     """The variables that must be JSON and are not; pydantic names only the section."""
     section = re.search(r'field "(\w+)"', str(error))
     prefix = f"{ENV_PREFIX}{section[1] if section else ''}".upper()
-    given = {name: value for name, value in os.environ.items() if name.upper().split("__")[0] == prefix}
-    broken = sorted(name for name, value in given.items() if not _is_json(value))
-    whole = [name for name in broken if name.upper() == prefix]
+    refused = error.__cause__.doc if isinstance(error.__cause__, json.JSONDecodeError) else None
+    names = sorted(
+        name for name, value in os.environ.items() if name.upper().split("__")[0] == prefix and refused in (None, value)
+    )
     message = (
         f"not JSON; write a whole table or list as JSON, or set single keys, such as {ENV_PREFIX}SERVER__PORT=50052"
     )
-    return Mistake(shorten(", ".join(whole or broken), _MAX_MESSAGE), message)
-
-
-def _is_json(value: str) -> bool:
-    try:
-        load_json(value)
-    except ValueError:
-        return False
-    return True
+    return Mistake(shorten(", ".join(names), _MAX_MESSAGE), message)

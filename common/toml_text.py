@@ -24,7 +24,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         raw = read_bounded(path, MAX_FILE_BYTES)
     except FileNotFoundError as error:
-        raise TomlBroken("no such file; name one with --config or HOTSLOT_CONFIG") from error
+        raise TomlBroken("no such file") from error
     except NotRegular as error:
         raise TomlBroken(f"{describe_odd_entry(path) or 'is no regular file'}; name a TOML file") from error
     except PermissionError as error:

@@ -135,6 +135,15 @@ def test_a_variable_that_is_not_json_is_refused(
     assert refusal().startswith(f"{key}: not JSON; write a whole table or list as JSON")
 
 
+def test_a_variable_that_may_be_text_is_not_accused_of_being_no_json(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside one of the same section that must be JSON."""
+    monkeypatch.setenv("HOTSLOT_SERVER__HOST", "127.0.0.1")
+    monkeypatch.setenv("HOTSLOT_SERVER", "oops")
+    assert refusal().startswith("HOTSLOT_SERVER: not JSON"), file
+
+
 def test_a_variable_that_is_nested_too_deeply_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Such as a hundred thousand brackets."""
     monkeypatch.setenv("HOTSLOT_CALLERS", "[" * 100_000)
