@@ -77,7 +77,7 @@ def open_log(file: Path | None) -> Iterator[Iterator[str]]:
     try:
         raw = open_regular(file)
     except NotRegular as error:
-        raise CommandFailed(f"{file} {error.strerror}; name a log file") from error
+        raise CommandFailed(f"{file} is {error.strerror}; name a log file") from error
     with raw, io.TextIOWrapper(raw, encoding="utf-8", errors="replace") as lines:
         if os.fstat(raw.fileno()).st_size > MAX_LOG_BYTES:
             raise CommandFailed(f"{file} has more than {MAX_LOG_BYTES >> 30} GiB; give its end, for example by `tail`")

@@ -14,7 +14,7 @@ from cli.output import ABSENT, BAD, DIM, DOUBTFUL, GOOD, enum_word, out, plain, 
 from cli.problems import CommandFailed
 from cli.settings import MAX_WAIT_SECONDS, AsJson
 from common.clock import SystemClock
-from common.durable import NotRegular, read_bounded
+from common.durable import read_bounded
 from hotslot.entailment.v1 import entailment_pb2, entailment_pb2_grpc
 
 MAX_PICTURE_BYTES = 60 << 20  # the largest value that a server's settings allow
@@ -90,8 +90,7 @@ def read_picture(picture: str) -> bytes:
             content = read_bounded(Path(picture), MAX_PICTURE_BYTES)
         except OSError as error:
             why = (error.strerror or str(error)).lower()
-            place = picture if isinstance(error, NotRegular) else f"cannot read {picture}:"
-            raise CommandFailed(f"{place} {why}; name a JPEG, PNG or WebP file") from error
+            raise CommandFailed(f"cannot read {picture}: {why}; name a JPEG, PNG or WebP file") from error
         except ValueError as error:
             raise CommandFailed(f"{error}; send a smaller picture") from error
     if not content:

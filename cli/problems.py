@@ -51,9 +51,7 @@ def report(error: Exception) -> int:
 
 def _describe_refusal(error: OSError) -> str:
     """What the system refused; an error of our own without a code has its sentence."""
-    if isinstance(error, NotRegular):
-        return f"{error.filename} {error.strerror}" if error.filename else str(error)
-    if error.strerror is None:
+    if error.strerror is None or (isinstance(error, NotRegular) and not error.filename):
         return str(error)
     return f"{error.filename or 'the system'}: {error.strerror.lower()}"
 

@@ -24,10 +24,10 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
 class NotRegular(OSError):
     """A path is a link, a folder, a pipe, a socket or a device, leads through a link, or has a second hard link.
 
-    Its `strerror` is the rest of a sentence that begins with the file's name, as `str()` is the whole of it.
+    Its `strerror` is a phrase, as the system's own: "not a regular file but a folder"; `str()` is a sentence.
     """
 
-    def __init__(self, sentence: str, reason: str = "is not a regular file", filename: str | None = None) -> None:
+    def __init__(self, sentence: str, reason: str = "not a regular file", filename: str | None = None) -> None:
         super().__init__(errno.EINVAL, reason, filename)
         self._sentence = sentence
 
@@ -47,8 +47,8 @@ def open_regular(path: Path) -> BufferedReader:
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
-        reason = f"is not a regular file but {_name_kind(mode)}"
-        raise NotRegular(f"{path.name!r} {reason}", reason, os.fspath(path))
+        reason = f"not a regular file but {_name_kind(mode)}"
+        raise NotRegular(f"{path.name!r} is {reason}", reason, os.fspath(path))
     return os.fdopen(descriptor, "rb")
 
 
@@ -108,8 +108,9 @@ def open_within(folder: Path, name: str) -> BinaryIO:
     seen = os.fstat(descriptor)
     if not stat.S_ISREG(seen.st_mode) or seen.st_nlink > 1:  # 0: it was deleted just now
         os.close(descriptor)
-        what = "has a second hard link" if stat.S_ISREG(seen.st_mode) else "is not a regular file"
-        raise NotRegular(f"{name!r} {what}", what)
+        if stat.S_ISREG(seen.st_mode):
+            raise NotRegular(f"{name!r} has a second hard link", "a file with a second hard link")
+        raise NotRegular(f"{name!r} is not a regular file")
     return os.fdopen(descriptor, "rb")
 
 
@@ -129,8 +130,8 @@ def _open_part(part: str, flags: int, place: int | None, name: str) -> int:
         return os.open(part, flags, dir_fd=place)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):  # a link, a link in a parent folder, a socket
-            what = "is a link to itself" if error.errno == errno.ELOOP and place is None else "is not a regular file"
-            raise NotRegular(f"{name!r} {what}", what) from error
+            what = "a link to itself" if error.errno == errno.ELOOP and place is None else "not a regular file"
+            raise NotRegular(f"{name!r} is {what}", what) from error
         raise
 
 

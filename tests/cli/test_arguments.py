@@ -149,7 +149,7 @@ def test_a_refused_file_is_named_once(hotslot: Hotslot, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to("loop")
     pipe, loop = hotslot("predict", "pipe", "x"), hotslot("batch", "loop", "-o", "out")
-    assert read(pipe.err).startswith("error: pipe is not a regular file but a pipe; name a JPEG")
+    assert read(pipe.err).startswith("error: cannot read pipe: not a regular file but a pipe; name a JPEG")
     assert read(loop.err) == "error: loop is a link to itself (loop)"
     assert (pipe.code, loop.code) == (1, 2)
 
