@@ -169,6 +169,9 @@ def _journal_copier(state: Path) -> Callable[[Path], None]:
             with connection(updates_endpoint(state), _SECONDS) as channel:
                 answer = UpdatesServiceStub(channel).CopyJournal(pb.CopyJournalRequest(), timeout=_SECONDS)
             shutil.move(run_folder(state) / answer.file, target)  # also to another file system
+        except (BackupBroken, JournalUnusable, OSError):
+            if was_used or not lock.exists():  # else what was read changed meanwhile
+                raise
         if not was_used and lock.exists():  # an updater has started meanwhile
             copy(target)
 

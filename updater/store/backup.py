@@ -99,7 +99,7 @@ def copy_journal(state: Path, target: Path) -> None:
     """
     check_state(state)
     path = state / JOURNAL_NAME
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         for file in (path, rollback_path(path), witness_path(path)):
             if file.exists():
                 shutil.copyfile(file, Path(scratch) / file.name)
