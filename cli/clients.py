@@ -13,7 +13,7 @@ from cli.settings import Settings, read_settings
 from cli.state_folder import state_folder
 from common.address import unix_target
 from common.engine_files import Task
-from common.paths import UPDATES_SOCKET, run_folder
+from common.paths import CONTROL_SOCKET, UPDATES_SOCKET, run_folder
 from common.settings import settings_path
 from common.source import find_source
 from common.status_details import find_status, read_status
@@ -85,10 +85,14 @@ def explain_failure(error: grpc.RpcError, endpoint: Endpoint, timeout_seconds: f
     return CommandFailed(sentence)
 
 
+_LOCAL_PROGRAMS = {UPDATES_SOCKET: "updater", CONTROL_SOCKET: "server"}  # by the socket in a run folder
+
+
 def _describe_absence(address: str) -> str:
-    if address.endswith(f"/{UPDATES_SOCKET}"):
-        folder = Path(address.removeprefix("unix:")).parent.parent
-        return f"no updater runs on {folder}; start it with `hotslot serve`, or name another with --state-dir"
+    place = Path(address.removeprefix("unix:"))
+    if program := _LOCAL_PROGRAMS.get(place.name):
+        step = "start it with `hotslot serve`, or name another with --state-dir"
+        return f"no {program} runs on {place.parent.parent}; {step}"
     return f"no server answers at {address}; start one with `hotslot serve`, or name another with --address"
 
 

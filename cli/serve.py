@@ -26,7 +26,7 @@ from cli.settings import PROJECT_FOLDER, Config, Settings, listening_address, re
 from common.address import ListenFailed, open_listener, parse_address, unix_target
 from common.clock import Clock, SystemClock
 from common.engine_files import Task
-from common.exit_codes import to_shell_code
+from common.exit_codes import ExitCode, to_shell_code
 from common.paths import CONTROL_SOCKET, run_folder
 from common.sealing import Convert, run_convert
 from common.source import PRECISIONS
@@ -111,7 +111,8 @@ def _run_and_report(settings: Settings, log: Path | None) -> int:
     where = "the log follows here" if log is None else f"the log goes to {log}"
     err.print(text(f"starting the server; {where}, and a text when the models answer"), soft_wrap=True)
     code = run_stack(STACK_COMMAND, lambda ended: announce(settings, ended, log), log)
-    if code and log is not None:
+    is_refused = code in (ExitCode.WRONG_USE, ExitCode.BUSY)  # with a sentence on the terminal
+    if code and not is_refused and log is not None:
         err.print(text(f"it ended with exit code {code}; `hotslot logs explain {log}` says why"), soft_wrap=True)
     return code
 

@@ -74,6 +74,10 @@ def test_the_log_goes_to_a_file_and_the_terminal_keeps_what_people_read(
     assert "the log goes to hotslot.log" in ended.err
     assert "it ended with exit code 70; `hotslot logs explain hotslot.log` says why" in ended.err
 
+    monkeypatch.setattr(serve, "STACK_COMMAND", (sys.executable, "-c", "raise SystemExit(75)"))
+    ended = hotslot("serve", "--log", "hotslot.log")
+    assert (ended.code, "says why" in ended.err) == (75, False), "the stack has said why on the terminal"
+
     (tmp_path / "folder").mkdir()
     ended = hotslot("serve", "--log", "folder")
     assert (ended.code, "the log cannot be written to folder: Is a directory" in ended.err) == (1, True)
