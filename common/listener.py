@@ -18,8 +18,7 @@ class Listener:
 
         Args:
             name: of the accepting thread.
-            on_connection: receives each connection, which it must close, and the peer's address; must not block. If
-                it raises RuntimeError, as a thread that cannot be started does, the connection is closed.
+            on_connection: receives each connection, which it must close, and the peer's address; must not block.
         """
         self._on_connection = on_connection
         self._stopping = threading.Event()
@@ -77,10 +76,7 @@ class Listener:
                 # The peer is gone already, or no descriptor is free; the pause keeps this loop from spinning.
                 self._stopping.wait(_RETRY_SECONDS)
                 continue
-            try:
-                self._on_connection(connection, str(peer[0]) if peer else "unix")
-            except RuntimeError:  # the system has no thread left; the client may try again
-                connection.close()
+            self._on_connection(connection, str(peer[0]) if peer else "unix")
 
 
 class ThreadedListener(Listener):
@@ -104,9 +100,9 @@ class ThreadedListener(Listener):
             return
         try:
             threading.Thread(target=self._serve, args=(connection, peer), name=self._name, daemon=True).start()
-        except RuntimeError:
+        except RuntimeError:  # the system has no thread left; the client may try again
+            connection.close()
             self._free.release()
-            raise
 
     def _serve(self, connection: socket.socket, peer: str) -> None:
         try:

@@ -106,10 +106,10 @@ class HubServer:
         if not is_full:
             try:
                 thread.start()
-            except RuntimeError:  # the system has no thread left; the listener closes the connection
+            except RuntimeError:  # the system has no thread left; the client may try again
                 with self._lock:
                     del self._open[thread]
-                raise
+                connection.close()
             return
         self._log.warning("connection_refused", client=client, limit=self._options.max_connections)
         self._turn_away(connection)
