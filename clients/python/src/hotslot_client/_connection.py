@@ -53,18 +53,17 @@ class CallTags(NamedTuple):
     model_version: str = ""
     routing_key: str = ""
 
-    def check(self) -> "CallTags":
-        """Itself, if the server receives what was given.
+    def check(self) -> None:
+        """Refuse what the server would not receive as given: metadata is text of printable ASCII characters.
 
         Raises:
-            ValueError: it would not: metadata is text of printable ASCII characters.
+            ValueError: the version or the key is something else.
         """
         for name, value in (("model_version", self.model_version), ("routing_key", self.routing_key)):
             is_kept = value.isascii() and value.isprintable() and value == value.strip()
             if not is_kept or len(value) > MAX_TAG_CHARS:
                 message = f"{name} is at most {MAX_TAG_CHARS} printable ASCII characters, and no space at its ends"
                 raise ValueError(f"{message}; send a hash of another key" if name == "routing_key" else message)
-        return self
 
 
 @dataclass(frozen=True)
