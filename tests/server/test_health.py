@@ -49,7 +49,7 @@ def test_nothing_is_ready_before_a_model_is_loaded(make_stack: MakeStack) -> Non
         stack.predict(question())
     refusal = refusal_of(error.value)
     assert (refusal.brief, refusal.retry_seconds) == (("UNAVAILABLE", "NOT_READY", ()), 1.0)
-    assert stack.process.events("boot_without_model")
+    stack.process.wait_event("boot_without_model")
 
     bundle = stack.bundle("r1")
     load_id = stack.control.candidate(bundle.bundle_digest)
@@ -131,7 +131,8 @@ def test_a_death_without_a_standby_is_reported_within_a_second(make_stack: MakeS
     assert stack.is_serving("liveness")
     assert next(states) == "SERVING"
     assert call.result().served_by.revision == "r1"
-    assert {row["service"] for row in stack.process.events("health_changed", serving=False)} == set(READINESS)
+    for service in READINESS:
+        stack.process.wait_event("health_changed", serving=False, service=service)
 
 
 def test_a_candidate_does_not_change_health(stack: Stack) -> None:
@@ -174,7 +175,7 @@ def test_one_of_three_models_that_never_loads_leaves_the_others_ready(make_stack
             STATUS: True,
             "liveness": True,
         }
-        health_port = stack.process.events("server_started")[0]["health_port"]
+        health_port = stack.process.wait_event("server_started")["health_port"]
         assert HealthProbe(f"127.0.0.1:{health_port}", DEADLINE_SECONDS).is_live(), "also on the health port"
         assert HealthProbe(unix_target(run_folder(stack.folder) / CONTROL_SOCKET), DEADLINE_SECONDS).is_live(), (
             "the watchdog restarts nothing"

@@ -196,6 +196,7 @@ def test_neither_picture_nor_text_is_ever_logged(stack: Stack) -> None:
     assert len(results_of(stack.entailment.StreamPredict(iter(items), timeout=60))) == len(asked)
     stack.wait_calm()
 
+    stack.process.wait_event("call_ended", grpc_code="OK", text_chars=len("ZEBRAMARK "))
     text = stack.process.log_path.read_text() + stack.process.errors()
 
     for mark in marks:

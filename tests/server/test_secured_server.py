@@ -163,7 +163,7 @@ def test_changed_files_are_used_and_broken_ones_reported(secured: Secured) -> No
     assert stack.is_serving()
     replace_file(secured.listener.files.key, kept)
     eventually(lambda: access().level == status_pb2.HEALTH_LEVEL_OK, what="the key is in use again")
-    assert stack.process.events("certificate_refused")
+    stack.process.wait_event("certificate_refused")
 
 
 @pytest.mark.parametrize(

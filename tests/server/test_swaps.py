@@ -112,7 +112,7 @@ def test_a_killed_runner_loses_no_request(stack: Stack, number: signal.Signals) 
     report = load.report()
     assert (report.failed, report.wrong) == ([], [])
     assert stack.control.active().slot != slot
-    assert stack.process.events("slot_took_over")
+    stack.process.wait_event("slot_took_over")
     assert stack.control.other().restarts >= 1
     print(f"longest gap {report.longest_gap * 1000:.0f} ms")  # noqa: T201
 
@@ -157,7 +157,7 @@ def test_a_blocked_device_thread_fails_only_the_request_that_blocks_it(stack: St
 
     report = load.report()
     assert (report.failed, report.wrong) == ([], [])
-    died = stack.process.events("runner_died")[known["runner_died"]]
+    died = eventually(lambda: stack.process.events("runner_died")[known["runner_died"] :], what="a runner has died")[0]
     changes = stack.process.events("health_changed")[known["health_changed"] :]
     unready = next(row for row in changes if not row["serving"])
     assert unready["at"] < died["at"]
@@ -174,7 +174,7 @@ def test_a_runner_that_sends_invalid_data_is_killed(stack: Stack, statement: str
 
     report = load.report()
     assert (report.failed, report.wrong) == ([], [])
-    assert stack.process.events("runner_died")
+    stack.process.wait_event("runner_died")
 
 
 @pytest.mark.fault("K13")

@@ -36,7 +36,7 @@ def test_the_previous_slot_answers_what_a_trial_fails(stack: Stack, statement: s
     counted = stack.control.stats(stack.answers.digest_of("r2"))
     assert counted.failed[reason] > 0
     assert counted.answered_by_previous >= counted.failed[reason]
-    assert stack.process.events("request_handed_over", revision="r2", reason=reason)
+    stack.process.wait_event("request_handed_over", revision="r2", reason=reason)
 
 
 def test_an_answer_by_the_previous_slot_names_it(stack: Stack) -> None:

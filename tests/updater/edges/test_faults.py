@@ -55,7 +55,7 @@ def test_a_damaged_journal_stops_updates_but_not_serving(make_world: MakeWorld, 
     with pytest.raises(grpc.RpcError) as caught:
         world.operator.CheckNow(pb.CheckNowRequest(), timeout=20)
     assert refusal_of(caught.value).brief[:2] == ("UNAVAILABLE", "JOURNAL_UNREADABLE")
-    assert world.updater.events("journal_unreadable")
+    world.updater.wait_event("journal_unreadable")
     assert world.serving() == "v1.0.0"
     assert damaged == journal.read_bytes()
     world.updater.stop()
