@@ -1,3 +1,9 @@
 """For all tests: what the page of faults promises must have run; tests that drive processes are marked."""
 
+import signal
+
 pytest_plugins = ["pytester", "tests.faults_ran", "tests.process_marks"]
+
+# A shell that starts the run in the background ignores Ctrl-C for it, and so for every process that a test starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
