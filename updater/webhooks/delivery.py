@@ -4,13 +4,11 @@ An event is sent until the receiver accepts it, or refuses it MAX_REFUSALS times
 updates nor other receivers: it has its own thread, its own pauses and a bounded queue.
 """
 
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from common.failure_log import FailureLog, FailureLogger
 from updater.core.ports import JournalUnusable
 from updater.store.outbox import Outbox, QueuedEvent
 from updater.webhooks.metrics import DeliveryObserver
@@ -59,7 +57,6 @@ def compute_pause(failures: int, jitter: float, retry_after_seconds: float = 0.0
 
 
 JOURNAL_PAUSE_SECONDS = 30.0
-STOP_SECONDS = 2.0  # a delivery still in progress then is abandoned; the next start sends it again under the same id
 
 
 class PostFailed(Exception):
@@ -154,48 +151,3 @@ class DeliveryWorker:
     def _finish(self, queued: QueuedEvent) -> None:
         self._finished = queued.number
         self._outbox.remove(self.receiver.name, queued.number)
-
-
-class DeliveryThreads:
-    """One thread for each receiver, between `start` and `stop`."""
-
-    def __init__(self, log: FailureLogger) -> None:
-        """Start no thread yet; a step that fails in an unforeseen way is logged."""
-        self._log = log
-        self._threads: list[threading.Thread] = []
-        self._stopping = threading.Event()
-        self._wakes: list[threading.Event] = []
-
-    def start(self, workers: Sequence[DeliveryWorker]) -> None:
-        """Start a thread for each worker."""
-        for worker in workers:
-            wake = threading.Event()
-            self._wakes.append(wake)
-            name = f"webhook-{worker.receiver.name}"
-            self._threads.append(threading.Thread(target=self._run, args=(worker, wake), name=name, daemon=True))
-        for thread in self._threads:
-            thread.start()
-
-    def wake(self) -> None:
-        """Notify all threads of new events. From any thread; returns at once."""
-        for wake in self._wakes:
-            wake.set()
-
-    def stop(self) -> None:
-        """Stop the threads. Undelivered events stay in the journal."""
-        self._stopping.set()
-        self.wake()
-        for thread in self._threads:
-            thread.join(STOP_SECONDS)
-
-    def _run(self, worker: DeliveryWorker, wake: threading.Event) -> None:
-        failures = FailureLog(f"webhook {worker.receiver.name}", self._log)
-        while not self._stopping.is_set():
-            wake.clear()  # before reading the queue: an event queued meanwhile sets it again
-            pause: float | None = JOURNAL_PAUSE_SECONDS
-            with failures:
-                pause = worker.step()
-            if pause is None:
-                wake.wait()
-            elif pause > 0:
-                self._stopping.wait(pause)

@@ -9,14 +9,16 @@ import socket
 from typing import Any
 
 from common.clock import Clock
+from common.step_threads import StepThreads
 from updater.core.ports import JournalUnusable
 from updater.core.record import Event, Update
 from updater.store.outbox import Outbox, Subscribers, Subscription
 from updater.webhook_settings import WebhookSection
-from updater.webhooks.delivery import DeliveryThreads, DeliveryWorker, Receiver, ReceiverResponse
+from updater.webhooks.delivery import JOURNAL_PAUSE_SECONDS, DeliveryWorker, Receiver, ReceiverResponse
 from updater.webhooks.metrics import DeliveryReporter
 
 EVENT_SCHEMA = 1
+STOP_SECONDS = 2.0  # a delivery still in progress then is abandoned; the next start sends it again under the same id
 MAX_TEXT_CHARS = 2000  # of `message`
 
 
@@ -34,7 +36,7 @@ class Webhooks:
         self._subscriptions = tuple(Subscription(one.shown_name, one.events) for one in sections)
         self._receivers = [Receiver(one.shown_name, one.url, one.timeout_seconds, one.token_file) for one in sections]
         self._reporter = reporter
-        self._threads = DeliveryThreads(reporter.log)
+        self._threads = StepThreads(reporter.log, JOURNAL_PAUSE_SECONDS)
         self._post = functools.partial(_post, clock=clock)
 
     def start(self, outbox: Outbox) -> None:
@@ -49,7 +51,7 @@ class Webhooks:
         for one in self._receivers:
             self._reporter.watch(one.name, functools.partial(_count_waiting, outbox, one.name))
         workers = [DeliveryWorker(one, outbox, self._post, self._reporter, jitter) for one in self._receivers]
-        self._threads.start(workers)
+        self._threads.start({f"webhook {one.receiver.name}": one.step for one in workers})
 
     def subscribers(self, node: str) -> Subscribers:
         """The receivers' subscriptions, for the journal.
@@ -58,11 +60,11 @@ class Webhooks:
             node: name of this host; empty: its host name.
         """
         encode = functools.partial(encode_event, node=node or socket.gethostname())
-        return Subscribers(self._subscriptions, encode, self._threads.wake, self._reporter.dropped)
+        return Subscribers(self._subscriptions, encode, self._threads.wake_all, self._reporter.dropped)
 
     def stop(self) -> None:
         """Stop the threads. Undelivered events stay in the journal."""
-        self._threads.stop()
+        self._threads.stop(STOP_SECONDS)
 
 
 def encode_event(event: Event, event_id: str, node: str) -> str:

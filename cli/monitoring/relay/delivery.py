@@ -1,7 +1,5 @@
-"""Delivers what waits for one target: rate, pauses after failures, joining. One thread for each target."""
+"""Delivers what waits for one target: rate, pauses after failures, joining."""
 
-import contextlib
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -12,7 +10,6 @@ from cli.monitoring.relay.notification import Notification
 from cli.monitoring.relay.queue import NotificationQueue
 from cli.monitoring.relay.settings import TargetSection
 from common.clock import Clock
-from common.failure_log import FailureLog, FailureLogger
 
 FIRST_SECONDS, CAP_SECONDS = 1.0, 30.0
 LIMITED_SECONDS = 60.0  # a robot that got too many messages
@@ -107,47 +104,3 @@ class TargetWorker:
             self._listener.failed(name, answer)
             self._listener.lost(name, message.notifications, answer)
         return 0.0
-
-
-class DeliveryThreads:
-    """A thread for each worker, between `start` and `stop`."""
-
-    def __init__(self, workers: tuple[TargetWorker, ...], log: FailureLogger) -> None:
-        self._log = log
-        self._stopping = threading.Event()
-        self._wakes = {worker.target.name: threading.Event() for worker in workers}
-        self._threads = [
-            threading.Thread(target=self._run, args=(worker,), name=f"target-{worker.target.name}", daemon=True)
-            for worker in workers
-        ]
-
-    def start(self) -> None:
-        """Start the threads."""
-        for thread in self._threads:
-            thread.start()
-
-    def wake(self, name: str) -> None:
-        """Something waits for a target. From any thread."""
-        self._wakes[name].set()
-
-    def stop(self, seconds: float) -> None:
-        """Stop; what waits stays in its folder."""
-        self._stopping.set()
-        for wake in self._wakes.values():
-            wake.set()
-        for thread in self._threads:
-            with contextlib.suppress(RuntimeError):  # not started
-                thread.join(seconds)
-
-    def _run(self, worker: TargetWorker) -> None:
-        wake = self._wakes[worker.target.name]
-        failures = FailureLog(f"target {worker.target.name}", self._log)
-        while not self._stopping.is_set():
-            wake.clear()  # before the queue is looked at
-            pause: float | None = CAP_SECONDS
-            with failures:
-                pause = worker.step()
-            if pause is None:
-                wake.wait()
-            elif pause > 0:
-                self._stopping.wait(pause)

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from cli.monitoring.relay.channels import Answer
-from cli.monitoring.relay.delivery import DeliveryThreads, TargetWorker
+from cli.monitoring.relay.delivery import CAP_SECONDS, TargetWorker
 from cli.monitoring.relay.endpoint import RelayEndpoint, RelayHandlers
 from cli.monitoring.relay.message import Message
 from cli.monitoring.relay.metrics import RelayReporter
@@ -16,6 +16,7 @@ from common.address import parse_address
 from common.clock import Clock
 from common.durable import read_bounded
 from common.logs import Logger
+from common.step_threads import StepThreads
 
 STOP_SECONDS = 2.0
 _MAX_TOKEN_BYTES = 4096
@@ -40,7 +41,8 @@ class AlertRelay:
             TargetWorker(target, queues[target.name], send or partial(_send, clock=clock), reporter, clock)
             for target in settings.targets
         )
-        self._threads = DeliveryThreads(workers, log)
+        self._steps = {_task(worker.target.name): worker.step for worker in workers}
+        self._threads = StepThreads(log, CAP_SECONDS)
         accept = {name: partial(self._accept, name, queue) for name, queue in queues.items()}
         read_token = partial(_read_token, settings.token_file)
         handlers = RelayHandlers(accept, reporter.render, read_token, clock, log)
@@ -58,7 +60,7 @@ class AlertRelay:
             ListenFailed: says what is wrong with the address.
         """
         self._endpoint.start()
-        self._threads.start()
+        self._threads.start(self._steps)
 
     def stop(self) -> None:
         """Stop; what waits stays on disk."""
@@ -67,7 +69,11 @@ class AlertRelay:
 
     def _accept(self, name: str, queue: NotificationQueue, notification: Notification) -> None:
         queue.put(notification)
-        self._threads.wake(name)
+        self._threads.wake(_task(name))
+
+
+def _task(target: str) -> str:
+    return f"target {target}"
 
 
 def _send(target: TargetSection, message: Message, clock: Clock) -> Answer:
