@@ -86,6 +86,8 @@ def choose_call(
     first, rows = waiting[0], sum(part.rows for part in call)
     if first.is_alone or rows >= MIN_RATE_SHARE * max_rows or sum(part.rows for part in waiting) <= max_rows:
         return call
+    if rows >= sum(part.rows for part in _fill_call(waiting, max_rows, -math.inf, expected_seconds)):
+        return call  # no deadline makes it small, but that the next item does not fit
     same = {part.item for part in waiting if part.priority == first.priority}
     rate = _rows_per_second(call, same, expected_seconds)
     urgent = sorted((part for part in waiting if part.item in same), key=lambda part: part.deadline)

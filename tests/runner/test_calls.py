@@ -92,6 +92,13 @@ def test_a_large_item_must_have_time_for_its_other_calls() -> None:
     ]
 
 
+def test_a_small_item_is_not_passed_over_because_the_next_one_does_not_fit() -> None:
+    """Where a call costs much besides its rows, full ones compute more rows a second; only deadlines are no excuse."""
+    small, large = WaitingRows(0, 0, 1, 60.0), WaitingRows(1, 0, 8, 60.0)
+    call = choose_call([small, large], 8, 0.0, lambda rows: 0.16 + 0.005 * rows)
+    assert [cut.item for cut in call] == [0]
+
+
 @given(ITEMS, st.integers(1, 16))
 def test_packing_computes_every_row_once(rows: list[int], max_rows: int) -> None:
     """No row is lost or computed twice, and no call is empty or above its limit."""

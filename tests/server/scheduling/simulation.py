@@ -137,6 +137,7 @@ class Simulation:
         self.prepare_seconds = prepare_seconds
         self.reply_seconds = reply_seconds  # until an answer is known
         self.noise = noise
+        self.other_call_seconds = 0.0  # of another model that always has calls, in turn with this one
         self.random = random.Random(1)
         self.cost = CallCost(row_seconds if known_row_seconds is None else known_row_seconds)
         self.queue: FairQueue[Request] = FairQueue(interactive_share)
@@ -148,6 +149,7 @@ class Simulation:
         self.overload_seconds = 0.0
         self._ready: list[Request] = []
         self._is_computing = False
+        self._freed_at = 0.0  # when the latest call ended
         self._turn_timer: float | None = None
         self._self_test_at = 0.0
         self._events: list[tuple[float, int, Callable[[], None]]] = []
@@ -285,12 +287,19 @@ class Simulation:
             rows = sum(part.rows for part in chosen)
             seconds = self.overhead_seconds + rows * self.row_seconds
             seconds *= self.random.uniform(1 - self.noise, 1 + self.noise)
+            seconds += self._wait_for_other()
             self.after(seconds, lambda: self._computed(call, rows, seconds))
+
+    def _wait_for_other(self) -> float:
+        """Seconds until the present call of the other model ends; the first began when the device was free."""
+        other = self.other_call_seconds
+        return other - (self.now - self._freed_at) % other if other else 0.0
 
     def _computed(self, call: list[tuple[Request, int]], rows: int, seconds: float) -> None:
         self.cost.learn(seconds, rows)
         self.tally.computed_rows += rows
         self.tally.busy_seconds += seconds
+        self._freed_at = self.now
         self.flight.computing_since = self.now
         for request, taken in call:
             self.tally.parts.append((request, taken, self.now - seconds, self.now))
@@ -330,19 +339,28 @@ class Simulation:
 
         self.after(next(times), send)
 
-    def closed_loop(self, flow: Flow, rows: int, seconds: float, *, obeys_retry: bool = True) -> None:
-        """A caller that sends its next request when it has the answer to the last."""
+    def closed_loop(
+        self,
+        flow: Flow,
+        rows: int | Iterator[int],
+        seconds: float,
+        *,
+        pause: Callable[[], float] = lambda: 1e-4,
+        obeys_retry: bool = True,
+    ) -> None:
+        """A caller that sends its next request a moment after the answer to the last."""
+        sizes = itertools.repeat(rows) if isinstance(rows, int) else rows
 
         def send() -> None:
-            request = self.offer(flow, rows, seconds)
+            request = self.offer(flow, next(sizes), seconds)
             if request.outcome:
                 again(request)
             else:
                 request.on_end = again
 
         def again(request: Request) -> None:
-            pause = request.retry_seconds if request.retry_seconds and obeys_retry else 0.0
-            self.after(pause + 1e-4, send)
+            retry = request.retry_seconds if request.retry_seconds and obeys_retry else 0.0
+            self.after(retry + pause(), send)
 
         self.after(0.0, send)
 

@@ -53,6 +53,22 @@ def test_unary_calls_beside_a_batch_share_no_device_call_with_it(prepare_seconds
     assert tally.computed_rows >= 0.99 * 60.0 / model.row_seconds
 
 
+def test_a_unary_call_beside_another_model_waits_for_few_of_its_calls() -> None:
+    """Every call waits for one of the other model; one row is not passed over for full calls, which look cheap then."""
+    other, own_row = 0.16, 0.005
+    model = Simulation(own_row, max_call_rows=8, prepare_seconds=0.001)
+    model.other_call_seconds = other
+    sizes = iter(lambda: model.random.choice((1, 1, 1, 8)), 0)
+    for number in range(4):
+        flow = Flow(Priority.INTERACTIVE, f"unary {number}")
+        model.closed_loop(flow, sizes, 10.0, pause=lambda: model.random.uniform(0.2, 0.3))
+    tally = model.run(120.0)
+    factors = sorted(one.seconds / (one.rows * own_row + other) for one in tally.requests if one.outcome)
+    assert {one.outcome for one in tally.requests} == {"OK", ""}
+    assert factors[int(0.99 * len(factors))] <= 3.3
+    assert factors[-1] <= 3.6
+
+
 def test_streams_of_small_items_beside_streams_of_large_ones_get_the_same_rows() -> None:
     """Between the streams of a caller rows are shared, not messages."""
     model = Simulation(0.005)
