@@ -83,7 +83,7 @@ bench-load: env ## Measure time and memory of 50 loads of the large OFA (creates
 bench-prepare: env tools ## Measure pictures prepared a second, alone and through a server with 16 and 32 callers
 	@$(bin)/python -m dev.bench.prepare $(ARGS)
 
-bench-memory: env ## Measure the server's memory while callers misbehave, against its limit
+bench-memory: env tools ## Measure the server's memory while callers misbehave, against its limit
 	@$(bin)/python -m dev.bench.memory $(ARGS)
 
 bench-traces: env tools ## Measure what traces cost the server: off, 1 % and all calls, in turn

@@ -1,8 +1,10 @@
 """The memory of the server's own process: what is in use, and what the C library keeps although it is free."""
 
+import contextlib
 import ctypes
 import gc
 import os
+import threading
 import weakref
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +19,7 @@ KEPT_BYTES = 8 << 20  # free bytes inside the heap that are kept while messages 
 REST_BYTES = 512 << 10  # the same while none comes
 MAX_KEPT_BYTES = 64 << 20  # that are kept while large messages come: the next one needs them
 KEPT_SHARE = 1 / 8  # of the limit of what is held for callers: a server with a low limit keeps nothing
+END_BLOCK_BYTES = 96 << 10  # that is freed to trim the end of a heap: glibc looks at it from 64 KiB on
 LARGE_MESSAGE_BYTES = 1 << 20  # whose pieces are worth giving back
 CALM_TRIMS = 20  # calls of `trim` without a large message, or without any call, after which the server is at rest
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -36,6 +39,8 @@ def set_heap_limits(max_held_bytes: int) -> bool:
     the heap stays. Memory that is given back is cleared by the kernel when it is taken again: half of the CPU time of a
     call with a picture of 8 MB.
 
+    The end of the heap that threads use is given back too, at rest, by a thread that is started here: see `HeapEnd`.
+
     Python's collector looks no more at what the imports have made: that takes 99 % of the time of a full collection.
 
     Returns:
@@ -48,7 +53,11 @@ def set_heap_limits(max_held_bytes: int) -> bool:
         return False
     kept = choose_kept_bytes(max_held_bytes)
     large, top = (LARGE_BYTES, kept) if kept > KEPT_BYTES else (STRICT_LARGE_BYTES, TOP_BYTES)
-    return bool(mallopt(_MMAP_THRESHOLD, large) and mallopt(_TRIM_THRESHOLD, top) and mallopt(_ARENA_MAX, ARENAS))
+    is_limited = mallopt(_MMAP_THRESHOLD, large) and mallopt(_TRIM_THRESHOLD, top) and mallopt(_ARENA_MAX, ARENAS)
+    if is_limited and not _ends:
+        with contextlib.suppress(RuntimeError):  # no thread can be started: that end stays
+            _ends.append(HeapEnd(top))
+    return bool(is_limited)
 
 
 class Heap(Protocol):
@@ -68,6 +77,10 @@ class Heap(Protocol):
 
     def give_back(self) -> None:
         """Return free memory to the system, as far as whole pages are free."""
+        ...
+
+    def give_back_end(self) -> None:
+        """Soon also return the free end of the heap that threads use, which `give_back` leaves."""
         ...
 
 
@@ -126,6 +139,7 @@ class MemoryGauge:
                 # long.
                 self._next_rest *= 2
                 self._source.collect()
+                self._source.give_back_end()
                 self._kept = 0
             self._measure()
         if self._free_bytes - self._kept < limit:
@@ -209,7 +223,45 @@ class ProcessHeap:
         if self._trim is not None:
             self._trim(0)
 
+    def give_back_end(self) -> None:
+        """See `Heap`."""
+        for end in _ends:
+            end.give_back()
 
+
+class HeapEnd:
+    """Gives back the free end of the heap that threads use: it may be as large as what is kept.
+
+    `malloc_trim` gives back the end of the main thread's heap only. That of another one is given back when one of its
+    threads frees a block; so a thread of it frees one, while the threshold is 0. The first thread that is started gets
+    the second heap.
+    """
+
+    def __init__(self, threshold: int) -> None:
+        self._threshold = threshold  # of the C library, at other times
+        self._wanted, self._has_heap = threading.Event(), threading.Event()
+        threading.Thread(target=self._work, name="heap-end", daemon=True).start()
+        self._has_heap.wait()
+
+    def give_back(self) -> None:
+        """Begin to give it back; the caller does not wait."""
+        self._wanted.set()
+
+    def _work(self) -> None:
+        library = ctypes.CDLL(None)
+        library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, (ctypes.c_size_t,)
+        library.free.argtypes = (ctypes.c_void_p,)
+        library.free(library.malloc(END_BLOCK_BYTES))
+        self._has_heap.set()
+        while True:
+            self._wanted.wait()
+            self._wanted.clear()
+            library.mallopt(_TRIM_THRESHOLD, 0)
+            library.free(library.malloc(END_BLOCK_BYTES))
+            library.mallopt(_TRIM_THRESHOLD, self._threshold)
+
+
+_ends: list[HeapEnd] = []  # of this process: one, after `set_heap_limits`
 _HEAP_FIELDS = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
 
 

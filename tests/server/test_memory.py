@@ -18,6 +18,7 @@ class SimHeap:
         self.resident = self.used = 50 * MIB
         self.times_given_back = 0
         self.torn = 0  # free bytes beside blocks in use, in pages that cannot be given back
+        self.end = 0  # free bytes at the end of the heap of threads
         self.cyclic = 0  # bytes in use by objects that only a collection frees
         self.is_readable = True
 
@@ -39,7 +40,12 @@ class SimHeap:
     def give_back(self) -> None:
         """All that is free and not torn."""
         self.times_given_back += 1
-        self.resident = min(self.resident, self.used + self.torn)
+        self.resident = min(self.resident, self.used + self.torn + self.end)
+
+    def give_back_end(self) -> None:
+        """That of the heap of threads."""
+        self.resident -= self.end
+        self.end = 0
 
     def hold(self, size_bytes: int) -> None:
         """Take free memory first, then more."""
@@ -274,6 +280,51 @@ def test_a_tick_tells_whether_it_gave_memory_back() -> None:
     heap.hold(MIB)
     heap.free(MIB)
     assert [gauge.trim(0, 0) for _ in range(CALM_TRIMS - 2)] == [False] * (CALM_TRIMS - 3) + [True]
+
+
+def test_the_end_of_the_heap_of_threads_is_given_back_at_rest() -> None:
+    """While messages come it stays: the next ones need it."""
+    heap = SimHeap()
+    gauge = MemoryGauge(1 << 40, heap)
+    play(gauge, heap, 4, at_once=4)
+    heap.end = PICTURE
+    gauge.trim(1, 0)
+    assert heap.end == PICTURE
+
+    for _ in range(CALM_TRIMS):
+        gauge.trim(1, 0)
+    assert heap.resident == 50 * MIB
+
+
+THREADS = """
+import threading, time
+from inference.server.memory import ProcessHeap, set_heap_limits
+assert set_heap_limits(1 << 30)
+heap, done = ProcessHeap(), threading.Event()
+def work():
+    blocks = [b"x" * (100_000 + number) for number in range(400)]
+    del blocks
+    done.set()
+    time.sleep(60)
+start = heap.read_resident()
+for _ in range(2):  # one of them uses the heap that is not the main thread's
+    threading.Thread(target=work, daemon=True).start()
+    done.wait()
+    done.clear()
+heap.give_back()
+assert heap.read_resident() - start > 15_000_000
+heap.give_back_end()
+until = time.monotonic() + 20
+while heap.read_resident() - start > 3_000_000:
+    assert time.monotonic() < until, heap.read_resident() - start
+    time.sleep(0.001)
+"""
+
+
+def test_the_end_of_the_heap_of_threads_is_given_back_to_the_system() -> None:
+    """`malloc_trim` leaves it."""
+    done = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, text=True, timeout=50, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 REAL = """
