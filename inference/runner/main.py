@@ -21,7 +21,7 @@ from inference.runner import process
 from inference.runner.hardware import Hardware, filter_devices
 from inference.runner.items import ReceivedItems, read_items
 from inference.runner.prepare import PreparePool
-from inference.runner.process import bind_to_parent, keep_freed_memory
+from inference.runner.process import bind_to_parent, keep_freed_memory, leave_batch_policy
 from inference.runner.reporting import DeviceProgress, EventLog, FrameWriter, start_heartbeat
 from inference.runner.worker import Worker, WorkerCallbacks
 from inference.wire import FrameError, read_frame
@@ -165,6 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
     if not bind_to_parent(arguments.parent):
         return ExitCode.PARENT_GONE
+    leave_batch_policy()
     keep_freed_memory()
     faulthandler.enable()  # prints the stack of a crash in a native library
     Runner(arguments, EventLog(SystemClock())).run()

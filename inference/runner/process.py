@@ -169,6 +169,16 @@ def set_oom_score(score: int) -> None:
     (_PROC / "oom_score_adj").write_text(f"{score}\n", encoding="ascii")
 
 
+def leave_batch_policy() -> None:
+    """Set the calling thread's policy to the usual one if it has inherited the server's on a single CPU.
+
+    With it, no thread of this process would interrupt the device call, to receive or prepare the next items.
+    """
+    if os.sched_getscheduler(0) == os.SCHED_BATCH:
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
 PR_SET_PDEATHSIG = 1
 
 

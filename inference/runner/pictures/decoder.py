@@ -90,8 +90,8 @@ class Decoder:
         except MemoryError:
             self._refuse(PictureRefused("the picture takes more memory than it may", reason="IMAGE_TOO_COSTLY"))
         else:
-            self._connection.sendall(Response(PIXELS, length=len(pixels), cost=plan.cost).pack())
-            self._connection.sendall(pixels)
+            # At once: each send wakes the runner, which may take the only CPU.
+            self._connection.sendall(Response(PIXELS, length=len(pixels), cost=plan.cost).pack() + pixels)
 
     def _may_go_on(self, request: DecodeRequest, plan: PicturePlan) -> bool:
         quick, cost = request.quick, plan.cost
@@ -102,8 +102,7 @@ class Decoder:
 
     def _refuse(self, refusal: PictureRefused) -> None:
         message = str(refusal).encode()
-        self._connection.sendall(Response(REFUSED, refusal.reason, len(message)).pack())
-        self._connection.sendall(message)
+        self._connection.sendall(Response(REFUSED, refusal.reason, len(message)).pack() + message)
 
     def _receive(self, length: int) -> bytes:
         return self._connection.recv(length, socket.MSG_WAITALL) if length else b""

@@ -31,7 +31,9 @@ class DecoderPool:
         self._wall_seconds = wall_seconds
         self._clock = clock
         self._log = log
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._available = threading.Condition(self._lock)  # a process can be taken
+        self._needed = threading.Condition(self._lock)  # a process has to be started
         self._idle: list[DecoderProcess] = []  # the last used one last
         self._busy: set[DecoderProcess] = set()
         self._starting: DecoderProcess | None = None
@@ -42,13 +44,13 @@ class DecoderPool:
     @property
     def pids(self) -> list[int]:
         """The ids of all processes, one that starts included. Any thread."""
-        with self._changed:
+        with self._lock:
             starting = [] if self._starting is None else [self._starting]
             return [decoder.pid for decoder in (*self._idle, *self._busy, *starting)]
 
     def start(self) -> None:
         """Start the first process, if none was started yet; does not wait for it. Any thread."""
-        with self._changed:
+        with self._lock:
             if self._keeper is None:
                 self._keeper = threading.Thread(target=self._keep, name="decoders", daemon=True)
                 self._keeper.start()
@@ -60,49 +62,52 @@ class DecoderPool:
             DecodersMissing: none could be started.
         """
         self.start()
-        with self._changed:
-            self._changed.notify_all()
-            if not self._changed.wait_for(lambda: self._idle, TAKE_SECONDS):
+        with self._lock:
+            if not self._available.wait_for(lambda: self._idle, TAKE_SECONDS):
                 raise DecodersMissing("no decoder process could be started")
             decoder = self._idle.pop()
             self._busy.add(decoder)
-            self._changed.notify_all()
+            self._notify_keeper()
             return decoder
 
     def give_back(self, decoder: DecoderProcess) -> None:
         """Return a process that can be used again."""
-        with self._changed:
+        with self._lock:
             self._busy.discard(decoder)
             decoder.idle_since = self._clock.monotonic()
             self._idle.append(decoder)
-            self._changed.notify_all()
+            self._available.notify()
 
     def drop(self, decoder: DecoderProcess) -> None:
         """Forget a process that has ended; another one takes its place."""
-        with self._changed:
+        with self._lock:
             self._busy.discard(decoder)
             self.ended += 1
-            self._changed.notify_all()
+            self._notify_keeper()
 
     def close(self) -> None:
         """End the idle processes; none is started any more."""
-        with self._changed:
+        with self._lock:
             self._most = 0
             idle, self._idle = self._idle, []
-            self._changed.notify_all()
         for decoder in idle:
             decoder.close()
 
     def _keep(self) -> None:
         """Start and close processes until the pool is closed: they end with the thread that started them."""
         while self._most:
-            with self._changed:
-                self._changed.wait_for(self._needs_one, IDLE_SECONDS)
+            with self._lock:
+                self._needed.wait_for(self._needs_one, IDLE_SECONDS)
                 is_needed, unneeded = self._needs_one(), self._take_unneeded()
             for decoder in unneeded:
                 decoder.close()
             if is_needed:
                 self._start_one()
+
+    def _notify_keeper(self) -> None:
+        """Wake the keeper only if it has something to do: on one CPU a wake-up takes it from another thread."""
+        if self._needs_one():
+            self._needed.notify()
 
     def _needs_one(self) -> bool:
         return not self._idle and len(self._busy) < self._most
@@ -119,20 +124,20 @@ class DecoderPool:
             self._await_start(decoder)
         except (OSError, DecoderEnded) as error:
             self._log("decoder_not_started", level="error", error=str(error))
-            with self._changed:
-                self._changed.wait_for(lambda: False, RETRY_SECONDS)
+            with self._lock:
+                self._needed.wait_for(lambda: False, RETRY_SECONDS)
             return
-        with self._changed:
+        with self._lock:
             self._starting = None
             if self._most:
                 self._idle.insert(0, decoder)
-                self._changed.notify_all()
+                self._available.notify()
                 return
         decoder.close()
 
     def _await_start(self, decoder: DecoderProcess) -> None:
         """Wait until it is ready. It stays the one that starts until it can be taken: `pids` always has it."""
-        with self._changed:
+        with self._lock:
             self._starting, is_needed = decoder, not self._busy
         self.set_priority(decoder.pid, is_needed)
         try:

@@ -4,7 +4,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 
 import numpy as np
@@ -25,6 +25,7 @@ from inference.runner.pictures.channel import (
 )
 from inference.runner.pictures.cost import Cost
 from inference.runner.pictures.file import PictureRefused
+from inference.wire import unsent
 
 Pixels = NDArray[np.uint8]  # (side, side, 3), RGB
 TICK_SECONDS = 0.02  # between two looks at a decoder that computes
@@ -124,15 +125,14 @@ class DecoderProcess:
         """
         watch = _Watch(self.pid, self._clock, self._wall_seconds, is_wanted)
         watch.allow(request.quick.seconds)
-        self._send(request.pack(), watch.find_end)
-        self._send(content, watch.find_end)
+        self._send([request.pack(), content], watch.find_end)
         response = self._read_response(watch)
         if response.kind == ESTIMATED:
             if not may_go_on(response.cost):
-                self._send(DROP, watch.find_end)
+                self._send([DROP], watch.find_end)
                 raise PictureDropped
             watch.allow(response.cost.seconds)
-            self._send(GO_ON, watch.find_end)
+            self._send([GO_ON], watch.find_end)
             response = self._read_response(watch)
         if response.kind == REFUSED:
             message = bytearray(response.length)
@@ -152,10 +152,10 @@ class DecoderProcess:
         except ValueError as error:
             raise self._end(EndCause.CRASHED) from error
 
-    def _send(self, data: bytes, find_end: "FindEnd") -> None:
-        view = memoryview(data)
-        while view:
-            view = view[self._try(lambda: self._connection.send(view), find_end) :]  # noqa: B023  called at once
+    def _send(self, parts: Sequence[bytes], find_end: "FindEnd") -> None:
+        left = list(map(memoryview, parts))
+        while left:
+            left = unsent(left, self._try(lambda: self._connection.sendmsg(left), find_end))  # noqa: B023  called at once
 
     def _receive_into(self, view: memoryview, find_end: "FindEnd") -> None:
         while view:
