@@ -9,7 +9,7 @@ import pytest
 
 from dev.harness.waiting import eventually
 from hotslot.runner.v1 import runner_pb2
-from inference.runner.prepare import SLOW_SECONDS
+from inference.runner.prepare_queue import SLOW_SECONDS
 from tests.pictures.files import draw, encode
 from tests.runner.harness import RunnerHarness
 
@@ -51,14 +51,22 @@ async def test_bombs_are_refused_and_others_are_answered(runner: RunnerHarness) 
         ), path.name
         assert len(beside.entailment.scores) == 1
 
-    assert runner.listener.endings == []
     files = list(CASES.iterdir())
     await runner.listener.until(lambda: sum(row.count for row in runner.listener.heartbeat.pictures) == 2 * len(files))
+    together = await asyncio.gather(
+        *(runner.ask(["a dog"], image=image) for path in files for image in (PICTURE, path.read_bytes(), PICTURE))
+    )
+
+    assert runner.listener.endings == []
+    assert [bool(outcome.entailment.scores) for [outcome] in together] == [
+        one for path in files for one in (True, path.name[0].isdigit(), True)
+    ]
+    await runner.listener.until(lambda: sum(row.count for row in runner.listener.heartbeat.pictures) == 5 * len(files))
     beat = runner.listener.heartbeat
     totals = {(row.format, row.outcome): row.count for row in beat.pictures}
-    assert totals["png", "DECODED"] >= len(files)
+    assert totals["png", "DECODED"] >= 3 * len(files)
     bombs = [count for (_, outcome), count in totals.items() if outcome == "IMAGE_TOO_COSTLY"]
-    assert sum(bombs) == sum(not path.name[0].isdigit() for path in files)
+    assert sum(bombs) == 2 * sum(not path.name[0].isdigit() for path in files)
     assert all(row.seconds > 0 for row in beat.pictures)
     assert (beat.queued_preparations, beat.picture_bytes) == (0, 0)
 

@@ -2,9 +2,22 @@
 
 import pytest
 
+from dev.bench.null_engine import NullEngine
+from hotslot.runner.v1 import runner_pb2
+from inference.runner.engines.base import PictureFormat
 from inference.runner.items import PendingItem
 from inference.runner.pictures.cost import MIB, Cost
-from inference.runner.prepare import PLACES_KEPT, SLOW_SECONDS, Pace, PrepareJob, PrepareQueue, pace_of
+from inference.runner.pictures.options import PictureOptions
+from inference.runner.prepare_queue import (
+    JOINED_BYTES,
+    MAX_JOINED,
+    PLACES_KEPT,
+    SLOW_SECONDS,
+    Pace,
+    PrepareJob,
+    PrepareQueue,
+    pace_of,
+)
 
 NORMAL = Cost(SLOW_SECONDS / 2, 64 * MIB)
 SLOW = Cost(SLOW_SECONDS * 4, 128 * MIB)
@@ -126,3 +139,68 @@ def test_a_picture_larger_than_all_memory_is_decoded_alone() -> None:
     world.queue.end(job)
 
     assert world.has_work
+
+
+def small_pictures(queue: PrepareQueue, sizes: list[int]) -> list[PrepareJob]:
+    """Jobs whose pictures' files have these sizes, put into the queue."""
+    engine = NullEngine()
+    engine.pictures = PictureFormat(64, PictureOptions())
+    jobs = []
+    for number, size in enumerate(sizes):
+        message = runner_pb2.Item(entailment=runner_pb2.EntailmentTask())
+        jobs.append(PrepareJob(engine, PendingItem(number, 0, number, 60.0, message, bytes(size))))
+        queue.put(jobs[-1])
+    return jobs
+
+
+@pytest.mark.parametrize(
+    ("cpus", "waiting", "expected"), [(1, 3, [3]), (1, 10, [MAX_JOINED, 2]), (2, 8, [4, 4]), (4, 4, [1, 1, 1, 1])]
+)
+def test_small_pictures_are_joined_where_a_cpu_has_several_to_decode(
+    cpus: int, waiting: int, expected: list[int]
+) -> None:
+    """So that they take one hand-over; the CPUs share what waits."""
+    queue = PrepareQueue(cpus + PLACES_KEPT, 1024 * MIB)
+    jobs = small_pictures(queue, [5000] * waiting)
+
+    taken: list[list[PrepareJob]] = []
+    while len(jobs) > sum(len(group) for group in taken):
+        first = queue.take()
+        taken.append([first, *queue.take_joined(first)])
+
+    assert [job for group in taken for job in group] == jobs
+    assert [len(group) for group in taken] == expected
+
+
+def test_pictures_that_may_take_long_are_not_joined() -> None:
+    """By their size, by what the server says, by what was seen of them, or because a decoder ended with them."""
+    queue = PrepareQueue(PLACES, 1024 * MIB)
+    large, expected, told, ended = small_pictures(queue, [JOINED_BYTES + 1, 100, 100, 100])
+    told.item.message.may_take_long = True  # type: ignore[union-attr]
+    expected.look(NORMAL)
+    ended.is_alone = True
+
+    assert [job.may_be_joined for job in (large, expected, told, ended)] == [False] * 4
+
+
+def test_joined_pictures_fit_into_the_socket_together() -> None:
+    """Their requests are sent before the first answer is read."""
+    queue = PrepareQueue(1 + PLACES_KEPT, 1024 * MIB)
+    jobs = small_pictures(queue, [JOINED_BYTES // 2] * 3)
+
+    first = queue.take()
+
+    assert [first, *queue.take_joined(first)] == jobs[:2]
+
+
+def test_joined_jobs_have_one_place_together() -> None:
+    """It is free again when they have ended."""
+    queue = PrepareQueue(1 + PLACES_KEPT, 1024 * MIB)
+    small_pictures(queue, [100] * 3)
+    first = queue.take()
+    joined = queue.take_joined(first)
+    queue.end_joined()
+    others = small_pictures(queue, [100] * 3)
+
+    assert len(joined) == 2
+    assert [queue.take() for _ in others] == others

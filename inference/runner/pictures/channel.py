@@ -2,6 +2,9 @@
 
 The runner sends a request. The decoder answers at once with a refusal, or with the estimated cost; for a quick picture
 the pixels follow, for another one the runner first says whether to go on.
+
+Requests of several small pictures are sent at once. Their answers come in the same order, several at once, too; a
+picture that turns out not to be quick is answered with its estimated cost, and not decoded.
 """
 
 import struct
@@ -18,7 +21,7 @@ OVERRUN_FACTOR = 6  # how many times its estimate a picture may take: other mach
 REQUEST = struct.Struct(">IHBQIIdQdQ")
 RESPONSE = struct.Struct(">BBIdQ")
 NO_COST = Cost(0.0, 0)
-_AS_STOCK, _MAY_REDUCE = 1, 2
+_AS_STOCK, _MAY_REDUCE, _IS_JOINED, _IS_FOLLOWED = 1, 2, 4, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +32,14 @@ class DecodeRequest:
     side: int  # pixels a side of the result
     options: PictureOptions
     quick: Cost  # a picture of at most this cost is decoded without asking
+    is_joined: bool = False  # with others: a picture that is not quick is not decoded, and the decoder does not ask
+    is_followed: bool = False  # the next request follows at once: the answer may be held for a moment
 
     def pack(self) -> bytes:
         """The bytes to send."""
         limits, options = self.options.limits, self.options
         flags = _AS_STOCK * (options.rendering is Rendering.AS_STOCK) + _MAY_REDUCE * options.may_reduce
+        flags += _IS_JOINED * self.is_joined + _IS_FOLLOWED * self.is_followed
         return REQUEST.pack(
             self.length,
             self.side,
@@ -54,7 +60,8 @@ def unpack_request(data: bytes) -> DecodeRequest:
     rendering = Rendering.AS_STOCK if flags & _AS_STOCK else Rendering.AS_SEEN
     limits = PictureLimits(pixels, most_side, scans, seconds, memory)
     options = PictureOptions(limits, rendering, bool(flags & _MAY_REDUCE))
-    return DecodeRequest(length, side, options, Cost(quick_seconds, quick_memory))
+    quick = Cost(quick_seconds, quick_memory)
+    return DecodeRequest(length, side, options, quick, bool(flags & _IS_JOINED), bool(flags & _IS_FOLLOWED))
 
 
 @dataclass(frozen=True, slots=True)

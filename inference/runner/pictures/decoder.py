@@ -12,6 +12,7 @@ import os
 import resource
 import socket
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -38,6 +39,7 @@ ADDED_OOM_SCORE = 500
 SPARE_MEMORY_BYTES = 32 * MIB  # beside the estimate: the picture's file, Pillow's tables
 SPARE_CPU_SECONDS = 2  # RLIMIT_CPU counts whole seconds; the runner kills sooner
 KEPT_BYTES = 16 * MIB  # free bytes at the heap's end that are kept for the next picture
+HELD_SECONDS = 0.001  # how old an answer may be when the next picture is begun
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
 _SIZE, _DATA = 0, 5  # fields of /proc/self/statm
@@ -65,6 +67,8 @@ class Decoder:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._base = _read_memory()
+        self._held: list[bytes] = []  # answers that are sent with the next one
+        self._held_since = 0.0  # time.monotonic()
 
     def serve(self) -> None:
         """Answer requests until the runner is gone."""
@@ -86,23 +90,35 @@ class Decoder:
             self._limit(plan.cost)
             pixels = render(plan, request.options.rendering).tobytes()
         except PictureRefused as refusal:
-            self._refuse(refusal)
+            self._refuse(request, refusal)
         except MemoryError:
-            self._refuse(PictureRefused("the picture takes more memory than it may", reason="IMAGE_TOO_COSTLY"))
+            costly = PictureRefused("the picture takes more memory than it may", reason="IMAGE_TOO_COSTLY")
+            self._refuse(request, costly)
         else:
-            # At once: each send wakes the runner, which may take the only CPU.
-            self._connection.sendall(Response(PIXELS, length=len(pixels), cost=plan.cost).pack() + pixels)
+            self._send(request, Response(PIXELS, length=len(pixels), cost=plan.cost).pack() + pixels)
 
     def _may_go_on(self, request: DecodeRequest, plan: PicturePlan) -> bool:
         quick, cost = request.quick, plan.cost
         if cost.seconds <= quick.seconds and cost.memory_bytes <= quick.memory_bytes:
             return True
-        self._connection.sendall(Response(ESTIMATED, cost=cost).pack())
-        return self._receive(len(GO_ON)) == GO_ON
+        self._send(request, Response(ESTIMATED, cost=cost).pack())
+        return not request.is_joined and self._receive(len(GO_ON)) == GO_ON
 
-    def _refuse(self, refusal: PictureRefused) -> None:
+    def _refuse(self, request: DecodeRequest, refusal: PictureRefused) -> None:
         message = str(refusal).encode()
-        self._connection.sendall(Response(REFUSED, refusal.reason, len(message)).pack() + message)
+        self._send(request, Response(REFUSED, refusal.reason, len(message)).pack() + message)
+
+    def _send(self, request: DecodeRequest, answer: bytes) -> None:
+        """Send an answer, or hold it for a moment while the next request is already here.
+
+        Each send wakes the runner, which on a single CPU interrupts this process.
+        """
+        if not self._held:
+            self._held_since = time.monotonic()
+        self._held.append(answer)
+        if not request.is_followed or time.monotonic() - self._held_since > HELD_SECONDS:
+            self._connection.sendall(b"".join(self._held))
+            self._held.clear()
 
     def _receive(self, length: int) -> bytes:
         return self._connection.recv(length, socket.MSG_WAITALL) if length else b""
