@@ -48,7 +48,9 @@ def test_each_picture_has_its_own_outcome(pool: DecoderPool) -> None:
 
     first, refused, estimated, last, empty = [joined.read(number) for number in range(5)]
     joined.close()
-    again = join(pool, [PNG]).read(0)
+    others = join(pool, [PNG])
+    again = others.read(0)
+    others.close()
 
     assert isinstance(first, np.ndarray)
     assert isinstance(last, np.ndarray)
@@ -67,7 +69,9 @@ def test_a_picture_that_is_not_wanted_any_more_is_passed_over(pool: DecoderPool)
     found = joined.read(2)
     joined.close()
 
-    refused = join(pool, [b"hello"]).read(0)
+    others = join(pool, [b"hello"])
+    refused = others.read(0)
+    others.close()
 
     assert isinstance(found, np.ndarray)
     assert np.array_equal(found, np.asarray(render(plan_picture(JPEG, SIDE, OPTIONS), OPTIONS.rendering)))

@@ -12,12 +12,12 @@ import os
 import resource
 import socket
 import sys
-import time
 import warnings
 from pathlib import Path
 
 from PIL import ImageFile
 
+from common.clock import Clock, SystemClock
 from inference.runner.pictures.channel import (
     ESTIMATED,
     GO_ON,
@@ -58,17 +58,18 @@ def main() -> None:
     # Pillow would raise on a picture of several frames that was cut, or fill it up; the latter hides the damage.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     warnings.simplefilter("ignore")  # Pillow warns of broken metadata, in lines of any length on the runner's log
-    Decoder(socket.socket(fileno=arguments.fd)).serve()
+    Decoder(socket.socket(fileno=arguments.fd), SystemClock()).serve()
 
 
 class Decoder:
     """Answers a runner's requests."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, clock: Clock) -> None:
         self._connection = connection
+        self._clock = clock
         self._base = _read_memory()
         self._held: list[bytes] = []  # answers that are sent with the next one
-        self._held_since = 0.0  # time.monotonic()
+        self._held_since = 0.0
 
     def serve(self) -> None:
         """Answer requests until the runner is gone."""
@@ -114,9 +115,9 @@ class Decoder:
         Each send wakes the runner, which on a single CPU interrupts this process.
         """
         if not self._held:
-            self._held_since = time.monotonic()
+            self._held_since = self._clock.monotonic()
         self._held.append(answer)
-        if not request.is_followed or time.monotonic() - self._held_since > HELD_SECONDS:
+        if not request.is_followed or self._clock.monotonic() - self._held_since > HELD_SECONDS:
             self._connection.sendall(b"".join(self._held))
             self._held.clear()
 
