@@ -60,9 +60,14 @@ class Tokens:
 
         How long this takes depends on the hash of the token, which its sender cannot choose.
         """
+        entry = self.find_entry(token)
+        return entry.name if entry is not None else ""
+
+    def find_entry(self, token: str) -> TokenEntry | None:
+        """The entry of a token; None if it is none. See `find`."""
         digest = _hash(token)
         entry = self.entries.get(digest)
-        return entry.name if entry is not None and hmac.compare_digest(entry.digest, digest) else ""
+        return entry if entry is not None and hmac.compare_digest(entry.digest, digest) else None
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -1,13 +1,8 @@
-"""Who may see and do what: signed sessions, CSRF, the host names under which browsers come, the headers of every page.
+"""Who may see and do what: sessions, CSRF, the host names under which browsers come, the headers of every page.
 
 Pure decisions stand here as functions; `AccessMiddleware` is the ASGI middleware that applies them.
 """
 
-import base64
-import hashlib
-import hmac
-import json
-import secrets
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,14 +13,11 @@ from starlette.requests import cookie_parser
 from starlette.responses import PlainTextResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from common.clock import Clock
-from common.json_load import load_json
+from console.sessions import Session, Sessions
 
 COOKIE = "hotslot_console"
 CSRF_FIELD = "csrf"
-SESSION_SECONDS = 12 * 3600.0
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
-_MAX_COOKIE_CHARS = 1024
 # Scripts and styles come from the console alone, and none stands in a page. Pictures that were just sent are shown from
 # the page itself (data:, blob:).
 SECURITY_HEADERS: Mapping[str, str] = {
@@ -37,47 +29,6 @@ SECURITY_HEADERS: Mapping[str, str] = {
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Session:
-    """A browser's session."""
-
-    nonce: str
-    operator: str = ""  # name of the token; empty: not logged in
-    ends_at: float = 0.0  # clock seconds
-
-
-class SessionSigner:
-    """Signs sessions with a key that lives as long as the process: a restart ends all sessions."""
-
-    def __init__(self, key: bytes | None = None) -> None:
-        self._key = key or secrets.token_bytes(32)
-
-    def write(self, session: Session) -> str:
-        """A session as the value of a cookie."""
-        body = base64.urlsafe_b64encode(json.dumps([session.nonce, session.operator, session.ends_at]).encode())
-        return f"{body.decode()}.{self._sign('session', body)}"
-
-    def read(self, value: str, now: float) -> Session | None:
-        """The session in a cookie; None if it was changed, is another process's, or has ended."""
-        body, _, signature = value[:_MAX_COOKIE_CHARS].partition(".")
-        if not hmac.compare_digest(self._sign("session", body.encode()).encode(), signature.encode()):
-            return None
-        nonce, operator, ends_at = load_json(base64.urlsafe_b64decode(body))
-        return Session(nonce, operator, ends_at) if now < ends_at else None
-
-    def csrf(self, session: Session) -> str:
-        """The token of a session: its forms carry it, and links that begin work."""
-        return self._sign("csrf", f"{session.nonce} {session.operator}".encode())
-
-    def _sign(self, use: str, content: bytes) -> str:
-        return hmac.new(self._key, use.encode() + b"\0" + content, hashlib.sha256).hexdigest()
-
-
-def new_session(now: float, operator: str = "") -> Session:
-    """A session that begins now."""
-    return Session(secrets.token_urlsafe(16), operator, now + SESSION_SECONDS)
 
 
 def is_known_host(host: str, listens_on: Sequence[str], public_hosts: Sequence[str]) -> bool:
@@ -118,8 +69,8 @@ class AccessRules:
 class AccessMiddleware:
     """Checks every request before a page sees it, and adds the headers of every response."""
 
-    def __init__(self, app: ASGIApp, rules: AccessRules, signer: SessionSigner, clock: Clock) -> None:
-        self._app, self._rules, self._signer, self._clock = app, rules, signer, clock
+    def __init__(self, app: ASGIApp, rules: AccessRules, sessions: Sessions) -> None:
+        self._app, self._rules, self._sessions = app, rules, sessions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -135,9 +86,9 @@ class AccessMiddleware:
         self._strip_base_path(scope)
         session = self._find_session(headers)
         is_new = session is None
-        session = session or new_session(self._clock.monotonic())
+        session = session or self._sessions.begin()
         state: MutableMapping[str, Any] = scope.setdefault("state", {})
-        state["session"], state["csrf"], state["new_session"] = session, self._signer.csrf(session), None
+        state["session"], state["csrf"], state["new_session"] = session, self._sessions.csrf(session), None
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         is_file = path.startswith("/static/") or path == "/healthz"
         is_open = is_file or path == "/login"
@@ -155,8 +106,7 @@ class AccessMiddleware:
         await self._app(scope, receive, self._dressed(send, scope, session if wants_cookie else None))
 
     def _find_session(self, headers: Headers) -> Session | None:
-        value = cookie_parser(headers.get("cookie", "")).get(COOKIE, "")
-        return self._signer.read(value, self._clock.monotonic()) if value else None
+        return self._sessions.find(cookie_parser(headers.get("cookie", "")).get(COOKIE, ""))
 
     def _strip_base_path(self, scope: Scope) -> None:
         """Whether a proxy keeps the path under which it shows us or removes it, the pages are the same."""
@@ -183,4 +133,4 @@ class AccessMiddleware:
     def _cookie(self, session: Session, scope: Scope) -> str:
         secure = "; Secure" if scope.get("scheme") == "https" else ""
         path = f"{self._rules.base_path}/"
-        return f"{COOKIE}={self._signer.write(session)}; Path={path}; HttpOnly; SameSite=Strict{secure}"
+        return f"{COOKIE}={self._sessions.write(session)}; Path={path}; HttpOnly; SameSite=Strict{secure}"

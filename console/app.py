@@ -17,9 +17,10 @@ from starlette.types import ASGIApp
 from common.clock import Clock
 from common.tokens import Tokens
 from console import golden, trying, updating, watching
-from console.access import AccessMiddleware, AccessRules, SessionSigner, new_session
+from console.access import AccessMiddleware, AccessRules
 from console.live import Live
-from console.page import Console, console_of, guarded, read_form, redirect, render, show_problem, text_of
+from console.page import Console, console_of, guarded, read_form, redirect, render, session_of, show_problem, text_of
+from console.sessions import Sessions
 from console.upstream import Upstream
 
 _STATIC = Path(__file__).resolve().parent / "static"
@@ -43,14 +44,20 @@ def build_app(options: Options, open_upstream: Callable[[], Upstream], clock: Cl
         open_upstream: opens the channels, in the event loop.
         clock: of the process.
     """
-    signer = SessionSigner()
+    sessions = Sessions(clock, options.tokens)
 
     @contextlib.asynccontextmanager
     async def life(app: Starlette) -> AsyncIterator[None]:
         upstream = open_upstream()
         live = Live(upstream, clock)
         app.state.console = Console(
-            upstream, live, signer, clock, options.tokens, options.may_operate, options.rules.base_path
+            upstream,
+            live,
+            sessions,
+            clock,
+            can_log_in=options.tokens is not None,
+            may_operate=options.may_operate,
+            base_path=options.rules.base_path,
         )
         app.state.parts = watching.RenderedParts()
         app.state.check_places = asyncio.Semaphore(golden.MAX_CHECKS)
@@ -63,7 +70,7 @@ def build_app(options: Options, open_upstream: Callable[[], Upstream], clock: Cl
                 await asking
             await upstream.close()
 
-    access = Middleware(AccessMiddleware, rules=options.rules, signer=signer, clock=clock)
+    access = Middleware(AccessMiddleware, rules=options.rules, sessions=sessions)
     return Starlette(
         routes=_list_routes(),
         middleware=[access],
@@ -110,18 +117,21 @@ async def log_in(request: Request) -> Response:
     """Begin a session of a token's owner."""
     console = console_of(request)
     form = await read_form(request)
-    name = console.tokens().find(text_of(form, "token").strip()) if console.tokens is not None else ""
-    if not name:
+    owner = console.sessions.find_owner(text_of(form, "token").strip())
+    if owner is None:
         await asyncio.sleep(_LOGIN_SECONDS)
         return render(request, "login.html", status=401, problem="This token is not known here.")
-    request.scope["state"]["new_session"] = new_session(console.clock.monotonic(), name)
+    console.sessions.end(session_of(request))
+    request.scope["state"]["new_session"] = console.sessions.begin(owner)
     return redirect(request, "/")
 
 
 async def log_out(request: Request) -> Response:
-    """End a session."""
+    """End a session, also for those who have its cookie."""
     await read_form(request)
-    request.scope["state"]["new_session"] = new_session(console_of(request).clock.monotonic())
+    sessions = console_of(request).sessions
+    sessions.end(session_of(request))
+    request.scope["state"]["new_session"] = sessions.begin()
     return redirect(request, "/")
 
 

@@ -6,7 +6,7 @@ import zipfile
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -24,6 +24,7 @@ from console.page import (
     redirect,
     render,
     render_part,
+    session_of,
     text_of,
 )
 from console.trying import find_kind, find_model, read_picture
@@ -77,8 +78,8 @@ async def picture(request: Request) -> Response:
 async def add(request: Request) -> Response:
     """Add what was tried, with the answer that should have come."""
     view, most = await find_model(request)
+    require_operator(request)  # before so much is read
     form = await read_form(request, most * 2)
-    operator = require_operator(request)
     lines = [line.strip() for line in text_of(form, "texts").splitlines() if line.strip()]
     chosen = [value for value in form.getlist("expected") if isinstance(value, str)]
     if len(chosen) != len(lines) or not all(chosen):
@@ -88,7 +89,7 @@ async def add(request: Request) -> Response:
     )
     content = await read_picture(request, form, view) if view.is_entailment else b""
     wanted = pb.AddGoldenItemRequest(model=view.name, item=item, picture=content)
-    wanted.operator.name, wanted.operator.reason = operator, text_of(form, "reason")[:200]
+    wanted.operator.name, wanted.operator.reason = require_operator(request), text_of(form, "reason")[:200]
     added: pb.AddGoldenItemResponse = await console_of(request).upstream.ask_updater(
         "AddGoldenItem", wanted, COMMAND_SECONDS
     )
@@ -107,7 +108,7 @@ async def run_check(request: Request) -> Response:
     A page elsewhere can make a browser load an address of ours: the token keeps it from beginning a check.
     """
     check_csrf(request, request.query_params.get(CSRF_FIELD, ""))
-    places: asyncio.Semaphore = request.app.state.check_places
+    console, places = console_of(request), cast("asyncio.Semaphore", request.app.state.check_places)
     view, _ = await find_model(request)
     items = [item async for item in list_golden_items(console_of(request).upstream, view.name)]
 
@@ -115,6 +116,8 @@ async def run_check(request: Request) -> Response:
         progress = CheckProgress(len(items), wrong=[])
         async with places:  # each check asks the live model as fast as it answers
             for item in items:
+                if not console.sessions.is_valid(session_of(request)):
+                    break
                 await _check_item(request, view, item, progress)
                 progress.done += 1
                 if progress.done % 5 == 0 or progress.done == progress.total:
@@ -198,8 +201,8 @@ def _to_item(item: pb.GoldenItem, image: str, view: ModelView) -> GoldenItem:
 async def import_items(request: Request) -> Response:
     """Add the items of such an archive; those whose names are taken stay as they are."""
     view, _ = await find_model(request)
+    require_operator(request)  # before so much is read
     form = await read_form(request, MAX_EXPORT_BYTES)
-    operator = require_operator(request)
     counts: Counter[str] = Counter()
     for item, content in _read_archive(await picture_of(form, "archive"), view):
         expected = list(item.expected)
@@ -208,7 +211,7 @@ async def import_items(request: Request) -> Response:
             item=pb.GoldenItem(item=item.item, texts=item.texts, premise=item.premise, expected=expected),
             picture=content,
         )
-        wanted.operator.name, wanted.operator.reason = operator, "imported"
+        wanted.operator.name, wanted.operator.reason = require_operator(request), "imported"
         try:
             await console_of(request).upstream.ask_updater("AddGoldenItem", wanted, COMMAND_SECONDS)
         except CallFailed as error:

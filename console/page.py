@@ -13,11 +13,11 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from common.clock import Clock
-from common.tokens import Tokens
 from console import charts, views, words
-from console.access import CSRF_FIELD, Session, SessionSigner
+from console.access import CSRF_FIELD
 from console.live import Live
 from console.reasons import Explainer
+from console.sessions import Session, Sessions
 from console.upstream import CallFailed, Upstream
 
 LANGUAGE_COOKIE = "hotslot_lang"
@@ -75,21 +75,27 @@ class Console:
 
     upstream: Upstream
     live: Live
-    signer: SessionSigner
+    sessions: Sessions
     clock: Clock
-    tokens: Callable[[], Tokens] | None = None  # None: nobody can log in
+    can_log_in: bool = False
     may_operate: bool = False
     base_path: str = ""
     environment: jinja2.Environment = field(default_factory=make_environment)
 
     def can_act(self, session: Session) -> bool:
-        """Whether a session may change anything."""
-        return self.may_operate and bool(session.operator)
+        """Whether a session may change anything now."""
+        return self.may_operate and bool(session.operator) and self.sessions.is_valid(session)
 
 
 def console_of(request: Request) -> Console:
     """The console that serves a request."""
     found: Console = request.app.state.console
+    return found
+
+
+def session_of(request: Request) -> Session:
+    """The session of a request, as it was when the request began."""
+    found: Session = request.scope["state"]["session"]
     return found
 
 
@@ -103,8 +109,7 @@ def language_of(request: Request) -> str:
 
 def context_of(request: Request) -> dict[str, Any]:
     """The values that every template gets."""
-    console, language = console_of(request), language_of(request)
-    session: Session = request.scope["state"]["session"]
+    console, language, session = console_of(request), language_of(request), session_of(request)
     return {
         "_": words.translator(language),
         "explain": Explainer(language),
@@ -114,7 +119,7 @@ def context_of(request: Request) -> dict[str, Any]:
         "language_link": _keep_query(request),
         "session": session,
         "csrf": request.scope["state"]["csrf"],
-        "can_log_in": console.tokens is not None,
+        "can_log_in": console.can_log_in,
         "can_act": console.can_act(session),
         "may_operate": console.may_operate,
         "now": console.clock.now(),

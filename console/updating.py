@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from console.measures import group_measures
-from console.page import FormRefused, console_of, read_form, redirect, render, text_of
+from console.page import FormRefused, console_of, read_form, redirect, render, session_of, text_of
 from console.trying import find_kind
 from console.upstream import COMMAND_SECONDS, HUB_SECONDS, CallFailed, list_golden_items
 from console.views import build_label_matrix, list_stages
@@ -209,15 +209,14 @@ def _find_command(request: Request) -> Command:
 
 
 def require_operator(request: Request) -> str:
-    """The name of who acts.
+    """The name of who acts now: ask before each act, since a session may end while a form arrives.
 
     Raises:
-        FormRefused: nobody is logged in, or this console only shows.
+        FormRefused: nobody is logged in, the session has ended, or this console only shows.
     """
-    console = console_of(request)
-    operator: str = request.scope["state"]["session"].operator
+    console, session = console_of(request), session_of(request)
     if not console.may_operate:
         raise FormRefused("this console only shows; start it with --operate to act", 403)
-    if not operator:
+    if not console.can_act(session):
         raise FormRefused("log in first: the history keeps who acted", 403)
-    return operator
+    return session.operator

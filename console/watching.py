@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from console.live import Snapshot
-from console.page import console_of, language_of, render, render_part
+from console.page import console_of, language_of, render, render_part, session_of
 from console.views import list_models
 
 _KEPT = 8  # rendered parts: languages × readers and operators
@@ -25,7 +25,7 @@ class RenderedParts:
         if snapshot.number != self._number:
             self._number, self._rows = snapshot.number, {}
         console = console_of(request)
-        key = (language_of(request), console.can_act(request.scope["state"]["session"]))
+        key = (language_of(request), console.can_act(session_of(request)))
         if key not in self._rows and len(self._rows) < _KEPT:
             self._rows[key] = _render_parts(request, snapshot)
         return self._rows[key] if key in self._rows else _render_parts(request, snapshot)
@@ -52,7 +52,7 @@ async def overview(request: Request) -> Response:
 
 
 async def live(request: Request) -> Response:
-    """The same parts as server-sent events, whenever they change."""
+    """The same parts as server-sent events, whenever they change, as long as the session lasts."""
     console = console_of(request)
     if console.live.is_full:
         return PlainTextResponse("too many pages watch; this one is refreshed by hand\n", 503)
@@ -63,6 +63,8 @@ async def live(request: Request) -> Response:
         shown = request.query_params.get("shown", "")
         yield "retry: 2000\n\n"
         async for snapshot in console.live.watch():
+            if not console.sessions.is_valid(session_of(request)):
+                return  # the browser connects again, with what rights it has then
             if snapshot.at is None:
                 continue
             for name, html in parts.find(request, snapshot).items():

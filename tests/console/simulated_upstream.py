@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from console.upstream import CallFailed
@@ -34,6 +34,7 @@ class SimulatedUpstream:
         self.refused: dict[str, int] = {}
         self.held: pb.GetUpdateResponse | None = None
         self.failure: CallFailed | None = None  # of the next command
+        self.on_command: Callable[[], None] = lambda: None  # called with each command
         self.differing: list[pb.DifferingItem] = []
         self.items: list[pb.GoldenItem] = [
             pb.GoldenItem(item="street-1", texts=["there is a dog"], expected=["yes"], has_picture=True),
@@ -134,6 +135,7 @@ class SimulatedUpstream:
             case "ListHistory":
                 return pb.ListHistoryResponse(updates=[self.held.update] if self.held is not None else [])
         self.asked.append(request)
+        self.on_command()
         if self.failure is not None:
             raise self.failure
         if method == "AddGoldenItem":

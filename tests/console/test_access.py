@@ -2,7 +2,8 @@
 
 import pytest
 
-from console.access import AccessRules, Session, SessionSigner, is_known_host, is_same_origin
+from console.access import AccessRules, is_known_host, is_same_origin
+from console.sessions import Session, SessionSigner
 from console.upstream import CallFailed
 from hotslot.updates.v1 import updates_pb2 as pb
 from tests.console.conftest import Browser
