@@ -1,33 +1,12 @@
-"""The command line `hotslot` with all its commands."""
+"""The command line `hotslot`: its commands, and the modules that have them."""
 
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
-from cli import (
-    alert_relay,
-    alerts,
-    bundles,
-    config,
-    console,
-    doctor,
-    golden,
-    healthcheck,
-    hub,
-    logs,
-    metrics,
-    predict,
-    reload,
-    serve,
-    state,
-    status,
-    tag,
-    token,
-    updates,
-)
-from cli.batch import command as batch
-from cli.output import print_text
 from common.exit_codes import ExitCode
 
 _EXIT_CODES = "Exit codes: 0 done · 1 failed · 2 wrong command line or settings · 130 Ctrl-C"
@@ -48,89 +27,110 @@ _HELP_FLAGS = {"help_option_names": ["-h", "--help"]}
 # The flags of grpc_health_probe have one dash, which Typer would not accept.
 _PASSED_THROUGH = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 
-app = typer.Typer(
-    name="hotslot",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings=_HELP_FLAGS,
-    epilog=f"{_EXAMPLES}\n\n{_EXIT_CODES}",
-)
-app.command(epilog=serve.EXAMPLE)(serve.serve)
-app.command(epilog=predict.EXAMPLE)(predict.predict)
-app.command(epilog=tag.EXAMPLE)(tag.tag)
-app.command(epilog=batch.EXAMPLE)(batch.batch)
-app.command(epilog=status.EXAMPLE)(status.status)
-app.command(epilog=reload.EXAMPLE)(reload.reload)
-app.command(epilog=console.EXAMPLE)(console.console)
-app.add_typer(
-    updates.app,
-    name="updates",
-    help="Show, start, pause and roll back updates of the served models.",
-    epilog="Example:  hotslot updates status\n\nNext:  `hotslot updates show ID` explains one of them.",
-)
-app.add_typer(
-    hub.app,
-    name="hub",
-    help="Publish revisions in a folder hub, list them, serve them over HTTP.",
-    epilog="Example:  hotslot hub add examples/shapes/v1.1.0 v1.1.0\n\nNext:  `hotslot updates status` follows it.",
-)
-app.add_typer(
-    golden.app,
-    name="golden",
-    help="Record, run and show golden sets, which a new revision must pass.",
-    epilog='Example:  hotslot golden record pictures -s "there is a person"\n\nNext:  name the folder in hotslot.toml.',
-)
-app.add_typer(
-    bundles.app,
-    name="bundle",
-    help="Import a model by hand; list and show bundles.",
-    epilog="Example:  hotslot bundle import examples/shapes/v1.0.0 --model shapes\n\nNext:  `hotslot serve` loads it.",
-)
-app.add_typer(
-    state.app,
-    name="state",
-    help="Back up, restore and verify the state folder.",
-    epilog="Example:  hotslot state backup /backups/hotslot\n\nNext:  `hotslot state verify FOLDER` reads it all.",
-)
-app.add_typer(
-    config.app,
-    name="config",
-    help="Check, show and document the settings.",
-    epilog="Example:  hotslot config check\n\nNext:  `hotslot serve` starts with these settings.",
-)
-app.add_typer(
-    token.app,
-    name="token",
-    help="Make, list and revoke the tokens of callers.",
-    epilog="Example:  hotslot token new shop-backend > shop.token\n\nNext:  set server.tokens_file in hotslot.toml.",
-)
-app.add_typer(
-    metrics.app,
-    name="metrics",
-    help="Document the metrics.",
-    epilog="Example:  hotslot metrics reference",
-)
-app.add_typer(
-    logs.app,
-    name="logs",
-    help="Tell a log as a story, with causes and what to do.",
-    epilog="Example:  hotslot logs explain hotslot.log\n\nNext:  docs/how-to/read-the-logs.md explains single lines.",
-)
-app.add_typer(
-    alerts.app,
-    name="alerts",
-    help="Print alert rules and a dashboard; write runbooks.",
-    epilog="Example:  hotslot alerts rules > hotslot.rules.yml\n\nNext:  docs/how-to/watch.md sets it up.",
-)
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where a command is: a function and its EXAMPLE, or, if it has a help text, a group that is called `app`."""
+
+    module: str
+    help: str = ""
+    epilog: str = ""
 
 
-app.command(epilog=doctor.EXAMPLE)(doctor.doctor)
-app.command("alert-relay", epilog=alert_relay.EXAMPLE)(alert_relay.alert_relay)
+ENTRIES: Mapping[str, Entry] = {
+    "serve": Entry("cli.serve"),
+    "predict": Entry("cli.predict"),
+    "tag": Entry("cli.tag"),
+    "batch": Entry("cli.batch.command"),
+    "status": Entry("cli.status"),
+    "reload": Entry("cli.reload"),
+    "console": Entry("cli.console"),
+    "updates": Entry(
+        "cli.updates",
+        "Show, start, pause and roll back updates of the served models.",
+        "Example:  hotslot updates status\n\nNext:  `hotslot updates show ID` explains one of them.",
+    ),
+    "hub": Entry(
+        "cli.hub",
+        "Publish revisions in a folder hub, list them, serve them over HTTP.",
+        "Example:  hotslot hub add examples/shapes/v1.1.0 v1.1.0\n\nNext:  `hotslot updates status` follows it.",
+    ),
+    "golden": Entry(
+        "cli.golden",
+        "Record, run and show golden sets, which a new revision must pass.",
+        'Example:  hotslot golden record pictures -s "there is a person"\n\nNext:  name the folder in hotslot.toml.',
+    ),
+    "bundle": Entry(
+        "cli.bundles",
+        "Import a model by hand; list and show bundles.",
+        "Example:  hotslot bundle import examples/shapes/v1.0.0 --model shapes\n\nNext:  `hotslot serve` loads it.",
+    ),
+    "state": Entry(
+        "cli.state",
+        "Back up, restore and verify the state folder.",
+        "Example:  hotslot state backup /backups/hotslot\n\nNext:  `hotslot state verify FOLDER` reads it all.",
+    ),
+    "config": Entry(
+        "cli.config",
+        "Check, show and document the settings.",
+        "Example:  hotslot config check\n\nNext:  `hotslot serve` starts with these settings.",
+    ),
+    "token": Entry(
+        "cli.token",
+        "Make, list and revoke the tokens of callers.",
+        "Example:  hotslot token new shop-backend > shop.token\n\nNext:  set server.tokens_file in hotslot.toml.",
+    ),
+    "metrics": Entry(
+        "cli.metrics",
+        "Document the metrics.",
+        "Example:  hotslot metrics reference",
+    ),
+    "logs": Entry(
+        "cli.logs",
+        "Tell a log as a story, with causes and what to do.",
+        "Example:  hotslot logs explain hotslot.log\n\nNext:  docs/how-to/read-the-logs.md explains single lines.",
+    ),
+    "alerts": Entry(
+        "cli.alerts",
+        "Print alert rules and a dashboard; write runbooks.",
+        "Example:  hotslot alerts rules > hotslot.rules.yml\n\nNext:  docs/how-to/watch.md sets it up.",
+    ),
+    "doctor": Entry("cli.doctor"),
+    "alert-relay": Entry("cli.alert_relay"),
+}
 
 
-@app.callback(invoke_without_command=True)
+def make_app(words: Sequence[str] = ()) -> typer.Typer:
+    """The command line; if the first word is a command, with this one only: modules of others are not imported.
+
+    Args:
+        words: what is to be run; none: the whole command line.
+    """
+    app = typer.Typer(
+        name="hotslot",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings=_HELP_FLAGS,
+        epilog=f"{_EXAMPLES}\n\n{_EXIT_CODES}",
+    )
+    app.callback(invoke_without_command=True)(hotslot)
+    first = words[0] if words else ""
+    for name in (first,) if first in ENTRIES else ENTRIES:
+        _add(app, name, ENTRIES[name])
+    app.command("healthcheck", context_settings=_PASSED_THROUGH)(health_check)
+    return app
+
+
+def _add(app: typer.Typer, name: str, entry: Entry) -> None:
+    module = import_module(entry.module)
+    if entry.help:
+        app.add_typer(module.app, name=name, help=entry.help, epilog=entry.epilog)
+    else:
+        app.command(name, epilog=module.EXAMPLE)(getattr(module, name.replace("-", "_")))
+
+
 def hotslot(
     *,
     show_version: Annotated[bool, typer.Option("--version", help="Print the version.", show_default=False)] = False,
@@ -140,6 +140,10 @@ def hotslot(
     A new model never costs a request; a bad model never stays.
     """
     if show_version:
+        from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415  slow, and seldom needed
+
+        from cli.output import print_text  # noqa: PLC0415  as above
+
         try:
             print_text(f"hotslot {version('hotslot')}")
         except PackageNotFoundError:
@@ -147,7 +151,8 @@ def hotslot(
         raise typer.Exit(ExitCode.DONE)
 
 
-@app.command("healthcheck", context_settings=_PASSED_THROUGH)
 def health_check(context: typer.Context) -> None:
     """Check the server's health once, like grpc_health_probe."""
+    from cli import healthcheck  # noqa: PLC0415  of this command only
+
     raise typer.Exit(healthcheck.check(context.args))

@@ -56,10 +56,10 @@ def _run_command(words: list[str]) -> None:
 
     silence_grpc_logs()
     from cli import problems  # noqa: PLC0415  see above
-    from cli.app import app  # noqa: PLC0415  see above
+    from cli.app import make_app  # noqa: PLC0415  see above
 
     try:
-        app(args=words, prog_name="hotslot")
+        make_app(words)(args=words, prog_name="hotslot")
     except problems.EXPECTED as error:
         sys.exit(problems.report(error))
     except UnicodeEncodeError:  # of an argument that is also the name of a file

@@ -7,7 +7,7 @@ from typing import Any
 from typer.main import get_command
 
 from cli import healthcheck
-from cli.app import app
+from cli.app import make_app
 
 HEAD = """# Commands
 
@@ -21,7 +21,7 @@ _INPUT = "hotslot"
 
 def render() -> str:
     """The page."""
-    return HEAD + "".join(_render(get_command(app), _INPUT))
+    return HEAD + "".join(_render(get_command(make_app()), _INPUT))
 
 
 def _render(command: Any, path: str) -> Iterator[str]:  # noqa: ANN401  typer's copy of click has no public types

@@ -12,7 +12,7 @@ import typer
 from typer.main import get_command
 
 from cli import healthcheck
-from cli.app import app
+from cli.app import make_app
 from dev.documents.blocks import ROOT, Block
 
 _SEPARATORS = frozenset({";", "|", "||", "&&", "&", "(", ")", ";;", "|&"})
@@ -110,7 +110,7 @@ def find_make_mistake(words: Sequence[str]) -> str:
 
 @cache
 def _command_line() -> Any:  # noqa: ANN401  typer's own copy of click has no public types
-    return get_command(app)
+    return get_command(make_app())
 
 
 def find_hotslot_mistake(words: Sequence[str], *, whole: bool = True) -> str:

@@ -227,9 +227,9 @@ def test_sigterm_while_the_command_line_is_imported(
 
     class Importing(ModuleType):
         @property
-        def app(self) -> object:
+        def make_app(self) -> object:
             signal.raise_signal(signal.SIGTERM)
-            return cli.app.app
+            return cli.app.make_app
 
     monkeypatch.setitem(sys.modules, "cli.app", Importing("cli.app"))
 
