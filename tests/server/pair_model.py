@@ -184,6 +184,7 @@ class Explorer:
         self.setup = setup
         self.rules = setup.rules
         self.devices = tuple((device, "float32") for device in setup.devices)
+        self._leased: tuple[World | None, Pair] = (None, Pair())
 
     # What may happen.
 
@@ -403,16 +404,23 @@ class Explorer:
 
     def apply(self, world: World, event: m.Event) -> World:
         """Apply an event, perform its effects on the world, and check every rule."""
-        before = world.pair
-        for name in SLOTS:
-            if before[name].is_leased != world.is_leased(name):
-                before = before.with_leased(name, is_leased=world.is_leased(name))
+        before = self._leased_pair(world)
         pair, effects = transitions.apply(before, event, Now(NOW, WALL), self.rules)
         after = replace(world, pair=pair)
         for effect in effects:
             after = self.perform(after, effect, before, event)
         check_step(before, after, event)
         return after
+
+    def _leased_pair(self, world: World) -> Pair:
+        """The pair that knows the leases, computed once for the events of one world."""
+        if self._leased[0] is not world:
+            pair = world.pair
+            for name in SLOTS:
+                if pair[name].is_leased != world.is_leased(name):
+                    pair = pair.with_leased(name, is_leased=world.is_leased(name))
+            self._leased = (world, pair)
+        return self._leased[1]
 
     def perform(self, world: World, effect: m.Effect, before: Pair, event: m.Event) -> World:
         """What an effect does to the world; some are forbidden in some states."""
@@ -455,7 +463,9 @@ class Explorer:
         pair = world.pair
         slots = [_normal_slot(slot, self.devices) for slot in pair]
         pending = None if pair.move.pending_load is None else _normal_load(pair.move.pending_load, "pending")
-        trial = None if pair.trial is None else replace(pair.trial, lease_ends=LATER)
+        trial = pair.trial
+        if trial is not None and trial.lease_ends != LATER:
+            trial = replace(trial, lease_ends=LATER)
         judged = None if pair.shadow is None else pair.slot_holding(pair.shadow.load_id)
         shadow = None if judged is None or pair.shadow is None else replace(pair.shadow, load_id=judged.name)
         row = None if pair.cpu_fallback is None else replace(pair.cpu_fallback, bundle_digest="", reason="")
@@ -546,6 +556,9 @@ def _normal_slot(slot: SlotRecord, devices: tuple[tuple[str, str], ...]) -> Slot
 
 
 def _normal_load(load: Load, load_id: str) -> Load:
+    times = load.begun_at or load.loaded_at or load.load_seconds
+    if load.load_id == load_id and not (times or load.precision or load.is_proven):
+        return load
     return replace(load, load_id=load_id, begun_at=0.0, loaded_at=0.0, load_seconds=0.0, precision="", is_proven=False)
 
 

@@ -14,6 +14,7 @@ from tests.updater.core.crash_world import (
     Server,
     World,
     gate_answers,
+    keep,
     release_of,
 )
 from updater.core import effects as act
@@ -37,9 +38,9 @@ def perform(world: World, action: Effect) -> tuple[World, Result]:  # noqa: PLR0
         case act.VerifyAndSeal():
             return _seal(world, action)
         case act.WritePointer(installed):
-            return replace(world, pointer=installed), None
+            return world._replace(pointer=installed), None
         case act.CollectGarbage():
-            return replace(world, sealed=world.sealed & action.keep_bundles), None
+            return world._replace(sealed=world.sealed & action.keep_bundles), None
         case act.LoadBundle() | act.RunGate() | act.ActivateLoad() | act.ActivatePrevious():
             return _ask_server(world, action) if world.server.is_up else (world, _MOVED)
         case act.CommitLoad() | act.RetireLoad() | act.CopyRequests() | act.SetPercent():
@@ -56,23 +57,23 @@ def end_server(world: World, *, orderly: bool) -> World:
     is_blamed = world.record.stage in (Stage.ACTIVATING, Stage.OBSERVING, Stage.COMMITTING) and not orderly
     is_blamed = is_blamed and not is_failback(world)  # whose device may be blamed, and no revision
     server = Server(is_up=False, ended_orderly=orderly)
-    world = replace(world, server=server, crashed=world.crashed or is_blamed)
-    return replace(world, record=_forget_incarnation(world))
+    world = world._replace(server=server, crashed=world.crashed or is_blamed)
+    return world._replace(record=keep(_forget_incarnation(world)))
 
 
 def start_server(world: World) -> World:
     """A server starts and loads what the pointer names."""
-    server = replace(world.server, is_up=True)
+    server = world.server._replace(is_up=True)
     if world.pointer is not None and world.pointer.bundle_digest in world.sealed:
         device = CARD if world.card is not None and not world.fallback else CPU
-        server = replace(server.with_load(0, world.pointer.bundle_digest, device), active=0)
-    return replace(world, server=server)
+        server = server.with_load(0, world.pointer.bundle_digest, device)._replace(active=0)
+    return world._replace(server=server)
 
 
 def let_breaker_wait(world: World) -> World:
     """The open time of the device breaker has passed."""
     record = replace(world.record, device=replace(world.record.device, left_seconds=0.0))
-    return replace(world, record=record, must_wait_for_breaker=False)
+    return world._replace(record=keep(record), must_wait_for_breaker=False)
 
 
 def is_failback(world: World) -> bool:
@@ -84,20 +85,20 @@ def send_traffic(world: World) -> World:
     """Callers send enough requests for a verdict on the trial."""
     if world.card is Card.SPIKY and world.server.serving_on == CARD:
         return run_out_of_memory(world)
-    return replace(world, server=replace(world.server, traffic=world.server.traffic + 1))
+    return world._replace(server=world.server._replace(traffic=world.server.traffic + 1))
 
 
 def run_out_of_memory(world: World) -> World:
     """An item is too large for the card: the previous slot answers it, or the server falls back to the CPU."""
     server = world.server
     if server.on_trial:
-        return replace(world, server=server.with_previous_active("ROLLED_BACK", "OUT_OF_MEMORY"))
+        return world._replace(server=server.with_previous_active("ROLLED_BACK", "OUT_OF_MEMORY"))
     other = 1 - server.active
     taken = server.load_id(other)
-    server = replace(server.with_load(server.active, "").with_load(other, server.serving), active=other, previous=-1)
+    server = server.with_load(server.active, "").with_load(other, server.serving)._replace(active=other, previous=-1)
     number = world.fallbacks + 1
-    world = replace(world, server=server, fallback=number, fallbacks=number, must_wait_for_breaker=True)
-    return replace(world, record=_forget_load(world, taken))
+    world = world._replace(server=server, fallback=number, fallbacks=number, must_wait_for_breaker=True)
+    return world._replace(record=keep(_forget_load(world, taken)))
 
 
 def _stage(world: World, action: act.StageRevision) -> Result:
@@ -114,7 +115,7 @@ def _seal(world: World, action: act.VerifyAndSeal) -> tuple[World, Result]:
     if kind == Kind.CORRUPT:
         return world, EffectFailure(FailureKind.TRANSIENT, "CONTENT_MISMATCH", "")
     digest = action.source_digest.replace("source", "bundle", 1)
-    return replace(world, sealed=world.sealed | {digest}), act.Sealed(digest, action.source_digest)
+    return world._replace(sealed=world.sealed | {digest}), act.Sealed(digest, action.source_digest)
 
 
 def _ask_server(  # noqa: PLR0911  one line a case
@@ -132,7 +133,7 @@ def _ask_server(  # noqa: PLR0911  one line a case
         case act.ActivatePrevious():
             if not server.on_trial or server.holding(action.load_id) != server.previous:
                 return world, EffectFailure(FailureKind.TRANSIENT, "LOAD_UNKNOWN", "")
-            return replace(world, server=server.with_previous_active("ROLLED_BACK")), None
+            return world._replace(server=server.with_previous_active("ROLLED_BACK")), None
     slot = server.holding(action.load_id)
     if slot < 0:
         return world, EffectFailure(FailureKind.TRANSIENT, "LOAD_UNKNOWN", "")
@@ -140,10 +141,10 @@ def _ask_server(  # noqa: PLR0911  one line a case
         if server.on_trial:
             return world, EffectFailure(FailureKind.TRANSIENT, "GENERATION_CONFLICT", "")
         percent = 100.0 if action.percent is None else action.percent
-        server = replace(
-            server, active=slot, on_trial=True, previous=server.active, traffic=0, shadow=-1, percent=percent
+        server = server._replace(
+            active=slot, on_trial=True, previous=server.active, traffic=0, shadow=-1, percent=percent
         )
-    return replace(world, server=server), act.Activated(THIS)
+    return world._replace(server=server), act.Activated(THIS)
 
 
 def _tell_server(
@@ -157,17 +158,17 @@ def _tell_server(
         if slot < 0 or slot != server.active:
             return world, EffectFailure(FailureKind.TRANSIENT, "NOT_ON_TRIAL", "")
         left = 0 if server.serving_on == CARD else world.fallback
-        return replace(
-            world, server=server.with_trial_ended("COMMITTED") if server.on_trial else server, fallback=left
+        return world._replace(
+            server=server.with_trial_ended("COMMITTED") if server.on_trial else server, fallback=left
         ), None
     if slot < 0:
         return world, None
     if server.on_trial and slot == server.active and server.previous < 0:
-        server = replace(server.with_trial_ended("ROLLED_BACK"), active=-1)
+        server = server.with_trial_ended("ROLLED_BACK")._replace(active=-1)
     elif slot in (server.active, server.previous):
         return world, EffectFailure(FailureKind.TRANSIENT, "SLOT_IN_USE", "")
-    world = replace(world, server=server.with_load(slot, ""))
-    return replace(world, record=_forget_load(world, action.load_id)), None
+    world = world._replace(server=server.with_load(slot, ""))
+    return world._replace(record=keep(_forget_load(world, action.load_id))), None
 
 
 def _set_traffic(world: World, action: act.CopyRequests | act.SetPercent, slot: int) -> tuple[World, Result]:
@@ -175,10 +176,10 @@ def _set_traffic(world: World, action: act.CopyRequests | act.SetPercent, slot: 
     if isinstance(action, act.CopyRequests):
         if slot < 0 or slot in (server.active, server.previous):
             return world, EffectFailure(FailureKind.TRANSIENT, "SLOT_IN_USE", "")
-        return replace(world, server=replace(server, shadow=slot, traffic=0)), None
+        return world._replace(server=server._replace(shadow=slot, traffic=0)), None
     if slot < 0 or slot != server.active or not server.on_trial:
         return world, EffectFailure(FailureKind.TRANSIENT, "NOT_ON_TRIAL", "")
-    return replace(world, server=replace(server, percent=action.percent)), None
+    return world._replace(server=server._replace(percent=action.percent)), None
 
 
 def _load(world: World, digest: str, device: str) -> tuple[World, Result]:
@@ -196,7 +197,7 @@ def _load(world: World, digest: str, device: str) -> tuple[World, Result]:
     if free is None:
         return world, EffectFailure(FailureKind.TRANSIENT, "NO_FREE_SLOT", "")
     server = server.with_load(free, digest, device)
-    return replace(world, server=server), act.Loaded(server.load_id(free))
+    return world._replace(server=server), act.Loaded(server.load_id(free))
 
 
 def _probe(world: World, action: act.Probe) -> tuple[World, Result]:

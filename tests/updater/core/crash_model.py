@@ -34,6 +34,8 @@ from tests.updater.core.crash_world import (
     Published,
     Server,
     World,
+    forget_records,
+    keep,
 )
 from updater.core.breaker import BreakerState
 from updater.core.facts import CommandKind, OperatorCommand
@@ -79,6 +81,7 @@ class _Undisturbed:
     world: World
     step: _Step | None = None
     asked: dict[str, _Step | None] = field(default_factory=dict)  # by what an operator says
+    ended: dict[bool, World] = field(default_factory=dict)  # by whether its server ended in good order
     violations: list[str] | None = None  # of the world where it comes to rest; None: not computed yet
     steps: int = 0  # until it rests
 
@@ -97,6 +100,12 @@ class _Undisturbed:
             self.asked[name] = _applied(self.world, name)
         return self.asked[name]
 
+    def end(self, *, orderly: bool) -> World:
+        """The world whose server has ended, computed once."""
+        if orderly not in self.ended:
+            self.ended[orderly] = end_server(self.world, orderly=orderly)
+        return self.ended[orderly]
+
 
 class _UndisturbedWorlds(dict[World, _Undisturbed]):
     """Every undisturbed world that was reached, once."""
@@ -113,6 +122,7 @@ def explore(starts: list[World]) -> Report:
         return _explore(starts)
     finally:
         gc.enable()
+        forget_records()
 
 
 def _explore(starts: list[World]) -> Report:
@@ -125,7 +135,7 @@ def _explore(starts: list[World]) -> Report:
         queue.append(start)
     while queue:
         world = queue.popleft()
-        undisturbed = undisturbed_worlds[replace(world, budget=_NOTHING, coming=())]
+        undisturbed = undisturbed_worlds[world._replace(budget=_NOTHING, coming=())]
         violated = [*state_violations(world), *_violations_at_rest(undisturbed, undisturbed_worlds, report)]
         for name, after, rules in _successors(world, undisturbed):
             report.edges += 1
@@ -150,12 +160,12 @@ def all_worlds() -> list[World]:
         bad = Published("1.0.0", kind, "one")
         worlds.append(
             _first_install(
-                bad, (Published("1.1.0", Kind.GOOD, "two"),), replace(faults, updater_deaths=1, server_deaths=2)
+                bad, (Published("1.1.0", Kind.GOOD, "two"),), faults._replace(updater_deaths=1, server_deaths=2)
             )
         )
         worlds.append(_installed((Published("1.1.0", kind, "two"), Published("1.2.0", Kind.GOOD, "three")), faults))
         again = (Published("1.1.0", kind, "two"), Published("1.1.0", Kind.GOOD, "two again"))
-        worlds.append(_installed(again, replace(faults, expiries=0)))
+        worlds.append(_installed(again, faults._replace(expiries=0)))
         if kind is Kind.CORRUPT:  # operators meet it as they meet one that is refused
             continue
         newer = (Published("1.1.0", Kind.GOOD, "two"), Published("1.2.0", kind, "three"))
@@ -171,14 +181,13 @@ def all_worlds() -> list[World]:
 def _successors(world: World, undisturbed: _Undisturbed) -> Iterator[tuple[str, World, list[str]]]:
     budget = world.budget
     taken = undisturbed.take()
-    yield taken.name, replace(taken.written, budget=budget, coming=world.coming), taken.rules
+    yield taken.name, taken.written._replace(budget=budget, coming=world.coming), taken.rules
     if budget.updater_deaths:
-        spent = replace(budget, updater_deaths=budget.updater_deaths - 1)
+        spent = budget._replace(updater_deaths=budget.updater_deaths - 1)
         if world.has_begun:
-            yield "updater dies before its step", replace(world, has_begun=False, budget=spent), []
+            yield "updater dies before its step", world._replace(has_begun=False, budget=spent), []
         if taken.written.protected_writes != world.protected_writes and taken.written.witness is not None:
-            lagging = replace(
-                taken.written,
+            lagging = taken.written._replace(
                 witness=world.witness,
                 condemned=world.condemned,
                 least=world.least,
@@ -188,9 +197,9 @@ def _successors(world: World, undisturbed: _Undisturbed) -> Iterator[tuple[str, 
             )
             yield "updater dies between journal and witness", lagging, []
         if taken.after != undisturbed.world:
-            dead = replace(taken.after, has_begun=False, budget=spent, coming=world.coming)
+            dead = taken.after._replace(has_begun=False, budget=spent, coming=world.coming)
             yield f"updater dies after {taken.name}", dead, step_violations(undisturbed.world, taken.after, dead)
-    yield from _server_events(world)
+    yield from _server_events(world, undisturbed)
     for name, after in lose(world):
         yield name, after, []
     if world.is_stopped:
@@ -198,25 +207,29 @@ def _successors(world: World, undisturbed: _Undisturbed) -> Iterator[tuple[str, 
     if world.coming:
         new = world.coming[0]
         hub = (*(row for row in world.hub if row.revision != new.revision), new)
-        yield f"{new.revision} ({new.kind}) is published", replace(world, hub=hub, coming=world.coming[1:]), []
+        yield f"{new.revision} ({new.kind}) is published", world._replace(hub=hub, coming=world.coming[1:]), []
     if budget.commands and world.has_begun and not world.is_stopped:
         yield from _command_events(world, undisturbed)
 
 
-def _server_events(world: World) -> Iterator[tuple[str, World, list[str]]]:
+def _server_events(world: World, undisturbed: _Undisturbed) -> Iterator[tuple[str, World, list[str]]]:
     budget, server = world.budget, world.server
     if not server.is_up:
         yield "server starts", start_server(world), []
         return
     if budget.server_deaths:
-        spent = replace(world, budget=replace(budget, server_deaths=budget.server_deaths - 1))
-        yield "server crashes", end_server(spent, orderly=False), []
+        spent = budget._replace(server_deaths=budget.server_deaths - 1)
+        yield "server crashes", undisturbed.end(orderly=False)._replace(budget=spent, coming=world.coming), []
     if budget.server_stops:
-        spent = replace(world, budget=replace(budget, server_stops=budget.server_stops - 1))
-        yield "server is stopped", end_server(spent, orderly=True), []
+        spent = budget._replace(server_stops=budget.server_stops - 1)
+        yield "server is stopped", undisturbed.end(orderly=True)._replace(budget=spent, coming=world.coming), []
     if server.on_trial and server.previous >= 0 and budget.expiries:
-        spent = replace(world, budget=replace(budget, expiries=budget.expiries - 1))
-        yield "trial lease expires", replace(spent, server=server.with_previous_active("LEASE_EXPIRED")), []
+        spent = budget._replace(expiries=budget.expiries - 1)
+        yield (
+            "trial lease expires",
+            world._replace(server=server.with_previous_active("LEASE_EXPIRED"), budget=spent),
+            [],
+        )
     if world.may_send:
         yield "callers send requests", send_traffic(world), []
     yield from _memory_events(world)
@@ -226,23 +239,23 @@ def _memory_events(world: World) -> Iterator[tuple[str, World, list[str]]]:
     """The card runs out under the active slot; the open time of the breaker passes, or the time of its probe."""
     budget, server, device = world.budget, world.server, world.record.device
     if budget.card_failures and server.serving_on == CARD and (server.previous >= 0 or not server.on_trial):
-        spent = replace(world, budget=replace(budget, card_failures=budget.card_failures - 1))
+        spent = world._replace(budget=budget._replace(card_failures=budget.card_failures - 1))
         yield "the card runs out", run_out_of_memory(spent), []
     if budget.breaker_waits and device.state is BreakerState.OPEN and device.left_seconds > 0:
-        spent = replace(world, budget=replace(budget, breaker_waits=budget.breaker_waits - 1))
+        spent = world._replace(budget=budget._replace(breaker_waits=budget.breaker_waits - 1))
         yield "the breaker has waited", let_breaker_wait(spent), []
     if budget.expiries and device.state is BreakerState.HALF_OPEN:
-        late = replace(world.record, device=replace(device, left_seconds=1.0))  # over in the next step
-        yield "the probe is late", replace(world, record=late, budget=replace(budget, expiries=budget.expiries - 1)), []
+        late = keep(replace(world.record, device=replace(device, left_seconds=1.0)))  # over in the next step
+        yield "the probe is late", world._replace(record=late, budget=budget._replace(expiries=budget.expiries - 1)), []
 
 
 def _command_events(world: World, undisturbed: _Undisturbed) -> Iterator[tuple[str, World, list[str]]]:
     name, *rest = world.budget.commands
-    spent = replace(world.budget, commands=tuple(rest))
-    yield f"no {name.lower()}", replace(world, budget=spent), []
+    spent = world.budget._replace(commands=tuple(rest))
+    yield f"no {name.lower()}", world._replace(budget=spent), []
     applied = undisturbed.ask(name)
     if applied is not None:
-        yield applied.name, replace(applied.written, budget=spent, coming=world.coming), applied.rules
+        yield applied.name, applied.written._replace(budget=spent, coming=world.coming), applied.rules
 
 
 def _applied(world: World, name: str) -> _Step | None:
@@ -255,7 +268,7 @@ def _applied(world: World, name: str) -> _Step | None:
     is_back = name == "ROLLBACK" and written.record != plain(world.record)
     is_owed = written.must_wait_for_breaker and command.kind is not CommandKind.RESET_BREAKER
     allowed = world.allowed | ({command.argument} if name in ("APPROVE", "UNQUARANTINE") else set())
-    written = replace(written, crashed=world.crashed or is_back, must_wait_for_breaker=is_owed, allowed=allowed)
+    written = written._replace(crashed=world.crashed or is_back, must_wait_for_breaker=is_owed, allowed=allowed)
     return _Step(f"operator: {name.lower()}", after, written, step_violations(world, after, written, is_command=True))
 
 
@@ -343,7 +356,7 @@ def _with_card() -> Iterator[World]:
     for kind in (Kind.GOOD, Kind.FAILING):
         coming = (Published("1.1.0", kind, "two"),)
         world = _installed(coming, Budget(1, card_failures=2, breaker_waits=1))
-        yield replace(world, card=Card.GOOD, server=world.server.with_load(0, FIRST.bundle_digest, CARD))
+        yield world._replace(card=Card.GOOD, server=world.server.with_load(0, FIRST.bundle_digest, CARD))
 
 
 def _with_rollouts() -> Iterator[World]:
@@ -354,14 +367,14 @@ def _with_rollouts() -> Iterator[World]:
             if rollout is Rollout.TRIAL and kind is not Kind.CHANGED:
                 continue
             coming = (Published("1.1.0", kind, "two"), Published("1.2.0", Kind.GOOD, "three"))
-            yield replace(_installed(coming, faults), rollout=rollout)
+            yield _installed(coming, faults)._replace(rollout=rollout)
             if kind is Kind.FAILING:
                 continue
             for commands in (("APPROVE", "ROLLBACK"), ("STEP", "PAUSE"), ("PROMOTE", "ROLLBACK")):
                 if (kind is Kind.CHANGED) == ("APPROVE" in commands):
-                    yield replace(_installed(coming[:1], Budget(1, commands=commands)), rollout=rollout)
+                    yield _installed(coming[:1], Budget(1, commands=commands))._replace(rollout=rollout)
         if rollout is not Rollout.TRIAL:
-            yield replace(_first_install(FIRST, (Published("1.1.0", Kind.GOOD, "two"),), Budget(1)), rollout=rollout)
+            yield _first_install(FIRST, (Published("1.1.0", Kind.GOOD, "two"),), Budget(1))._replace(rollout=rollout)
 
 
 def _with_branch() -> Iterator[World]:
@@ -379,13 +392,13 @@ def _with_branch() -> Iterator[World]:
         ("UPDATE", "RESUME"),
     ):
         yield _on_branch(first, again, Budget(1, commands=commands))
-    yield replace(_first_install(first, again, Budget(1, server_deaths=1)), follows_branch=True)
+    yield _first_install(first, again, Budget(1, server_deaths=1))._replace(follows_branch=True)
 
 
 def _on_branch(first: Published, coming: tuple[Published, ...], budget: Budget) -> World:
     committed = Installed(name_content(BRANCH, first.source_digest), first.source_digest, first.bundle_digest)
     record = plain(ModelRecord("model", committed=committed, has_garbage=False))
-    return replace(_installed(coming, budget, first, committed), record=record, follows_branch=True)
+    return _installed(coming, budget, first, committed)._replace(record=record, follows_branch=True)
 
 
 def _with_import() -> Iterator[World]:
@@ -395,11 +408,11 @@ def _with_import() -> Iterator[World]:
     newer = Published("1.1.0", Kind.GOOD, "two")
     for hub, commands in (((OLDER, FIRST), ()), ((OLDER,), ()), ((OLDER,), ("APPROVE", "ROLLBACK"))):
         world = _installed((newer,), Budget(1, server_deaths=1, commands=commands), FIRST, committed)
-        yield replace(world, record=record, hub=hub, is_imported=True)
+        yield world._replace(record=record, hub=hub, is_imported=True)
 
 
 def _on_cpu_fallback(world: World, card: Card) -> World:
-    return replace(world, card=card, fallback=1, fallbacks=1, must_wait_for_breaker=True)
+    return world._replace(card=card, fallback=1, fallbacks=1, must_wait_for_breaker=True)
 
 
 def _first_install(first: Published, coming: tuple[Published, ...], budget: Budget) -> World:

@@ -203,14 +203,14 @@ def worlds(all_of_them: list[World], name: str) -> list[World]:
         return [world for world in plain if world.witness is not None]
     plain = [world for world in plain if world.witness is None]
     if name in OF_ROLLOUTS:
-        return [replace(world, budget=Budget(1)) for world in plain if _is_rolled_out(world)]
+        return [world._replace(budget=Budget(1)) for world in plain if _is_rolled_out(world)]
     plain = [world for world in plain if not _is_rolled_out(world)]
     if name in OF_FOLLOWING:
-        return [replace(world, budget=Budget(1)) for world in plain if world.follows_branch or world.is_imported]
+        return [world._replace(budget=Budget(1)) for world in plain if world.follows_branch or world.is_imported]
     plain = [world for world in plain if not world.follows_branch and not world.is_imported]
     if name in OF_FAILBACKS:
         return [world for world in plain if world.card is not None and not world.coming]
-    return [replace(world, budget=Budget(1, 1)) for world in plain if world.card is None]
+    return [world._replace(budget=Budget(1, 1)) for world in plain if world.card is None]
 
 
 def _is_rolled_out(world: World) -> bool:

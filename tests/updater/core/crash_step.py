@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from tests.updater.core.crash_effects import is_failback, perform
 from tests.updater.core.crash_journal import open_journal, write, write_witness
-from tests.updater.core.crash_world import GOLDEN, LEFT_SECONDS, NOW, World, server_state
+from tests.updater.core.crash_world import GOLDEN, LEFT_SECONDS, NOW, World, keep, server_state
 from updater.core.breaker import Breaker, BreakerName
 from updater.core.effects import Wait
 from updater.core.facts import Facts, OperatorCommand
@@ -25,19 +25,21 @@ def step(world: World, command: OperatorCommand | None = None) -> tuple[Step | C
     if world.is_stopped:
         return Wait(0.0), world, world
     facts, rules = facts_of(world, command), world.rules
-    decided, after = decide(refresh(world.record, facts, rules).record, facts, rules), world
+    refreshed = refresh(world.record, facts, rules).record
+    decided, after = decide(refreshed, facts, rules), world
     if isinstance(decided, Transition | CommandResult):
         record = decided.record
     elif isinstance(decided, Wait):
-        record = refresh(world.record, facts, rules).record
+        record = refreshed
     else:
         after, result = perform(world, decided)
-        record = refresh(after.record, facts, rules).record  # which may have lost the id of a load that is gone now
-        record = apply_result(record, decided, result, facts, rules).record
-    written = replace(after, record=plain(record), has_begun=True, replaced=_replaced(world, record))
+        if after.record is not world.record:  # it has lost the id of a load that is gone now
+            refreshed = refresh(after.record, facts, rules).record
+        record = apply_result(refreshed, decided, result, facts, rules).record
+    written = after._replace(record=keep(plain(record)), has_begun=True, replaced=_replaced(world, record))
     written = write_witness(write(world, written))
     if is_failback(written) and not is_failback(world):
-        written = replace(written, must_wait_for_breaker=True)
+        written = written._replace(must_wait_for_breaker=True)
     return decided, after, written
 
 
@@ -67,9 +69,21 @@ def _replaced(world: World, record: ModelRecord) -> frozenset[str]:
 
 def plain(record: ModelRecord) -> ModelRecord:
     """A record without counters and messages, so that states that behave alike are one."""
-    watch = replace(record.watch, seconds_to_poll=0.0, polls=0, last_polled_at=None, newest="", message="")
-    watch = replace(watch, listing="", changed_at=None, highest="", highest_at=None)
-    watch = replace(watch, names=0, left_out=0, left_out_names=())
+    watch = replace(
+        record.watch,
+        seconds_to_poll=0.0,
+        polls=0,
+        last_polled_at=None,
+        newest="",
+        message="",
+        listing="",
+        changed_at=None,
+        highest="",
+        highest_at=None,
+        names=0,
+        left_out=0,
+        left_out_names=(),
+    )
     update = record.update
     if update is not None:
         update = replace(update, steps=0, stage_seconds=0.0, message="")

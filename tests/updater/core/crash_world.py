@@ -5,10 +5,11 @@ alike are one. What the server does here is what its slots do: it start_server w
 in memory only, a rollback puts the previous slot back.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from types import MappingProxyType
+from typing import NamedTuple
 
 from updater.core.comparison import AnswerComparison, GoldenAnswer
 from updater.core.facts import (
@@ -54,8 +55,7 @@ class Card(StrEnum):
     SPIKY = "spiky"  # a caller's item is too much for it
 
 
-@dataclass(frozen=True, slots=True)
-class Published:
+class Published(NamedTuple):
     """One revision on the hub."""
 
     revision: str
@@ -77,8 +77,7 @@ FIRST = Published("1.0.0", Kind.GOOD, "one")  # the committed revision where som
 OLDER = Published("0.9.0", Kind.GOOD, "zero")
 
 
-@dataclass(frozen=True, slots=True)
-class Server:
+class Server(NamedTuple):
     """The server's memory; lost when its process ends."""
 
     is_up: bool = True
@@ -118,22 +117,21 @@ class Server:
         slots, devices = list(self.slots), list(self.devices)
         slots[number], devices[number] = bundle, device
         is_over = number == self.shadow
-        changed = replace(self, slots=(slots[0], slots[1]), devices=(devices[0], devices[1]))
-        return replace(changed, shadow=-1, traffic=0) if is_over else changed
+        changed = self._replace(slots=(slots[0], slots[1]), devices=(devices[0], devices[1]))
+        return changed._replace(shadow=-1, traffic=0) if is_over else changed
 
     def with_trial_ended(self, outcome: str, reason: str = "") -> "Server":
         """With the trial ended; the active slot is not changed."""
         last = (self.serving, outcome, reason)
-        return replace(self, on_trial=False, previous=-1, traffic=0, percent=100.0, last_trial=last)
+        return self._replace(on_trial=False, previous=-1, traffic=0, percent=100.0, last_trial=last)
 
     def with_previous_active(self, outcome: str, reason: str = "") -> "Server":
         """With the trial ended and the previous slot active."""
         previous = self.previous
-        return replace(self.with_trial_ended(outcome, reason), active=previous)
+        return self.with_trial_ended(outcome, reason)._replace(active=previous)
 
 
-@dataclass(frozen=True, slots=True)
-class Budget:
+class Budget(NamedTuple):
     """Faults that may still happen, and commands that may still be sent."""
 
     updater_deaths: int = 0
@@ -146,8 +144,7 @@ class Budget:
     losses: int = 0  # of the journal
 
 
-@dataclass(frozen=True, slots=True)
-class World:
+class World(NamedTuple):
     """One state of the model."""
 
     record: ModelRecord
@@ -195,9 +192,35 @@ class World:
     condemned: frozenset[str] = frozenset()  # source digests that must not come back
     least: str = ""  # minimal version that must not be forgotten
 
+    def __hash__(self) -> int:
+        """That of its values; a kept record's is known."""
+        known = _hashes.get(id(self.record))
+        return hash((hash(self.record) if known is None else known, *self[1:]))
+
     def kind_of(self, bundle: str) -> Kind:
         """The quality of a bundle."""
         return Kind(bundle.rsplit(" ", 1)[1])
+
+
+# A record is large, and most worlds share theirs with others: each record is kept once, and hashed once.
+_kept: dict[ModelRecord, ModelRecord] = {}
+_hashes: dict[int, int] = {}  # by the id of a kept record, which lives as long
+
+
+def keep(record: ModelRecord) -> ModelRecord:
+    """The kept record that equals this one."""
+    if id(record) in _hashes:
+        return record
+    kept = _kept.setdefault(record, record)
+    if kept is record:
+        _hashes[id(record)] = hash(record)
+    return kept
+
+
+def forget_records() -> None:
+    """Keep none any more."""
+    _kept.clear()
+    _hashes.clear()
 
 
 RULES = Rules(
