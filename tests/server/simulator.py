@@ -322,8 +322,11 @@ class World:
 
     async def settle(self) -> None:
         """Let everything happen that needs no time."""
+        loop: Any = asyncio.get_running_loop()
         for _ in range(40):
             await asyncio.sleep(0)
+            if not loop._ready:  # noqa: SLF001  nothing but this task is left: further turns would change nothing
+                return
 
     async def wait(self, seconds: float, step: float = 0.05) -> None:
         """Let time pass, ticking."""
