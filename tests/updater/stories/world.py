@@ -366,13 +366,17 @@ class StoryWorld:
 
     def outside(self) -> dict[str, tuple[int, int]]:
         """Size and time of change of everything beside the state folder."""
-        found = {}
-        for place, folders, names in os.walk(self.folder):
-            if Path(place) == self.folder:
-                folders.remove("state")
-            for name in (*folders, *names):
-                seen = (Path(place) / name).lstat()
-                found[f"{place}/{name}"] = (seen.st_size, seen.st_mtime_ns)
+        found: dict[str, tuple[int, int]] = {}
+        state, folders = str(self.state), [str(self.folder)]
+        while folders:
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    if entry.path == state:
+                        continue
+                    seen = entry.stat(follow_symlinks=False)
+                    found[entry.path] = (seen.st_size, seen.st_mtime_ns)
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
         return found
 
     def check_intent(self, bundle: str) -> None:
