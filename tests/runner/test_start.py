@@ -111,3 +111,11 @@ def test_little_is_imported_before_the_first_runner_starts() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
 
     assert done.stdout.split() == []
+
+
+def test_a_runner_imports_numpy_only_with_an_engine_that_needs_it() -> None:
+    """It takes as long as everything else that a runner imports before it says hello."""
+    script = "import sys, inference.runner.main; print(*sys.modules.keys() & {'numpy', 'torch', 'PIL'})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+
+    assert done.stdout.split() == []

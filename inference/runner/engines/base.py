@@ -7,16 +7,19 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar, cast
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, cast
 
 from common.bundle import Bundle
 from inference.runner.pictures.options import PictureOptions
 from inference.wire import AddressSpan, EntailmentScores
 
-Pixels = NDArray[np.uint8]  # (side, side, 3)
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Pixels = NDArray[np.uint8]  # (side, side, 3)
+else:
+    Pixels = object  # numpy comes with an engine that needs it: importing it takes half the time of a runner's start
 Progress = Callable[[str, float], None]  # phase ("reading", "compiling", "warming_up"), share done 0..1
 
 

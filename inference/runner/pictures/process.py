@@ -6,9 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from common.clock import Clock, read_cpu_seconds_of
 from inference.runner.pictures.channel import (
@@ -27,7 +25,14 @@ from inference.runner.pictures.cost import Cost
 from inference.runner.pictures.file import PictureRefused
 from inference.wire import unsent
 
-Pixels = NDArray[np.uint8]  # (side, side, 3), RGB
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Pixels = NDArray[np.uint8]  # (side, side, 3), RGB
+else:
+    Pixels = object  # as in `engines.base`
+
 TICK_SECONDS = 0.02  # between two looks at a decoder that computes
 START_SECONDS = 30.0  # until a decoder is ready
 FIXED_LIMIT_SECONDS = 0.15  # CPU time beside OVERRUN_FACTOR times the estimate
@@ -182,6 +187,8 @@ class DecoderProcess:
             message = bytearray(response.length)
             self._receive_into(memoryview(message), watch.find_end)
             raise PictureRefused(message.decode(), reason=response.reason)
+        import numpy as np  # noqa: PLC0415  an engine that takes pictures has imported it
+
         pixels = np.empty((request.side, request.side, 3), np.uint8)
         if response.length != pixels.nbytes:
             raise self._end(EndCause.CRASHED)
