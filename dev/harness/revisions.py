@@ -4,9 +4,8 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cli.hub import PublishedRevision, publish
 from common.bundle import (
     Bundle,
     BundleBroken,
@@ -20,6 +19,9 @@ from common.bundle import (
 from common.sealing import ConvertLimits, seal
 from common.source import ConversionRefused, find_source
 from dev.harness.scripted_engine import CONVERTER, NAME, SCRIPT_NAME, Script
+
+if TYPE_CHECKING:
+    from cli.hub import PublishedRevision
 
 MODEL = "shapes"
 _CONFIGURATION = {
@@ -58,8 +60,10 @@ def weights_of(revision: str, size: int = 4096) -> bytes:
     return (200).to_bytes(8, "little") + json.dumps(rows).encode().ljust(200) + b"." * count
 
 
-def publish_scripted(hub: Path, revision: str, place: Path | None = None, **script: Any) -> PublishedRevision:  # noqa: ANN401  of Script
+def publish_scripted(hub: Path, revision: str, place: Path | None = None, **script: Any) -> "PublishedRevision":  # noqa: ANN401  of Script
     """Publish a revision into a folder hub."""
+    from cli.hub import publish  # noqa: PLC0415  the command line's libraries, which no scripted updater needs
+
     return publish(model_folder(place or hub.parent / "made", revision, **script), hub, MODEL, revision)
 
 
