@@ -23,3 +23,11 @@ def wheel(distribution: tuple[Path, Path]) -> Path:
 def environment(tmp_path: Path) -> Environment:
     """A fresh environment without hotslot."""
     return Environment(tmp_path / "env")
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Environment:
+    """An environment with hotslot and nothing else, for tests that change nothing in it."""
+    environment = Environment(tmp_path_factory.mktemp("installed") / "env")
+    environment.install(wheel)
+    return environment

@@ -39,12 +39,11 @@ def assert_refused(environment: Environment, file: Path) -> None:
         assert (code, stderr.count("\n")) == (WRONG_ENVIRONMENT, 1)
 
 
-def test_alone_every_program_starts(environment: Environment, wheel: Path) -> None:
+def test_alone_every_program_starts(installed: Environment) -> None:
     """The wheel and its dependencies are enough; the source tree is not used."""
-    environment.install(wheel)
-    where = environment.run(environment.python, "-c", "import inference; print(inference.__file__)").stdout.strip()
-    assert Path(where) == environment.site_packages / "inference" / "__init__.py"
-    assert starts(environment) == [(0, "")] * (1 + len(PROGRAMS))
+    where = installed.run(installed.python, "-c", "import inference; print(inference.__file__)").stdout.strip()
+    assert Path(where) == installed.site_packages / "inference" / "__init__.py"
+    assert starts(installed) == [(0, "")] * (1 + len(PROGRAMS))
 
 
 @pytest.mark.parametrize("comes_first", [True, False])
@@ -81,20 +80,16 @@ def test_what_another_package_took_with_it_is_named(environment: Environment, wh
     assert_refused(environment, environment.site_packages / "inference")
 
 
-def test_a_folder_of_the_same_name_where_it_is_started_does_no_harm(
-    environment: Environment, wheel: Path, tmp_path: Path
-) -> None:
+def test_a_folder_of_the_same_name_where_it_is_started_does_no_harm(installed: Environment, tmp_path: Path) -> None:
     """A user's own `common` beside his hotslot.toml is not imported."""
-    environment.install(wheel)
     (tmp_path / "common").mkdir()
     (tmp_path / "common" / "__init__.py").write_text("raise SystemExit('a foreign module was run')\n")
-    done = environment.run(environment.hotslot, "config", "check", folder=tmp_path)
+    done = installed.run(installed.hotslot, "config", "check", folder=tmp_path)
     assert (done.returncode, "no such file" in done.stderr) == (2, True)
 
 
-def test_the_demo_is_refused_with_the_way_to_it(environment: Environment, wheel: Path, tmp_path: Path) -> None:
+def test_the_demo_is_refused_with_the_way_to_it(installed: Environment, tmp_path: Path) -> None:
     """Its model is 7 MB of no use to anyone else, so it is not shipped."""
-    environment.install(wheel)
-    done = environment.run(environment.hotslot, "serve", "--demo", folder=tmp_path)
+    done = installed.run(installed.hotslot, "serve", "--demo", folder=tmp_path)
     assert "hotslot's source tree" in done.stderr
     assert done.returncode == 1
