@@ -3,11 +3,12 @@
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dev.parity.make_model import make_model
 from dev.parity.ours import load_source
@@ -16,6 +17,15 @@ from inference.runner.engines.ofa.engine import OfaEngine
 
 FIXTURES = Path(__file__).with_name("fixtures")
 Publish = Callable[..., Path]
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """These models are so small that more threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
