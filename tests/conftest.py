@@ -1,5 +1,6 @@
 """For all tests: what the page of faults promises must have run; tests that drive processes are marked."""
 
+import gc
 import signal
 
 pytest_plugins = ["pytester", "tests.faults_ran", "tests.process_marks"]
@@ -7,3 +8,9 @@ pytest_plugins = ["pytester", "tests.faults_ran", "tests.process_marks"]
 # A shell that starts the run in the background ignores Ctrl-C for it, and so for every process that a test starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was collected, a million objects that stay to the end, out of every later garbage collection."""
+    gc.collect()
+    gc.freeze()
