@@ -29,7 +29,6 @@ PAGE = """
 
 * `make chaos ARGS=flat`
 """
-SCOPE = "asyncio_default_fixture_loop_scope = function\n"  # a plugin of ours warns without it
 PASSING = """
 import pytest
 @pytest.mark.fault("K1")
@@ -43,9 +42,10 @@ WITHOUT = PASSING.replace('@pytest.mark.fault("K2")\n', "")
 
 
 @pytest.fixture
-def run(pytester: pytest.Pytester) -> pytest.Pytester:
-    """A project with the page, whose tests lie in `tests`."""
-    pytester.makeini("[pytest]\ntestpaths = tests\nmarkers = fault(id): a number\n" + SCOPE)
+def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """A project with the page, whose tests lie in `tests`; each run would import other plugins anew."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    pytester.makeini("[pytest]\ntestpaths = tests\nmarkers = fault(id): a number\n")
     (pytester.path / "docs").mkdir()
     (pytester.path / "docs" / "faults.md").write_text(PAGE)
     (pytester.path / "tests").mkdir()
@@ -55,7 +55,7 @@ def run(pytester: pytest.Pytester) -> pytest.Pytester:
 def ended(run: pytest.Pytester, tests: str, *arguments: str) -> tuple[int, str]:
     """Exit code and output of a run."""
     (run.path / "tests" / "test_kills.py").write_text(tests)
-    done = run.runpytest("-p", "tests.faults_ran", "-p", "no:randomly", *arguments)
+    done = run.runpytest("-p", "tests.faults_ran", *arguments)
     return int(done.ret), done.stdout.str()
 
 
