@@ -62,7 +62,7 @@ UNANSWERED_REQUESTS = gauge(
     "hotslot_unanswered_requests",
     "Accepted items without an outcome: waiting, or on their way through a runner.",
     "model",
-    use="Near max_waiting_requests, items are refused.",
+    use="Where those of unary requests reach max_waiting_requests, further ones are refused; items of streams are not.",
 )
 WAITING_REQUESTS = gauge(
     "hotslot_waiting_requests",

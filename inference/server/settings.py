@@ -118,7 +118,12 @@ class ServerSection(Section):
     max_waiting_requests: Annotated[
         int,
         Change.AT_ONCE,
-        Field(ge=1, le=1_000_000, description="largest number of accepted, unanswered requests per model"),
+        Field(
+            ge=1,
+            le=1_000_000,
+            description="largest number of accepted, unanswered unary requests per model; the items of streams are not "
+            "counted: how many are accepted is bounded by the streams' turns to read",
+        ),
     ] = 10_000
     max_waiting_bytes: Annotated[
         int,

@@ -181,16 +181,19 @@ def test_a_stream_continues_over_a_swap(stack: Stack) -> None:
 
 def test_a_stream_is_held_back_where_a_unary_call_is_refused(make_stack: MakeStack) -> None:
     """The refusal says when to come back; every item of the stream is answered."""
-    stack = make_stack(server={"max_waiting_requests": 8})
+    stack = make_stack(server={"max_waiting_requests": 2})
     messages: queue.Queue[Any] = queue.Queue()
     call = stack.entailment.StreamPredict(iter(messages.get, None), timeout=LONG_SECONDS)
     asked = {"busy": question("!slow 1.5"), **{str(number): question() for number in range(11)}}
     messages.put(batch(asked))
     eventually(lambda: value_of(stack, "hotslot_unanswered_requests") >= 8, what="the items are accepted")
 
+    unary: list[Any] = [stack.entailment.Predict.future(question().request(), timeout=LONG_SECONDS) for _ in range(2)]
+    eventually(lambda: value_of(stack, "hotslot_unanswered_requests") >= 10, what="the unary calls are accepted")
     with pytest.raises(grpc.RpcError) as error:
         stack.predict(question())
     messages.put(None)
+    assert all(one.result().results for one in unary)
 
     refusal, pushback = refusal_of(error.value), cast("Any", error.value).trailing_metadata()
     assert refusal.brief == ("RESOURCE_EXHAUSTED", "QUEUE_FULL", ())

@@ -254,7 +254,8 @@ class Intake:
         if request.expected_seconds > 0 and not request.outcome.cancelled() and request.outcome.exception() is None:
             seconds = self._options.clock.monotonic() - request.accepted_at
             self.admission.learn_lateness(seconds - request.expected_seconds)
-        self.admission.release(request.size_bytes, 0 if request.is_abandoned else request.rows)
+        served_rows = 0 if request.is_abandoned else request.rows
+        self.admission.release(request.size_bytes, served_rows, is_stream_item=request.flow.stream > 0)
 
     def update(self, dispatchers: Sequence[Dispatcher], now: float) -> None:
         """Judge the load, and send and read what is due; called about every 50 ms."""

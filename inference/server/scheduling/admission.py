@@ -37,7 +37,7 @@ _MAX_RETRY_SECONDS = 10.0  # beyond what the present queue requires
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """Limits of the accepted, unanswered requests of one model."""
+    """Limits of the accepted, unanswered unary requests of one model."""
 
     max_requests: int
     max_bytes: int
@@ -59,8 +59,8 @@ class AdmissionRequest:
 class Load:
     """The present load of one model."""
 
-    requests: int  # accepted, unanswered
-    size_bytes: int
+    requests: int  # unary ones, accepted, unanswered: items of streams take none of their places
+    size_bytes: int  # of these requests
     lateness_seconds: float  # by which few answers come later than expected
     max_queued_seconds: float | None  # of work that may be before a request in the queue; None: up to the deadline
 
@@ -82,10 +82,10 @@ class Refusal:
 
 def check_admission(load: Load, capacity: Capacity, request: AdmissionRequest) -> Refusal | None:
     """Why a request is refused; None admits it."""
-    refusal = _check_own(request) or _check_bytes(load, capacity, request)
+    refusal = _check_own(request)
     if refusal is not None or request.is_stream_item:
         return refusal
-    return _check_limits(load, capacity, request) or _check_wait(load, request)
+    return _check_bytes(load, capacity, request) or _check_limits(load, capacity, request) or _check_wait(load, request)
 
 
 def _check_own(request: AdmissionRequest) -> Refusal | None:
@@ -101,7 +101,7 @@ def _check_own(request: AdmissionRequest) -> Refusal | None:
 
 def _check_bytes(load: Load, capacity: Capacity, request: AdmissionRequest) -> Refusal | None:
     if load.requests and load.size_bytes + request.size_bytes > capacity.max_bytes:
-        text = f"accepted, unanswered requests hold {load.size_bytes} bytes, limit {capacity.max_bytes}"
+        text = f"accepted, unanswered unary requests hold {load.size_bytes} bytes, limit {capacity.max_bytes}"
         return Refusal(Overloaded, "QUEUE_FULL", text, request.estimate.queued)
     return None
 
@@ -110,7 +110,7 @@ def _check_limits(load: Load, capacity: Capacity, request: AdmissionRequest) -> 
     if request.quota_seconds > 0:
         return Refusal(Overloaded, "QUOTA_EXCEEDED", "the caller's quota is used up", request.quota_seconds)
     if load.requests >= capacity.max_requests:
-        text = f"{load.requests} accepted requests are unanswered, limit {capacity.max_requests}"
+        text = f"{load.requests} accepted unary requests are unanswered, limit {capacity.max_requests}"
         return Refusal(Overloaded, "QUEUE_FULL", text, request.estimate.in_flight)
     return None
 
@@ -139,8 +139,10 @@ class AdmissionController:
 
     def __init__(self, capacity: Capacity, now: float) -> None:
         self.capacity = capacity
-        self.requests = 0
+        self.requests = 0  # with the items of streams
         self.size_bytes = 0
+        self.stream_items = 0  # of `requests`
+        self.stream_bytes = 0
         self.lateness_seconds = 0.0
         self.overload = OverloadRule(now)
         self._retries = RetrySchedule()
@@ -160,20 +162,26 @@ class AdmissionController:
         limit = None
         if overload.is_overloaded:
             limit = overload.max_queued_seconds(cost.expected(overload.typical_rows), cost.overhead_seconds)
-        refusal = check_admission(
-            Load(self.requests, self.size_bytes, self.lateness_seconds, limit), self.capacity, request
-        )
+        unary_requests, unary_bytes = self.requests - self.stream_items, self.size_bytes - self.stream_bytes
+        load = Load(unary_requests, unary_bytes, self.lateness_seconds, limit)
+        refusal = check_admission(load, self.capacity, request)
         if refusal is None or refusal.is_for_load:
             overload.on_offered(request.rows)
         if refusal is not None:
             raise self._error(refusal, cost.expected(request.rows), now)
         self.requests += 1
         self.size_bytes += request.size_bytes
+        if request.is_stream_item:
+            self.stream_items += 1
+            self.stream_bytes += request.size_bytes
 
-    def release(self, size_bytes: int, served_rows: int) -> None:
+    def release(self, size_bytes: int, served_rows: int, *, is_stream_item: bool = False) -> None:
         """Subtract an admitted request that is done; `served_rows` is 0 if it was not computed."""
         self.requests -= 1
         self.size_bytes -= size_bytes
+        if is_stream_item:
+            self.stream_items -= 1
+            self.stream_bytes -= size_bytes
         self.overload.on_served(served_rows)
 
     def learn_lateness(self, seconds: float) -> None:

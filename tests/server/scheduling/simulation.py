@@ -258,7 +258,8 @@ class Simulation:
     def _end(self, request: Request, outcome: str, *, was_admitted: bool = True) -> None:
         request.outcome, request.ended = outcome, self.now
         if was_admitted and request.flow.caller:
-            self.admission.release(1, request.rows if outcome == "OK" else 0)
+            served_rows = request.rows if outcome == "OK" else 0
+            self.admission.release(1, served_rows, is_stream_item=request.stream is not None)
         request.on_end(request)
 
     # The runner.

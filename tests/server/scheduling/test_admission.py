@@ -140,6 +140,19 @@ def test_what_is_admitted_is_counted_until_it_is_released() -> None:
     assert (model.admission.requests, model.admission.size_bytes) == (0, 0)
 
 
+def test_items_of_streams_take_no_place_of_unary_requests() -> None:
+    """However many wait, and however large they are: they wait in their own order, and their streams are held back."""
+    model = Model()
+    for _ in range(3 * CAPACITY.max_requests):
+        model.admission.admit(request(size=CAPACITY.max_bytes, stream=True), model.cost, model.now)
+    for _ in range(CAPACITY.max_requests):
+        model.admission.admit(request(), model.cost, model.now)
+    assert model.refuse(request()).reason == "QUEUE_FULL"
+    for _ in range(3 * CAPACITY.max_requests):
+        model.admission.release(CAPACITY.max_bytes, 1, is_stream_item=True)
+    assert (model.admission.requests, model.admission.size_bytes) == (CAPACITY.max_requests, CAPACITY.max_requests)
+
+
 def test_what_comes_later_than_expected_is_kept_free() -> None:
     """Once answers were late, less is admitted at the limit; at most a quarter of the deadline is kept."""
     model = Model()
