@@ -303,7 +303,8 @@ def _check(channel: grpc.Channel, flags: ProbeFlags) -> int:
 def _rpc_failure(error: grpc.RpcError, flags: ProbeFlags) -> str:
     code = error.code() if isinstance(error, grpc.Call) else None
     if code is grpc.StatusCode.UNIMPLEMENTED:
-        return "error: this server does not implement the grpc health protocol (grpc.health.v1.Health)"
+        or_gzip = ", or accepts no compressed requests: leave -gzip out" if flags.gzip else ""
+        return f"error: this server does not implement the grpc health protocol (grpc.health.v1.Health){or_gzip}"
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return f"timeout: health rpc did not complete within {flags.rpc_seconds:g}s"
     details = error.details() if isinstance(error, grpc.Call) else ""

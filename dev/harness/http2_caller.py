@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import struct
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
@@ -60,11 +61,11 @@ class Http2Caller:
         with contextlib.suppress(asyncio.CancelledError, OSError):
             await self._receiving
 
-    def open(self, path: str) -> int:
+    def open(self, path: str, metadata: Mapping[str, str] | None = None) -> int:
         """Begin a call; returns its number."""
         number = next(self._ids)
         self._streams[number] = _Stream(self._stream_window)
-        self._writer.write(http2.headers(path, number))
+        self._writer.write(http2.headers(path, number, metadata))
         return number
 
     async def send(self, number: int, data: bytes, *, end: bool = False) -> None:
@@ -151,6 +152,6 @@ class Http2Caller:
                 self._stream_window = value
 
 
-def message(payload: bytes) -> bytes:
+def message(payload: bytes, *, is_compressed: bool = False) -> bytes:
     """A gRPC message: a flag, its length, its bytes."""
-    return b"\0" + struct.pack(">I", len(payload)) + payload
+    return bytes([is_compressed]) + struct.pack(">I", len(payload)) + payload

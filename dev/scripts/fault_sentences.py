@@ -107,7 +107,7 @@ SENTENCES: Mapping[str, str] = {
     "I4": "Pictures with sides of 0, 1 or 20,000 pixels.",
     "I5": "CMYK, 16 bits, palettes, animations, pictures rotated by EXIF.",
     "I6": "A message above the limit.",
-    "I7": "A message that gzip inflates beyond the limit.",
+    "I7": "Messages that gzip inflates: one beyond the limit, many up to it.",
     "I8": "A text that is empty, 10 MB long, or not UTF-8.",
     "I9": "Invisible and control characters, right-to-left text, emoji, the model's own control tokens as text.",
     "I10": "A model that is not served.",

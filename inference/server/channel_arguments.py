@@ -12,6 +12,7 @@ MAX_METADATA_BYTES = 16 << 10  # of one call, with 32 bytes for each key; gRPC's
 MAX_CONTROL_MESSAGE_BYTES = 32 << 20
 MAX_HEALTH_MESSAGE_BYTES, MAX_HEALTH_CONNECTIONS, HEALTH_IDLE_SECONDS = 4096, 64, 10.0
 LOOKAHEAD_BYTES = 128 << 10  # buffered of a message that the server has not asked for; an ordinary picture fits
+IDENTITY_ALONE = 1  # bits of algorithms: a few KB of gzip are megabytes in memory before anything can measure them
 MAX_STREAMS = 256  # calls at a time on one connection; further ones wait in the client
 
 
@@ -32,6 +33,7 @@ def public_arguments(max_message_bytes: int, max_connections: int, times: Connec
     return [
         ("grpc.so_reuseport", 0),
         ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.compression_enabled_algorithms_bitset", IDENTITY_ALONE),
         ("grpc.max_concurrent_streams", MAX_STREAMS),
         ("grpc.max_metadata_size", MAX_METADATA_BYTES),
         ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),

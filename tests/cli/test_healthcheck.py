@@ -71,6 +71,7 @@ def test_3_a_server_without_a_health_service() -> None:
     bare.stop()
     assert code == 3
     assert "does not implement the grpc health protocol" in output
+    assert output.endswith("leave -gzip out")
 
 
 def test_4_a_server_that_does_not_serve(server: ScriptedServer) -> None:

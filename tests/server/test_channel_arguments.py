@@ -290,6 +290,34 @@ async def test_messages_have_a_limit(given: Arguments, fits: int, too_large: int
         assert await echo(bytes(too_large)).code() == grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+COMPRESSIONS = [grpc.Compression.Gzip, grpc.Compression.Deflate]
+
+
+async def send_compressed(given: Arguments) -> set[grpc.StatusCode]:
+    """How calls with compressed messages end, one a connection of each algorithm; one without is answered."""
+    codes = set()
+    async with serving(given) as port, calling(port) as channel:
+        for compression in COMPRESSIONS:
+            call = channel.unary_unary(f"/{SERVICE}/Echo")
+            codes.add(await call(bytes(MIB), compression=compression, timeout=LIMIT_SECONDS).code())
+        accepts = (("grpc-accept-encoding", "identity, deflate, gzip"),)  # what clients send that take such answers
+        assert await channel.unary_unary(f"/{SERVICE}/Echo")(bytes(7), metadata=accepts) == (7).to_bytes(8, "big")
+    return codes
+
+
+@pytest.mark.fault("I7")
+async def test_compressed_messages_are_refused_unread() -> None:
+    """But on the health port, whose messages are small when unpacked: probes have a switch for it."""
+    given = arguments()
+
+    assert await send_compressed(given) == {grpc.StatusCode.UNIMPLEMENTED}
+    bare = without(given, "grpc.compression_enabled_algorithms_bitset")
+    assert await send_compressed(bare) == {grpc.StatusCode.OK}
+    async with serving(health_arguments()) as port, calling(port) as channel:
+        call = channel.unary_unary(f"/{SERVICE}/Echo")(bytes(64), compression=grpc.Compression.Gzip)
+        assert await call.code() == grpc.StatusCode.OK
+
+
 async def poured(given: Arguments) -> int:
     """How many bytes a client can send to a stream whose handler has read 8 MiB and then stops reading."""
     has_stopped, sent = asyncio.Event(), 0

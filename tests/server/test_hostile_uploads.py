@@ -5,6 +5,7 @@ The bounds of `make bench-memory` with wide limits, for a busy machine: what the
 
 import asyncio
 import contextlib
+import gzip
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from dev.bench.memory import MIB, PREDICT, read_mib, unary
 from dev.harness.answers import question
-from dev.harness.http2_caller import CallEndedError, Http2Caller
+from dev.harness.http2_caller import CallEndedError, Http2Caller, message
 from dev.harness.metrics import value_of
 from dev.harness.stack import DEADLINE_SECONDS, Stack
 from dev.harness.waiting import eventually
@@ -96,6 +97,21 @@ def test_uploads_that_never_end_are_ended(small_server: Stack) -> None:
     with holds_little(small_server):
         asyncio.run(go_on())
     eventually(lambda: len(slow_uploads()) > before, what="the log names an upload that was too slow")
+
+
+@pytest.mark.fault("I7")
+def test_many_small_gzip_bombs_hold_no_memory(small_server: Stack) -> None:
+    """Each is as large as a message may be when it is unpacked, and arrives whole before anything is measured."""
+    packed = message(gzip.compress(bytes(31 * MIB), 9), is_compressed=True)
+
+    async def send(caller: Http2Caller) -> None:
+        for path in (PREDICT, "/grpc.health.v1.Health/Check"):
+            numbers = [caller.open(path, {"grpc-encoding": "gzip"}) for _ in range(4)]
+            await asyncio.gather(*(caller.send(number, packed, end=True) for number in numbers), return_exceptions=True)
+            await asyncio.gather(*(caller.wait_answer(number) for number in numbers))
+
+    with holds_little(small_server):
+        asyncio.run(ask_together(small_server.port, send))
 
 
 @pytest.mark.fault("L7")

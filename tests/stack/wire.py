@@ -3,8 +3,6 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import grpc
-
 from dev.harness.stack import DEADLINE_SECONDS, ENTAILMENT, Stack
 from hotslot.entailment.v1 import entailment_pb2 as pb
 
@@ -51,11 +49,6 @@ def one_item(item_id: str, request: pb.PredictRequest) -> pb.StreamPredictReques
 def results_of(answers: Iterable[pb.StreamPredictResponse]) -> list[pb.StreamResult]:
     """All results of a stream, in order of arrival."""
     return [result for answer in answers for result in answer.results]
-
-
-def compressed_options() -> dict[str, object]:
-    """Call options by which a message is sent gzipped."""
-    return {"compression": grpc.Compression.Gzip}
 
 
 def _varint(number: int) -> bytes:
