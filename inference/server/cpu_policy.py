@@ -2,29 +2,71 @@
 
 import contextlib
 import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from common.cgroup import count_usable_cpus
+from common.clock import Clock, read_cpu_seconds
+
+PAUSE_SECONDS = 0.5  # between two looks at the server's own CPU time
+BUSY_SHARE, CALM_SHARE = 0.1, 0.05  # of a CPU that the server's threads take
 
 
-def choose_policy(policy: int, usable_cpus: int) -> int:
-    """The policy of the server's threads, where the kernel's default is SCHED_OTHER. Pure.
+def choose_policy(policy: int, share: float) -> int:
+    """The policy of the server's threads on a single CPU, SCHED_OTHER or SCHED_BATCH. Pure.
 
-    On a single CPU each packet wakes a thread of gRPC, which interrupts the device call, and then the event loop, which
-    interrupts the thread of gRPC: about twelve switches a call, each with cold caches. Threads with SCHED_BATCH do not
-    interrupt others when they wake up; they run when the running thread waits or has had its share, some milliseconds
-    later at most, and then process all that has come meanwhile.
+    Each packet wakes a thread of gRPC, which interrupts the device call, and then the event loop, which interrupts the
+    thread of gRPC: about twelve switches a call, each with cold caches. Threads with SCHED_BATCH do not interrupt
+    others when they wake up; they run when the running thread waits or has had its share, some milliseconds later at
+    most, and then process all that has come meanwhile. That pays while there are many calls. With few, each would only
+    be answered later beside another busy process.
 
     Args:
-        policy: that the process has.
-        usable_cpus: by affinity and quota.
+        policy: that they have.
+        share: of a CPU that they took lately.
     """
-    return os.SCHED_BATCH if policy == os.SCHED_OTHER and usable_cpus == 1 else policy
+    if share >= BUSY_SHARE:
+        return os.SCHED_BATCH
+    return os.SCHED_OTHER if share < CALM_SHARE else policy
 
 
-def set_policy() -> None:
-    """Set the policy of this thread, and so of all that it starts. Runners leave it: see `leave_batch_policy`."""
-    policy = os.sched_getscheduler(0)
-    chosen = choose_policy(policy, count_usable_cpus())
-    if chosen != policy:
-        with contextlib.suppress(OSError):  # a sandbox may not permit it
-            os.sched_setscheduler(0, chosen, os.sched_param(0))
+def list_threads() -> list[int]:
+    """The threads of this process."""
+    return [int(entry.name) for entry in Path("/proc/self/task").iterdir()]
+
+
+class CpuPolicy:
+    """Keeps the policy of all threads, if this process has a single CPU and nobody has chosen a policy for it.
+
+    Args:
+        clock: for the share of a CPU.
+        cpus: that can be used.
+        read_seconds: CPU seconds of the process.
+        threads: of the process.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        cpus: Callable[[], int] = count_usable_cpus,
+        read_seconds: Callable[[], float] = read_cpu_seconds,
+        threads: Callable[[], Iterable[int]] = list_threads,
+    ) -> None:
+        self._clock, self._read_seconds, self._threads = clock, read_seconds, threads
+        self._policy = os.sched_getscheduler(0)
+        self._is_wanted = self._policy == os.SCHED_OTHER and cpus() == 1
+        self._before = clock.monotonic(), read_seconds()
+
+    def update(self) -> None:
+        """Look at what the server took since the last look."""
+        if not self._is_wanted:
+            return
+        before, self._before = self._before, (self._clock.monotonic(), self._read_seconds())
+        elapsed, used = (now - then for now, then in zip(self._before, before, strict=True))
+        policy = choose_policy(self._policy, used / elapsed if elapsed > 0 else 0.0)
+        if policy == self._policy:
+            return
+        self._policy = policy
+        for thread in self._threads():
+            with contextlib.suppress(OSError):  # it has ended, or a sandbox does not permit it
+                os.sched_setscheduler(thread, policy, os.sched_param(0))

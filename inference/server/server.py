@@ -32,7 +32,7 @@ from inference.server.background import BackgroundTasks
 from inference.server.channel_arguments import control_arguments, health_arguments
 from inference.server.connections import TcpConnections
 from inference.server.control import servicer
-from inference.server.cpu_policy import set_policy
+from inference.server.cpu_policy import PAUSE_SECONDS, CpuPolicy
 from inference.server.event_log import EventLogger
 from inference.server.events import emit_to_all
 from inference.server.health import LoopLag
@@ -208,6 +208,7 @@ class InferenceServer:
         made.add("access", self._access.check_files)
         made.add("reload", self._live.reload_when_requested)
         made.add("runners", self._early.tick, RUNNER_TICK_SECONDS)
+        made.add("cpu_policy", CpuPolicy(self._clock).update, PAUSE_SECONDS)
         return made
 
     def _tick_memory(self) -> None:
@@ -377,7 +378,6 @@ def serve(settings: ServerSettings, early: RunnerStarter) -> int:
         early: runners that were started before.
     """
     set_heap_limits(settings.server.max_waiting_bytes)
-    set_policy()
     with logs.configure("server", settings.logs.level):
         log = logs.get_logger()
         try:

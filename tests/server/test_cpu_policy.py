@@ -1,20 +1,24 @@
-"""The server's threads do not interrupt a device call where there is one CPU; a runner's do."""
+"""On a single CPU the threads of a busy server do not interrupt a device call; a runner's do."""
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from inference.runner.process import leave_batch_policy
-from inference.server import cpu_policy
+from inference.server.cpu_policy import BUSY_SHARE, CALM_SHARE, CpuPolicy
+from tests.server.simulator import ManualClock
+
+BUSY, BETWEEN, CALM = 1.1 * BUSY_SHARE, (BUSY_SHARE + CALM_SHARE) / 2, CALM_SHARE / 2
 
 
-def policies_of(steps: list[Callable[[], None]]) -> list[int]:
-    """The policies of a new thread after each of these steps."""
+def policies_of(steps: Sequence[Callable[[], None]], first: int = os.SCHED_OTHER) -> list[int]:
+    """The policies of a new thread, which begins with the first one, after each of these steps."""
     found: list[int] = []
 
     def run() -> None:
+        os.sched_setscheduler(0, first, os.sched_param(0))
         for step in steps:
             step()
             found.append(os.sched_getscheduler(0))
@@ -25,24 +29,35 @@ def policies_of(steps: list[Callable[[], None]]) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize(("cpus", "expected"), [(1, os.SCHED_BATCH), (2, os.SCHED_OTHER)])
-def test_the_servers_threads_interrupt_no_other_thread_on_a_single_cpu(
-    monkeypatch: pytest.MonkeyPatch, cpus: int, expected: int
-) -> None:
-    """With more CPUs they take one that is idle, or else interrupt what runs, as usual."""
-    monkeypatch.setattr(cpu_policy, "count_usable_cpus", lambda: cpus)
+def policies_at(shares: Sequence[float], cpus: int, first: int = os.SCHED_OTHER) -> list[int]:
+    """The policies of a thread of a server that takes these shares of a CPU, one second each."""
+    clock, used, made = ManualClock(), [0.0], []
 
-    assert policies_of([cpu_policy.set_policy]) == [expected]
+    def begin() -> None:
+        made.append(CpuPolicy(clock, lambda: cpus, lambda: used[0], lambda: [0]))
+
+    def take(share: float) -> None:
+        clock.seconds += 1.0
+        used[0] += share
+        made[0].update()
+
+    return policies_of([begin, *((lambda share=share: take(share)) for share in shares)], first)[1:]
 
 
-@pytest.mark.parametrize("policy", [os.SCHED_IDLE, os.SCHED_BATCH, os.SCHED_FIFO])
-def test_a_policy_that_was_chosen_for_the_server_is_kept(policy: int) -> None:
-    """By who starts it."""
-    assert cpu_policy.choose_policy(policy, 1) == policy
+def test_the_threads_of_a_busy_server_interrupt_no_other_thread_on_a_single_cpu() -> None:
+    """With few calls they do, so that each is answered soon also beside another busy process."""
+    shares = [CALM, BETWEEN, BUSY, BETWEEN, CALM, BETWEEN]
+
+    other, batch = os.SCHED_OTHER, os.SCHED_BATCH
+    assert policies_at(shares, cpus=1) == [other, other, batch, batch, other, other]
 
 
-def test_a_runner_leaves_the_policy_that_it_has_inherited_from_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("cpus", "first"), [(2, os.SCHED_OTHER), (1, os.SCHED_BATCH), (1, os.SCHED_IDLE)])
+def test_the_policy_is_kept_with_more_cpus_or_if_another_was_chosen(cpus: int, first: int) -> None:
+    """With more CPUs a thread that wakes up takes one that is idle; another policy is the choice of who starts it."""
+    assert policies_at([BUSY, CALM], cpus, first) == [first, first]
+
+
+def test_a_runner_leaves_the_policy_that_it_has_inherited_from_the_server() -> None:
     """Its threads have to interrupt the device call, to prepare the next one's items meanwhile."""
-    monkeypatch.setattr(cpu_policy, "count_usable_cpus", lambda: 1)
-
-    assert policies_of([cpu_policy.set_policy, leave_batch_policy]) == [os.SCHED_BATCH, os.SCHED_OTHER]
+    assert policies_of([leave_batch_policy], os.SCHED_BATCH) == [os.SCHED_OTHER]
