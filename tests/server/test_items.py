@@ -1,6 +1,9 @@
 """Each item has one ItemEnded event, with its outcome, reason, revision and device."""
 
+import asyncio
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -14,10 +17,19 @@ from common.errors import (
     NotReady,
     Overloaded,
 )
-from inference.server.api.interceptors import is_deadline_reached
+from inference.server.api.entailment import EntailmentApi
+from inference.server.api.interceptors import Call, current_call, is_deadline_reached
+from inference.server.api.open_inference import OpenInferenceApi
+from inference.server.api.predict import PredictApi, PredictRules
+from inference.server.api.stream import StreamRules
+from inference.server.api.task import InputLimits
 from inference.server.events import ItemEnded, ItemOutcome
+from inference.server.health import HealthRegistry
+from inference.server.model.models import Models
 from inference.server.model.stats import IncomingItem, classify_error
+from inference.server.scheduling.held_bytes import HeldBytes, HeldRules
 from inference.wire import EntailmentScores
+from tests.server.simulated_connections import SimConnections, SimMemory
 from tests.server.simulator import World
 
 
@@ -125,6 +137,49 @@ def test_an_error_at_acceptance_is_the_items_outcome(error: Exception, expected:
     assert events == [ItemEnded("shapes", "", "", ItemOutcome(outcome), reason)]
     assert classify_error(error) == (ItemOutcome(outcome), reason)
     assert isinstance(error, HotslotError) or reason == "INTERNAL"
+
+
+@pytest.mark.fault("I14")
+@pytest.mark.parametrize("method", ["Predict", "ModelInfer"])
+@pytest.mark.parametrize(
+    ("left", "expected"), [(0.0, ("expired", "DEADLINE_EXPIRED")), (3.0, ("cancelled", "CANCELLED"))]
+)
+async def test_a_call_that_ends_before_its_message_is_read_is_an_item(
+    tmp_path: Path, method: str, left: float, expected: tuple[str, str]
+) -> None:
+    """It waits for memory or for its bytes, and its deadline passes or its caller leaves."""
+    world = await World(tmp_path).serving()
+    held = HeldBytes(HeldRules(1 << 20, 1 << 20, 12.0), SimConnections(), SimMemory())
+    rules = PredictRules(InputLimits(1000, 100), StreamRules(8), max_deadline_seconds=60.0)
+    given = (world.clock, world.events.append, world.drain, held)
+    predict = PredictApi(EntailmentApi(), Models([world.manager]), rules, *given)
+    infer = OpenInferenceApi(
+        {predict.api.task: predict},
+        Models([world.manager]),
+        HealthRegistry([]),
+        held,
+        world.drain,
+        world.clock,
+        world.events.append,
+    )
+    never = asyncio.get_running_loop().create_future()
+    context: Any = SimpleNamespace(peer=lambda: "caller", read=lambda: _wait_for(never), time_remaining=lambda: left)
+    current_call.set(Call("service", method, "unary", "id", "", 0.0, is_echoed=False, timeout=5.0))
+    handler = predict.predict if method == "Predict" else infer.model_infer
+    call = asyncio.create_task(handler(None, context))
+    await asyncio.sleep(0)
+
+    call.cancel()
+    await asyncio.wait([call])
+
+    assert call.cancelled()
+    assert [event for event in world.events if isinstance(event, ItemEnded)] == [
+        ItemEnded("", "", "", ItemOutcome(expected[0]), expected[1])
+    ]
+
+
+async def _wait_for(future: "asyncio.Future[bytes]") -> bytes:
+    return await future
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import grpc
@@ -12,7 +13,7 @@ from common.errors import InputRefused, NotFound, NotReady
 from common.process_metrics import installed_version
 from hotslot.oip.v2 import open_inference_pb2 as pb
 from inference.server.api.convert import MAX_ITEM_ID_CHARS, parse
-from inference.server.api.interceptors import current_call
+from inference.server.api.interceptors import current_call, has_reached_deadline
 from inference.server.api.predict import PredictApi, note_answer
 from inference.server.api.reading import Context, MessageReader
 from inference.server.api.tensors import TASK_TENSORS, TensorSpec, choose_outputs, fill_outputs, read_inputs
@@ -129,7 +130,7 @@ class OpenInferenceApi:
             HotslotError: one of the errors in the proto.
         """
         with MessageReader(context, self._held, self._clock) as reader:
-            with IncomingItem(self._emit) as item:
+            with IncomingItem(self._emit, partial(has_reached_deadline, context)) as item:
                 if self._drain.is_draining:
                     raise draining_error()
                 source = current_call.get().caller.unary_source

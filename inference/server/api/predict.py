@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
@@ -80,7 +81,7 @@ class PredictApi:
             HotslotError: one of the errors in the task's proto.
         """
         with MessageReader(context, self._held, self._clock) as reader:
-            with IncomingItem(self._emit) as item:
+            with IncomingItem(self._emit, partial(has_reached_deadline, context)) as item:
                 source = current_call.get().caller.unary_source
                 # No variable of this frame refers to the input: a cancelled task keeps its frames.
                 pending = self.accept(item, await self._read_request(reader), context.time_remaining(), source)

@@ -6,9 +6,10 @@ PendingRequest is done. Probes and self-tests are not items. Ends of runners are
 they were; an input that caused them is remembered.
 """
 
+import asyncio
 import bisect
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -273,6 +274,11 @@ def classify_error(error: BaseException) -> tuple[ItemOutcome, str]:
     return _OUTCOMES.get(type(error), ItemOutcome.FAILED), error.reason
 
 
+def classify_cancellation(*, has_expired: bool) -> tuple[ItemOutcome, str]:
+    """The outcome and reason of an item whose call was ended by its caller, or by its deadline."""
+    return (ItemOutcome.EXPIRED, "DEADLINE_EXPIRED") if has_expired else (ItemOutcome.CANCELLED, "CANCELLED")
+
+
 def describe_item(model: str, request: PendingRequest, now: float) -> ItemEnded:
     """The event of an accepted item that is done."""
     seconds = now - request.accepted_at
@@ -281,8 +287,7 @@ def describe_item(model: str, request: PendingRequest, now: float) -> ItemEnded:
     facts = (request.on_slot, handover, None if request.is_copy else request.tags.trace)
     if request.outcome.cancelled():
         has_expired = request.has_expired or now >= request.deadline
-        outcome = ItemOutcome.EXPIRED if has_expired else ItemOutcome.CANCELLED
-        reason = "DEADLINE_EXPIRED" if has_expired else "CANCELLED"
+        outcome, reason = classify_cancellation(has_expired=has_expired)
         return ItemEnded(model, request.revision, request.device, outcome, reason, (), seconds, 0.0, 0.0, 0.0, *facts)
     error = request.outcome.exception()
     if error is not None:
@@ -306,12 +311,16 @@ def describe_item(model: str, request: PendingRequest, now: float) -> ItemEnded:
 
 
 class IncomingItem:
-    """A `with` block around the acceptance of an item: an error that leaves it is the item's outcome."""
+    """A `with` block around the acceptance of an item: an error that leaves it is the item's outcome.
 
-    __slots__ = ("_emit", "model")
+    So is the end of a call whose message has not been read; `has_expired` says whether its deadline has ended it.
+    """
 
-    def __init__(self, emit: Emit) -> None:
+    __slots__ = ("_emit", "_has_expired", "model")
+
+    def __init__(self, emit: Emit, has_expired: Callable[[], bool] | None = None) -> None:
         self._emit = emit
+        self._has_expired = has_expired  # None: the block awaits nothing
         self.model = ""  # the configured name, once it is found
 
     def __enter__(self) -> Self:
@@ -322,4 +331,8 @@ class IncomingItem:
     ) -> None:
         if isinstance(error, Exception):
             outcome, reason = classify_error(error)
-            self._emit(ItemEnded(self.model, "", "", outcome, reason))
+        elif isinstance(error, asyncio.CancelledError):
+            outcome, reason = classify_cancellation(has_expired=self._has_expired is not None and self._has_expired())
+        else:
+            return
+        self._emit(ItemEnded(self.model, "", "", outcome, reason))
