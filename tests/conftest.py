@@ -1,13 +1,19 @@
 """For all tests: what the page of faults promises must have run; tests that drive processes are marked."""
 
 import gc
+import os
 import signal
+import sys
 
 pytest_plugins = ["pytester", "tests.faults_ran", "tests.process_marks"]
 
 # A shell that starts the run in the background ignores Ctrl-C for it, and so for every process that a test starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Without byte code on the disk, each of the hundreds of processes that tests start compiles all that it imports.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 def pytest_collection_finish() -> None:
