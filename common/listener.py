@@ -77,38 +77,3 @@ class Listener:
                 self._stopping.wait(_RETRY_SECONDS)
                 continue
             self._on_connection(connection, str(peer[0]) if peer else "unix")
-
-
-class ThreadedListener(Listener):
-    """A listener that serves each connection on a thread of its own; further ones than a number are closed at once."""
-
-    def __init__(self, name: str, serve: Callable[[socket.socket, str], None], max_connections: int) -> None:
-        """Does not listen yet.
-
-        Args:
-            name: of the threads.
-            serve: serves a connection, which is closed afterwards, of a peer's address; an OSError ends it.
-            max_connections: at once.
-        """
-        super().__init__(f"{name}-listener", self._begin)
-        self._name, self._serve_one = name, serve
-        self._free = threading.BoundedSemaphore(max_connections)
-
-    def _begin(self, connection: socket.socket, peer: str) -> None:
-        if not self._free.acquire(blocking=False):
-            connection.close()
-            return
-        try:
-            threading.Thread(target=self._serve, args=(connection, peer), name=self._name, daemon=True).start()
-        except RuntimeError:  # the system has no thread left; the client may try again
-            connection.close()
-            self._free.release()
-
-    def _serve(self, connection: socket.socket, peer: str) -> None:
-        try:
-            self._serve_one(connection, peer)
-        except OSError:
-            pass  # the client is gone or too slow
-        finally:
-            connection.close()
-            self._free.release()

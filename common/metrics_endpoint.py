@@ -1,10 +1,8 @@
 """`GET /metrics` for Prometheus, on threads apart from the serving event loop.
 
-prometheus_client's own handler writes the answer; this module limits connections, time and size.
+prometheus_client's own handler makes the answer; connections, time and size are limited.
 """
 
-import io
-import socket
 import ssl
 from collections.abc import Callable
 from http import HTTPStatus
@@ -14,14 +12,15 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import MetricsHandler
 
 from common.address import LOOPBACK, ListenAddress
-from common.clock import Clock, SystemClock
-from common.listener import ThreadedListener
+from common.clock import Clock
+from common.http_endpoint import HttpEndpoint, InMemoryHandler
+from common.request_listener import HEAD_END, ListenLimits
 
 MAX_REQUEST_BYTES = 8 * 1024
-MAX_CONNECTIONS = 4  # further ones are closed at once: Prometheus opens one every few seconds
+MAX_CONNECTIONS = 64  # that wait for the rest of a request, or for their answer; beyond that the oldest ones are closed
 REQUEST_SECONDS = 5.0  # to receive a request; as long again to send the answer
-_STOP_SECONDS = 1.0
-_HEAD_END = b"\r\n\r\n"
+_MAX_ANSWERS = 16  # being sent at once: an answer may be a megabyte
+_THREADS = 2
 
 
 class MetricsEndpoint:
@@ -43,10 +42,9 @@ class MetricsEndpoint:
             tls: the context for a new connection; None: plain HTTP.
         """
         self._address = address
-        self._tls = tls
-        self._listener = ThreadedListener("metrics", self._serve, MAX_CONNECTIONS)
-        attributes = {"registry": registry, "clock": clock or SystemClock()}
-        self._handle: Callable[..., object] = type("Handler", (_Handler,), attributes)
+        limits = ListenLimits(MAX_CONNECTIONS, _MAX_ANSWERS, MAX_REQUEST_BYTES, REQUEST_SECONDS, REQUEST_SECONDS)
+        handler = type("Handler", (_Handler,), {"registry": registry})
+        self._endpoint = HttpEndpoint("metrics", handler, _THREADS, limits, clock=clock, tls=tls)
 
     @property
     def port(self) -> int:
@@ -55,7 +53,7 @@ class MetricsEndpoint:
         Raises:
             RuntimeError: it does not listen.
         """
-        return self._listener.port
+        return self._endpoint.port
 
     def start(self) -> None:
         """Listen.
@@ -63,46 +61,29 @@ class MetricsEndpoint:
         Raises:
             ListenFailed: says what is wrong with the address.
         """
-        self._listener.start(self._address, MAX_CONNECTIONS)
+        self._endpoint.start(self._address)
 
     def stop(self) -> None:
         """Stop listening; does nothing if it was never started or is stopped already."""
-        self._listener.stop(_STOP_SECONDS)
-
-    def _serve(self, connection: socket.socket, peer: str) -> None:
-        with self._secured(connection) as secured:
-            self._handle(secured, (peer, 0), None)
-
-    def _secured(self, connection: socket.socket) -> socket.socket:
-        """The connection, over TLS if this endpoint speaks it.
-
-        Raises:
-            OSError: the client speaks no TLS, is too slow, or shows no certificate that it should.
-        """
-        if self._tls is None:
-            return connection
-        connection.settimeout(REQUEST_SECONDS)
-        return self._tls().wrap_socket(connection, server_side=True)
+        self._endpoint.stop()
 
 
-class _Handler(MetricsHandler):
-    """Answers one request and closes the connection."""
+class _Handler(InMemoryHandler, MetricsHandler):
+    """Answers one request."""
 
-    clock: Clock
     server_version, sys_version = "hotslot", ""  # the Server header does not name the Python version
     default_request_version = "HTTP/1.0"  # a malformed request gets a status line too, which HTTP/0.9 does not have
 
     def handle(self) -> None:
         """Check the size of the request's head before anything parses it."""
-        head = self._receive_head()
+        head: bytes = self.request
         self.command = self.requestline = ""
         self.request_version = self.default_request_version
         if len(head) > MAX_REQUEST_BYTES:
             self.send_error(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
-        elif _HEAD_END not in head:
+        elif HEAD_END not in head:
             self.send_error(HTTPStatus.BAD_REQUEST)
         else:
-            self.rfile = io.BytesIO(head)
             self.handle_one_request()
 
     def do_GET(self) -> None:  # noqa: N802  http.server's name
@@ -116,20 +97,3 @@ class _Handler(MetricsHandler):
             super().do_GET()
         else:
             self.send_error(HTTPStatus.NOT_FOUND, explain="Metrics are at /metrics.")
-
-    def _receive_head(self) -> bytes:
-        """The request up to its empty line, or less if the client stops or sends too much.
-
-        Raises:
-            OSError: it did not arrive in time.
-        """
-        deadline = self.clock.monotonic() + REQUEST_SECONDS
-        head = b""
-        while _HEAD_END not in head and len(head) <= MAX_REQUEST_BYTES:
-            self.connection.settimeout(max(0.0, deadline - self.clock.monotonic()))
-            part = self.connection.recv(MAX_REQUEST_BYTES + 1 - len(head))
-            if not part:
-                break
-            head += part
-        self.connection.settimeout(REQUEST_SECONDS)
-        return head

@@ -1,8 +1,9 @@
 """The alert relay: from Alertmanager's notification to the message in the chat."""
 
 import json
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from http.client import HTTPConnection
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from cli.monitoring.relay.channels import MAX_TEXT_BYTES, Answer, DeliveryResult, judge_answer
 from cli.monitoring.relay.delivery import TargetWorker
+from cli.monitoring.relay.endpoint import MAX_CONNECTIONS
 from cli.monitoring.relay.http_send import send_message
 from cli.monitoring.relay.message import Message, compose_message
 from cli.monitoring.relay.notification import Notification, parse_notification
@@ -286,6 +288,22 @@ def test_a_notification_reaches_the_chat(tmp_path: Path) -> None:
             metrics = post(relay.port, "/metrics", b"", "GET")[1]
     assert "HotslotDown" in chat.texts()[0]
     assert "hotslot_alert_relay_waiting" in metrics
+
+
+def test_clients_that_send_nothing_or_half_a_request_lose_no_alert(tmp_path: Path) -> None:
+    """However many connect; and the body of a request without the token is not waited for."""
+    target = target_of(tmp_path, TargetKind.WECOM, "http://127.0.0.1:9/")
+    (tmp_path / "token").write_text("word\n", encoding="ascii")
+    half = b"POST /alerts/ops HTTP/1.1\r\nAuthorization: Bearer word\r\nContent-Length: 900\r\n\r\n{"
+    with relaying(tmp_path, targets=(target,), token_file=tmp_path / "token") as relay, ExitStack() as stack:
+        for number in range(3 * MAX_CONNECTIONS):
+            idle = stack.enter_context(socket.create_connection(("127.0.0.1", relay.port), timeout=10))
+            if number % 3:
+                idle.sendall(half[: number * 2])
+        idle = stack.enter_context(socket.create_connection(("127.0.0.1", relay.port), timeout=10))
+        idle.sendall(b"POST /alerts/ops HTTP/1.1\r\nContent-Length: 1000000\r\n\r\n")
+        assert idle.recv(12) == b"HTTP/1.0 401"
+        assert post(relay.port, "/alerts/ops", body("A"), Authorization="Bearer word")[0] == 200
 
 
 def test_what_cannot_be_accepted_is_refused(tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
-"""Receives notifications: POST /alerts/NAME; and GET /metrics, GET /health. One thread a connection, bounded.
+"""Receives notifications: POST /alerts/NAME; and GET /metrics, GET /health. Connections, threads and time are bounded.
 
 Alertmanager gets 200 when a notification is on disk. It repeats after 5xx, so nothing is lost while the queue is full.
 """
 
 import hmac
-import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from email.message import Message
+from email.parser import HeaderParser
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 
@@ -14,12 +15,15 @@ from cli.monitoring.relay.notification import MAX_BODY_BYTES, Notification, Noti
 from cli.monitoring.relay.queue import QueueFull
 from common.address import ListenAddress
 from common.clock import Clock
-from common.listener import ThreadedListener
+from common.http_endpoint import HttpEndpoint, InMemoryHandler
 from common.logs import Logger
+from common.request_listener import ListenLimits
 
-MAX_CONNECTIONS = 16
-REQUEST_SECONDS = 10.0  # of one read
-_STOP_SECONDS = 1.0
+MAX_CONNECTIONS = 32  # beyond that the oldest ones that wait are closed; each may hold a notification of MAX_BODY_BYTES
+REQUEST_SECONDS = 10.0  # to receive a request; as long again to send the answer
+_MAX_HEAD_BYTES = 16 * 1024
+_THREADS = 4
+_MAX_LENGTH_DIGITS = 12
 _PREFIX = "/alerts/"
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -40,13 +44,16 @@ class RelayEndpoint:
 
     def __init__(self, handlers: RelayHandlers, address: ListenAddress) -> None:
         self._address = address
-        self._listener = ThreadedListener("alerts", self._serve, MAX_CONNECTIONS)
-        self._handler: Callable[..., object] = type("Handler", (_Handler,), {"relay": handlers})
+        limits = ListenLimits(MAX_CONNECTIONS, MAX_CONNECTIONS, _MAX_HEAD_BYTES, REQUEST_SECONDS, REQUEST_SECONDS)
+        handler = type("Handler", (_Handler,), {"relay": handlers})
+        self._endpoint = HttpEndpoint(
+            "alerts", handler, _THREADS, limits, clock=handlers.clock, measure_body=_BodyRule(handlers).measure
+        )
 
     @property
     def port(self) -> int:
         """The port it listens on."""
-        return self._listener.port
+        return self._endpoint.port
 
     def start(self) -> None:
         """Listen.
@@ -54,19 +61,43 @@ class RelayEndpoint:
         Raises:
             ListenFailed: says what is wrong with the address.
         """
-        self._listener.start(self._address, MAX_CONNECTIONS)
+        self._endpoint.start(self._address)
 
     def stop(self) -> None:
         """Stop listening."""
-        self._listener.stop(_STOP_SECONDS)
-
-    def _serve(self, connection: socket.socket, peer: str) -> None:
-        connection.settimeout(REQUEST_SECONDS)
-        self._handler(connection, (peer, 0), None)
+        self._endpoint.stop()
 
 
-class _Handler(BaseHTTPRequestHandler):
-    """Answers one request and closes the connection."""
+class _BodyRule:
+    """Says how much of a body is worth receiving: nothing of a request that is refused by its head."""
+
+    def __init__(self, handlers: RelayHandlers) -> None:
+        self._handlers = handlers
+
+    def measure(self, head: bytes) -> int:
+        """The bytes to wait for behind a head."""
+        first, _, rest = head.partition(b"\r\n")
+        if not first.startswith(b"POST "):
+            return 0
+        headers = HeaderParser().parsestr(rest.decode("iso-8859-1"))
+        return (_body_bytes(headers) or 0) if _is_allowed(self._handlers, headers) else 0
+
+
+def _is_allowed(relay: RelayHandlers, headers: Message) -> bool:
+    expected = relay.read_token()
+    given = str(headers.get("Authorization", ""))
+    return not expected or hmac.compare_digest(given.encode(), f"Bearer {expected}".encode())
+
+
+def _body_bytes(headers: Message) -> int | None:
+    """The length of a body; None if it has none that is accepted."""
+    length = str(headers.get("Content-Length", ""))
+    is_number = length.isascii() and length.isdigit() and len(length) < _MAX_LENGTH_DIGITS
+    return int(length) if is_number and int(length) <= MAX_BODY_BYTES else None
+
+
+class _Handler(InMemoryHandler, BaseHTTPRequestHandler):
+    """Answers one request."""
 
     relay: RelayHandlers
     server_version, sys_version = "hotslot", ""
@@ -88,15 +119,15 @@ class _Handler(BaseHTTPRequestHandler):
         self._reply(status, sentence.encode() + b"\n")
 
     def _accept(self) -> tuple[HTTPStatus, str]:
-        if not self._is_allowed():
+        if not _is_allowed(self.relay, self.headers):
             return HTTPStatus.UNAUTHORIZED, "the token is missing or wrong"
         put = self.relay.accept.get(self.path.removeprefix(_PREFIX)) if self.path.startswith(_PREFIX) else None
         if put is None:
             return HTTPStatus.NOT_FOUND, "there is no such target"
-        length = self.headers.get("Content-Length", "")
-        if not length.isdigit() or int(length) > MAX_BODY_BYTES:
+        length = _body_bytes(self.headers)
+        if length is None:
             return HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body must have 1 to {MAX_BODY_BYTES} bytes"
-        return self._put(put, self.rfile.read(int(length)))
+        return self._put(put, self.rfile.read(length))
 
     def _put(self, put: Callable[[Notification], None], body: bytes) -> tuple[HTTPStatus, str]:
         try:
@@ -108,11 +139,6 @@ class _Handler(BaseHTTPRequestHandler):
         except OSError:
             return HTTPStatus.SERVICE_UNAVAILABLE, "the queue cannot be written"
         return HTTPStatus.OK, "accepted"
-
-    def _is_allowed(self) -> bool:
-        expected = self.relay.read_token()
-        given = self.headers.get("Authorization", "")
-        return not expected or hmac.compare_digest(given.encode(), f"Bearer {expected}".encode())
 
     def _reply(self, status: HTTPStatus, body: bytes, kind: str = "text/plain; charset=utf-8") -> None:
         self.send_response(status)
