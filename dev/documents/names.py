@@ -23,7 +23,7 @@ _GROWING = frozenset({"CHANGELOG.md"})  # tells of names that are gone
 FOREIGN = frozenset(
     {
         *("O_DIRECT", "CLONE_PARENT", "SSL_CERT_FILE"),  # of Linux; of OpenSSL
-        *("maximum_concurrent_rpcs", "pick_first"),  # of gRPC
+        *("maximum_concurrent_rpcs", "pick_first", "compression_algorithm"),  # of gRPC; of Triton's client
         *("ModelConfig", "ModelStatistics", "ModelStreamInfer", "RepositoryIndex", "RepositoryModelLoad"),  # of Triton
         "channel_args",  # of Triton's client
         *("max_queue_delay", "wechat_configs", "list_revisions"),  # of Triton; of Alertmanager; of ModelScope's SDK
