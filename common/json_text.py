@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from common.file_kinds import HEAD_BYTES, identify_mistake
-from common.json_load import NestedTooDeeply, load_json
+from common.json_load import HalfCharacter, NestedTooDeeply, load_json
 
 _MAX_SHOWN = 80  # characters of a message
 _MAX_CONTEXT = 24  # characters of the text before and after the mistake
@@ -43,6 +43,8 @@ def parse_object(raw: bytes, name: str) -> dict[str, Any]:
         raise JsonBroken(f"{name} is not JSON: {_describe(error)}{advice}") from error
     except NestedTooDeeply as error:
         raise JsonBroken(f"{name} is not JSON of a configuration: its brackets are nested too deeply") from error
+    except HalfCharacter as error:
+        raise JsonBroken(f"{name}: {error}") from error
     except ValueError as error:  # a number of thousands of digits
         raise JsonBroken(f"{name} is not JSON: {str(error)[:_MAX_SHOWN]}") from error
     if not isinstance(row, dict):

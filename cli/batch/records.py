@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol
 
 from cli.problems import CommandFailed, WronglyUsed
-from common.json_load import load_json
+from common.json_load import HalfCharacter, load_json
 
 MAX_LINE_BYTES = 1 << 20
 _PARQUET_ROWS = 64  # read at once
@@ -99,6 +99,8 @@ def _parse_record(line: bytes | None) -> Mapping[str, Any] | str:
         row = load_json(line)
     except UnicodeDecodeError:
         return "the line is not UTF-8"
+    except HalfCharacter:
+        return "the line has half of a character: a surrogate without its other half"
     except ValueError:
         return "the line is not JSON"
     return row if isinstance(row, dict) else "the line is not a JSON object"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from common.json_load import MAX_DEPTH, NestedTooDeeply, load_json
+from common.json_load import MAX_DEPTH, HalfCharacter, NestedTooDeeply, load_json
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("cli", "common", "console", "hotslot_watchdog", "hubserver", "inference", "updater")
@@ -32,6 +32,46 @@ def test_what_is_not_json_is_a_value_error(content: bytes | str) -> None:
     """As of json.loads."""
     with pytest.raises(ValueError, match=r".+"):
         load_json(content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'["\\ud83d"]',
+        '{"\\uDC00": 1}',
+        r'"\ude00\ud83d"',
+        r'"\ud83d\\ude00"',
+        r'"\\\ud83d"',
+        r'"\ud83d\ud83d\ude00"',
+        '"\ud83d"',
+    ],
+)
+def test_half_of_a_character_is_a_value_error(content: bytes | str) -> None:
+    """Whatever json.loads takes for a text must be one that can be printed, hashed and sent."""
+    json.loads(content)
+    with pytest.raises(HalfCharacter, match=r"^line 1 has half of a character: "):
+        load_json(content)
+
+
+@pytest.mark.parametrize(
+    "content", [r'"\ud83d\ude00"', r'"\\ud83d"', '"\U0001f600"', r'"\u0041\\\uD83D\uDE00"', r'"\ud7ff\ue000"']
+)
+def test_whole_characters_are_read(content: str) -> None:
+    """An emoji in any form; a backslash before the letters of an escape sequence is only that."""
+    assert load_json(content) == json.loads(content)
+    assert load_json(content.encode()) == json.loads(content)
+
+
+def test_half_of_a_character_in_utf_8_is_none() -> None:
+    """json.loads would take these bytes."""
+    with pytest.raises(UnicodeDecodeError):
+        load_json(b'"\xed\xa0\xbd"')
+
+
+def test_the_line_of_half_a_character_is_named() -> None:
+    """In a configuration of thousands."""
+    with pytest.raises(HalfCharacter, match=r"^line 3 has half of a character: \\udc00 without its other half$"):
+        load_json('{\n"a": "\\ud83d\\ude00",\n"b": "\\uDC00"\n}')
 
 
 def test_many_brackets_side_by_side_are_no_depth() -> None:
