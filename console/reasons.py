@@ -173,6 +173,7 @@ REASONS: dict[str, str] = {
     "BELOW_MIN_VERSION": "比已正式启用过的版本旧。",
     "BREAKER_OPEN": "熔断器已断开，会自动重试。",
     "BREAKER_UNKNOWN": "没有这个熔断器。",
+    "COMMAND_UNCONFIRMED": "命令正在写入更新日志，耗时较长：请稍后查看状态。",
     "COMMITTED": "内容已正式启用。",
     "COMMITTED_BROKEN": "已启用的版本无法再加载。",
     "CONVERSION": "此版本程序无法转换已启用的源文件。",

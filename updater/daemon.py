@@ -48,6 +48,7 @@ from updater.metric_catalog import GOLDEN_SET, LOOP_RUNNING
 from updater.metrics import BroadcastObserver, LogObserver, MetricsObserver, Observer
 from updater.models import UpdatedModels, settings_of_models
 from updater.service import convert
+from updater.service.callers import WORKERS
 from updater.service.golden import GoldenApi, GoldenPlace
 from updater.service.health import UpdaterHealth
 from updater.service.servicer import SettingsCalls, UpdatesApi
@@ -74,7 +75,6 @@ def kill_children() -> None:
 HEARTBEAT_SECONDS = 2.0
 STOP_SECONDS = 5.0  # then threads that have not stopped are abandoned
 JOURNAL_PAUSE_SECONDS = 5.0  # between two attempts to create the journal
-_WORKERS = 8
 _MAX_MESSAGE_BYTES = 17 << 20  # a golden item with its picture
 
 
@@ -279,7 +279,7 @@ class Updater:
             self._state,
         )
         options = [("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES)]
-        server = grpc.server(ThreadPoolExecutor(_WORKERS, "operator"), options=options)
+        server = grpc.server(ThreadPoolExecutor(WORKERS, "operator"), options=options)
         server.add_generic_rpc_handlers((api.handlers(), UpdaterHealth(self._loop_states).handlers()))
         path = self._run_folder / UPDATES_SOCKET
         remove_socket(path)

@@ -6,12 +6,14 @@ import signal
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
 
 from common.clock import Clock
 from updater.commands import CommandQueue
 from updater.core.effects import EffectFailure, Result, Wait
-from updater.core.facts import Facts, ServerState
-from updater.core.ports import EffectFailed, Journal
+from updater.core.facts import Facts, GoldenFacts, ServerState
+from updater.core.ports import EffectFailed, Journal, JournalUnusable
 from updater.core.record import Installed, ModelRecord
 from updater.core.rules import Rules
 from updater.metrics import Observer
@@ -25,6 +27,7 @@ STATE_SECONDS = 5.0  # of one look at the server
 GRACE_SECONDS = 60.0  # on top of an effect's own deadline, before its thread is taken for stuck
 WRITE_PAUSE_SECONDS = 2.0  # after a journal that could not be written
 LOOK_PAUSE_SECONDS = 2.0  # after a look that failed, for example for lack of open files
+_F = TypeVar("_F")
 
 
 class Interrupted(Exception):
@@ -111,6 +114,9 @@ class ModelLoop:
         self._has_begun = False
         self._before = dependencies.clock.monotonic()  # of the last step that was concluded
         self._rest = Wait(0.0)  # what the last step decided, if it was to wait
+        self._is_durable = False  # whether the step in progress was written to the journal
+        self._trouble = ""  # why it was not
+        self._faults: dict[str, str] = {}  # of facts that the last look could not read, by their names
         self._due = self._before + GRACE_SECONDS  # clock.monotonic() by which the step in progress must be over
         self.publisher = StatusPublisher(self._record, dependencies.clock)
 
@@ -173,18 +179,28 @@ class ModelLoop:
             return 0.0
         name = type(step).__name__
         self._due = dependencies.clock.monotonic() + getattr(step, "deadline_seconds", 0.0) + GRACE_SECONDS
-        dependencies.crash.reach(f"before:{name}")
-        result, after = self._perform(record, step, facts)
-        dependencies.crash.reach(f"after:{name}")
-        after = Transition(after.record, (*noted, *after.events))
-        if not self._write(after, must=facts.is_first or isinstance(step, CommandResult)):
-            return WRITE_PAUSE_SECONDS
+        self._is_durable, self._trouble = False, "the update loop has failed and is started again"
+        try:
+            dependencies.crash.reach(f"before:{name}")
+            result, after = self._perform(record, step, facts)
+            dependencies.crash.reach(f"after:{name}")
+            after = Transition(after.record, (*noted, *after.events))
+            if not self._write(after, must=facts.is_first or isinstance(step, CommandResult)):
+                return WRITE_PAUSE_SECONDS
+        finally:
+            if isinstance(step, CommandResult):
+                self._return_command(step)
         self._before, self._has_begun = began, True
-        if isinstance(step, CommandResult):
-            dependencies.commands.answer(step)
         self._rest = step if isinstance(step, Wait) else Wait(0.0)
         self._due = dependencies.clock.monotonic() + GRACE_SECONDS
         return max(self._rest.seconds, dependencies.rules.look_seconds if isinstance(result, EffectFailure) else 0.0)
+
+    def _return_command(self, result: CommandResult) -> None:
+        """Answer a command that was written down, whatever failed afterwards; give back one that was not."""
+        if self._is_durable:
+            self._dependencies.commands.answer(result)
+        else:
+            self._dependencies.commands.give_back(result.command, self._trouble)
 
     def _perform(self, record: ModelRecord, step: Step | CommandResult, facts: Facts) -> tuple[Result, Transition]:
         """Perform the step's effect, if it has one; returns its result, and the record after it."""
@@ -208,13 +224,14 @@ class ModelLoop:
                 dependencies.journal.write(record, events)
             except OSError as error:
                 dependencies.observer.report_error(dependencies.model, "journal_not_written", str(error))
+                self._trouble = f"the journal cannot be written: {error}"
                 return False
-            self._written = record
+            self._written, self._is_durable = record, True
             if record.stage is not before:
                 dependencies.crash.reach(record.stage.value)
             dependencies.observer.record_written(record, events)
         self._record = record
-        self.publisher.publish(record, events)
+        self.publisher.publish(record, events, "; ".join(self._faults.values()))
         return True
 
     def _look(self, now: float) -> Facts:
@@ -222,10 +239,13 @@ class ModelLoop:
 
         Raises:
             JournalUnusable: the journal was deleted or replaced.
+            OSError: the state folder cannot be read.
         """
         self._dependencies.journal.check()
         dependencies, ports = self._dependencies, self._dependencies.ports
-        pointer, is_readable = self._pointer()
+        server = self._read("the server's state", self._server, None)
+        nothing: tuple[Installed | None, bool] = (None, False)
+        pointer, is_readable = self._read("the committed pointer", self._pointer, nothing)
         committed = self._record.committed
         return Facts(
             now=dependencies.clock.now(),
@@ -233,19 +253,39 @@ class ModelLoop:
             is_first=not self._has_begun,
             fresh_id=dependencies.fresh_id(),
             jitter=dependencies.jitter(),
-            server=self._server(),
+            server=server,
             pointer=pointer,
             pointer_is_readable=is_readable,
-            golden=ports.golden.facts(),
+            golden=self._read("the golden set", ports.golden.facts, GoldenFacts("", problem="UNREADABLE")),
             sealed=ports.store.sealed(),
             free_bytes=ports.store.free_bytes(),
-            committed_converts_to="" if committed is None else ports.store.converts_to(committed),
+            committed_converts_to=""
+            if committed is None
+            else self._read("the committed source", lambda: ports.store.converts_to(committed), ""),
             command=dependencies.commands.oldest(),
         )
 
+    def _read(self, what: str, read: Callable[[], _F], unknown: _F) -> _F:
+        """A fact, or `unknown` if its port fails as it never should.
+
+        The failure is shown, and the look goes on: what an operator commands then needs no fact of that port.
+        """
+        try:
+            found = read()
+        except (Interrupted, JournalUnusable):
+            raise
+        except Exception as error:  # noqa: BLE001  an input that its reader did not foresee, or a bug
+            fault = f"{what} cannot be read: {_describe(error)}"
+            if self._faults.get(what) != fault:
+                self._dependencies.observer.report_error(self._dependencies.model, "look_failed", fault)
+            self._faults[what] = fault
+            return unknown
+        self._faults.pop(what, None)
+        return found
+
     def _report_failed_look(self, error: OSError) -> None:
         """Show that this look failed; nothing was decided, and the next look decides."""
-        message = (error.strerror or type(error).__name__).lower()
+        message = _describe(error)
         self.publisher.report_fault(f"the state cannot be read: {message}")
         self._dependencies.observer.report_error(self._dependencies.model, "look_failed", message)
 
@@ -260,3 +300,14 @@ class ModelLoop:
             return self._dependencies.ports.store.pointer(), True
         except EffectFailed:
             return None, False
+
+
+def _describe(error: Exception) -> str:
+    """What the system refused; or the kind of an unforeseen exception, and where it was raised."""
+    if isinstance(error, OSError):
+        return (error.strerror or type(error).__name__).lower()
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    where = "" if last is None else f" at {Path(last.tb_frame.f_code.co_filename).name}:{last.tb_lineno}"
+    return f"{type(error).__name__}{where}"

@@ -73,11 +73,11 @@ class StatusPublisher:
         with self._changed:
             return self._snapshot
 
-    def publish(self, record: ModelRecord, events: Sequence[Event]) -> None:
-        """Publish what was written."""
+    def publish(self, record: ModelRecord, events: Sequence[Event], fault: str = "") -> None:
+        """Publish what was written; `fault`: what the updater works without, for people."""
         with self._changed:
             kept = (*self._snapshot.events, *events)[-MAX_EVENTS:]
-            self._snapshot = StatusSnapshot(record, kept, self._snapshot.version + 1)
+            self._snapshot = StatusSnapshot(record, kept, self._snapshot.version + 1, fault)
             self._changed.notify_all()
 
     def report_fault(self, fault: str) -> None:

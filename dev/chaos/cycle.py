@@ -151,6 +151,10 @@ class Operator(CommandQueue):
         """Its caller never gives up."""
         return command is self._command
 
+    def give_back(self, command: OperatorCommand, trouble: str) -> None:
+        """It is given again."""
+        del command, trouble
+
     def answer(self, result: CommandResult) -> None:
         """Continue with the next command."""
         self._has_paused |= result.command.kind is CommandKind.PAUSE

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ from updater.core.breaker import BreakerState
 from updater.core.facts import CommandKind, OperatorCommand
 from updater.core.record import Event, ModelRecord
 from updater.service import convert
+from updater.service.callers import COMMAND_SECONDS, Caller, CommandGroup, CommandPlaces, build_caller
 from updater.service.golden import GoldenApi
 from updater.service.history import HistoryApi, build_unknown_error
 from updater.stages.commands import CommandResult
@@ -33,9 +35,7 @@ JOURNAL_COPY = "journal-copy-{}.db"  # in the run folder
 MAX_COPIES = 16  # callers move them away; one that did not leaves its copy until so many others were made
 SERVICE = pb.DESCRIPTOR.services_by_name["UpdatesService"].full_name
 MAX_REASON_CHARS, MAX_NAME_CHARS = 200, 64
-COMMAND_SECONDS = 25.0
 POLL_SECONDS = 90.0  # longest wait for the hub's answer
-_SPARE_SECONDS = 1.0
 M = TypeVar("M", bound=Message)
 # Events that answer Update with an error.
 _NOT_STARTED: Mapping[str, tuple[type[HotslotError], str]] = {
@@ -103,6 +103,7 @@ class UpdatesApi:
         self._journal = journal
         self._provenance = provenance
         self._log = log
+        self._places = CommandPlaces()
 
     @property
     def _names(self) -> tuple[str, ...]:
@@ -110,18 +111,8 @@ class UpdatesApi:
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """The handlers to register with a gRPC server."""
-        methods: dict[str, tuple[type[Message], Callable[[Any, float], Message]]] = {
+        queries: dict[str, tuple[type[Message], Callable[[Any, float], Message]]] = {
             "GetStatus": (pb.GetStatusRequest, self._get_status),
-            "CheckNow": (pb.CheckNowRequest, self._check_now),
-            "Update": (pb.UpdateRequest, self._update),
-            "Rollback": (pb.RollbackRequest, self._rollback),
-            "Pause": (pb.PauseRequest, self._pause),
-            "Resume": (pb.ResumeRequest, self._resume),
-            "Step": (pb.StepRequest, self._step),
-            "Promote": (pb.PromoteRequest, self._promote),
-            "Approve": (pb.ApproveRequest, self._approve),
-            "Unquarantine": (pb.UnquarantineRequest, self._unquarantine),
-            "ResetBreaker": (pb.ResetBreakerRequest, self._reset_breaker),
             "ListHistory": (pb.ListHistoryRequest, self._history.list_updates),
             "GetUpdate": (pb.GetUpdateRequest, self._history.get_update),
             "ListDifferingItems": (pb.ListDifferingItemsRequest, self._history.list_differing),
@@ -132,22 +123,37 @@ class UpdatesApi:
             "GetGoldenPicture": (pb.GetGoldenPictureRequest, self._golden.picture),
             "AddGoldenItem": (pb.AddGoldenItemRequest, self._golden.add),
         }
+        urgent, step, hub = CommandGroup.URGENT, CommandGroup.STEP, CommandGroup.HUB
+        commands: dict[str, tuple[type[Message], Callable[[Any, Caller], Message], CommandGroup]] = {
+            "CheckNow": (pb.CheckNowRequest, self._check_now, hub),
+            "Update": (pb.UpdateRequest, self._update, hub),
+            "Rollback": (pb.RollbackRequest, self._rollback, urgent),
+            "Pause": (pb.PauseRequest, self._pause, urgent),
+            "Resume": (pb.ResumeRequest, self._resume, step),
+            "Step": (pb.StepRequest, self._step, step),
+            "Promote": (pb.PromoteRequest, self._promote, step),
+            "Approve": (pb.ApproveRequest, self._approve, step),
+            "Unquarantine": (pb.UnquarantineRequest, self._unquarantine, step),
+            "ResetBreaker": (pb.ResetBreakerRequest, self._reset_breaker, step),
+        }
+        calls: dict[str, tuple[type[Message], Callable[[Any, Caller], Message]]] = {
+            **{name: (kind, partial(_query, answer)) for name, (kind, answer) in queries.items()},
+            **{name: (kind, partial(self._command, answer, group)) for name, (kind, answer, group) in commands.items()},
+        }
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             name: grpc.unary_unary_rpc_method_handler(self._build_handler(name, kind, answer), None, _serialize)
-            for name, (kind, answer) in methods.items()
+            for name, (kind, answer) in calls.items()
         }
         return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
     def _build_handler(
-        self, name: str, kind: type[M], answer: Callable[[M, float], Message]
+        self, name: str, kind: type[M], answer: Callable[[M, Caller], Message]
     ) -> Callable[[bytes, grpc.ServicerContext], Message]:
         """A handler that parses the request, calls `answer`, and converts exceptions to gRPC statuses."""
 
         def handle(raw: bytes, context: grpc.ServicerContext) -> Message:
-            left = context.time_remaining()
-            seconds = COMMAND_SECONDS if left is None else max(0.0, left - _SPARE_SECONDS)
             try:
-                return answer(_parse(kind, raw), seconds)
+                return answer(_parse(kind, raw), build_caller(context))
             except HotslotError as error:
                 failure = error
             except (JournalUnreadable, JournalNotWritten) as error:
@@ -159,6 +165,13 @@ class UpdatesApi:
             raise RuntimeError("abort_with_status has returned")
 
         return handle
+
+    def _command(
+        self, answer: Callable[[M, Caller], Message], group: CommandGroup, request: M, caller: Caller
+    ) -> Message:
+        """Apply a command, unless as many of its group wait as may."""
+        with self._places.take(group):
+            return answer(request, caller)
 
     # Queries.
 
@@ -200,7 +213,7 @@ class UpdatesApi:
 
     # Commands.
 
-    def _check_now(self, request: pb.CheckNowRequest, seconds: float) -> pb.CheckNowResponse:
+    def _check_now(self, request: pb.CheckNowRequest, caller: Caller) -> pb.CheckNowResponse:
         handle = self._find_model(request.model)
         started = handle.publisher.snapshot
         hub, before = started.record.hub, started.record.watch
@@ -208,13 +221,13 @@ class UpdatesApi:
             left = hub.left_seconds
             message = f"the hub failed several times; the next attempt is in {left:.0f} s"
             raise NotReady(message, reason="BREAKER_OPEN", retry_after_seconds=left)
-        self._apply(handle, CommandKind.CHECK_NOW, "", seconds)
+        self._apply(handle, CommandKind.CHECK_NOW, "", caller)
 
         def has_polled(snapshot: StatusSnapshot) -> bool:
             is_refused = any(event.name == "hub_unanswered" for event in _list_new_events(started, snapshot))
             return snapshot.record.watch.polls > before.polls or is_refused
 
-        snapshot = handle.publisher.wait(has_polled, min(seconds, POLL_SECONDS))
+        snapshot = handle.publisher.wait(has_polled, min(caller.seconds_left(), POLL_SECONDS))
         if snapshot is None:
             raise NotReady("the hub was not polled in time: another step is in progress", reason="UPDATER_BUSY")
         watch = snapshot.record.watch
@@ -222,14 +235,14 @@ class UpdatesApi:
             raise NotReady(watch.message or "the hub did not answer", reason="HUB_UNREACHABLE")
         return pb.CheckNowResponse(newest_revision=watch.newest, message=convert.describe_poll(snapshot.record))
 
-    def _update(self, request: pb.UpdateRequest, seconds: float) -> pb.UpdateResponse:
+    def _update(self, request: pb.UpdateRequest, caller: Caller) -> pb.UpdateResponse:
         if not request.revision:
             raise InputRefused("revision is required", field="revision")
         if len(request.revision) > MAX_REASON_CHARS:
             raise InputRefused(f"revision must have at most {MAX_REASON_CHARS} characters", field="revision")
         handle = self._find_model(request.model)
         before = handle.publisher.snapshot
-        self._apply(handle, CommandKind.UPDATE, request.revision, seconds, request.operator)
+        self._apply(handle, CommandKind.UPDATE, request.revision, caller, request.operator)
 
         def is_answered(snapshot: StatusSnapshot) -> bool:
             record = snapshot.record
@@ -237,7 +250,7 @@ class UpdatesApi:
                 _list_new_events(before, snapshot) or record.update
             )
 
-        snapshot = handle.publisher.wait(is_answered, min(seconds, POLL_SECONDS))
+        snapshot = handle.publisher.wait(is_answered, min(caller.seconds_left(), POLL_SECONDS))
         if snapshot is None:
             message = "the hub has not answered yet; the update starts when it does"
             raise NotReady(message, reason="HUB_UNREACHABLE", retry_after_seconds=POLL_SECONDS)
@@ -249,46 +262,46 @@ class UpdatesApi:
                 return pb.UpdateResponse(update=convert.to_summary(event.model, event.update, event.stage))
         return pb.UpdateResponse(update=convert.to_current_summary(snapshot.record))
 
-    def _rollback(self, request: pb.RollbackRequest, seconds: float) -> pb.RollbackResponse:
+    def _rollback(self, request: pb.RollbackRequest, caller: Caller) -> pb.RollbackResponse:
         result = self._apply(
-            self._find_model(request.model), CommandKind.ROLLBACK, request.revision, seconds, request.operator
+            self._find_model(request.model), CommandKind.ROLLBACK, request.revision, caller, request.operator
         )
         return pb.RollbackResponse(update=convert.to_current_summary(result.record))
 
-    def _pause(self, request: pb.PauseRequest, seconds: float) -> pb.PauseResponse:
+    def _pause(self, request: pb.PauseRequest, caller: Caller) -> pb.PauseResponse:
         if len(request.reason) > MAX_REASON_CHARS:
             raise InputRefused(f"reason must have at most {MAX_REASON_CHARS} characters", field="reason")
         result = self._apply(
-            self._find_model(request.model), CommandKind.PAUSE, request.reason, seconds, request.operator
+            self._find_model(request.model), CommandKind.PAUSE, request.reason, caller, request.operator
         )
         return pb.PauseResponse(state=convert.to_model_updates(StatusSnapshot(result.record)))
 
-    def _resume(self, request: pb.ResumeRequest, seconds: float) -> pb.ResumeResponse:
-        result = self._apply(self._find_model(request.model), CommandKind.RESUME, "", seconds, request.operator)
+    def _resume(self, request: pb.ResumeRequest, caller: Caller) -> pb.ResumeResponse:
+        result = self._apply(self._find_model(request.model), CommandKind.RESUME, "", caller, request.operator)
         return pb.ResumeResponse(state=convert.to_model_updates(StatusSnapshot(result.record)))
 
-    def _step(self, request: pb.StepRequest, seconds: float) -> pb.StepResponse:
-        result = self._apply(self._find_model(request.model), CommandKind.STEP, "", seconds, request.operator)
+    def _step(self, request: pb.StepRequest, caller: Caller) -> pb.StepResponse:
+        result = self._apply(self._find_model(request.model), CommandKind.STEP, "", caller, request.operator)
         return pb.StepResponse(state=convert.to_model_updates(StatusSnapshot(result.record)))
 
-    def _promote(self, request: pb.PromoteRequest, seconds: float) -> pb.PromoteResponse:
-        result = self._apply(self._find_model(request.model), CommandKind.PROMOTE, "", seconds, request.operator)
+    def _promote(self, request: pb.PromoteRequest, caller: Caller) -> pb.PromoteResponse:
+        result = self._apply(self._find_model(request.model), CommandKind.PROMOTE, "", caller, request.operator)
         return pb.PromoteResponse(state=convert.to_model_updates(StatusSnapshot(result.record)))
 
-    def _approve(self, request: pb.ApproveRequest, seconds: float) -> pb.ApproveResponse:
+    def _approve(self, request: pb.ApproveRequest, caller: Caller) -> pb.ApproveResponse:
         result = self._apply(
-            self._find_model(request.model), CommandKind.APPROVE, request.source_digest, seconds, request.operator
+            self._find_model(request.model), CommandKind.APPROVE, request.source_digest, caller, request.operator
         )
         return pb.ApproveResponse(update=convert.to_current_summary(result.record))
 
-    def _unquarantine(self, request: pb.UnquarantineRequest, seconds: float) -> pb.UnquarantineResponse:
+    def _unquarantine(self, request: pb.UnquarantineRequest, caller: Caller) -> pb.UnquarantineResponse:
         handle = self._find_model(request.model)
-        result = self._apply(handle, CommandKind.UNQUARANTINE, request.source_digest, seconds, request.operator)
+        result = self._apply(handle, CommandKind.UNQUARANTINE, request.source_digest, caller, request.operator)
         return pb.UnquarantineResponse(state=convert.to_model_updates(StatusSnapshot(result.record)))
 
-    def _reset_breaker(self, request: pb.ResetBreakerRequest, seconds: float) -> pb.ResetBreakerResponse:
+    def _reset_breaker(self, request: pb.ResetBreakerRequest, caller: Caller) -> pb.ResetBreakerResponse:
         result = self._apply(
-            self._find_model(request.model), CommandKind.RESET_BREAKER, request.breaker, seconds, request.operator
+            self._find_model(request.model), CommandKind.RESET_BREAKER, request.breaker, caller, request.operator
         )
         return pb.ResetBreakerResponse(breaker=convert.to_breaker(_find_breaker(result.record, request.breaker)))
 
@@ -315,15 +328,19 @@ class UpdatesApi:
         handle: ModelHandle,
         kind: CommandKind,
         argument: str,
-        seconds: float,
+        caller: Caller,
         operator: pb.Operator | None = None,
     ) -> CommandResult:
         command = OperatorCommand(kind, argument, _describe_operator(operator))
-        result = handle.commands.ask(command, min(seconds, COMMAND_SECONDS))
+        result = handle.commands.ask(command, min(caller.seconds_left(), COMMAND_SECONDS), caller.on_end)
         refused = result.refusal
         if refused is not None:
             raise (NotFound if refused.is_not_found else Conflict)(refused.message, reason=refused.reason)
         return result
+
+
+def _query(answer: Callable[[Any, float], Message], request: Message, caller: Caller) -> Message:
+    return answer(request, caller.seconds_left())
 
 
 def _list_new_events(before: StatusSnapshot, now: StatusSnapshot) -> list[Event]:

@@ -32,7 +32,10 @@ class UpdatesServiceStub:
     configured. Errors of all calls: NOT_FOUND (MODEL_UNKNOWN), INVALID_ARGUMENT
     (MODEL_REQUIRED, MESSAGE_MALFORMED), UNAVAILABLE (UPDATER_BUSY;
     JOURNAL_UNREADABLE: the journal cannot be trusted, so nothing is changed;
-    GetStatus still works).
+    GetStatus still works; JOURNAL_NOT_WRITTEN: the journal cannot be written now,
+    so nothing was changed; COMMAND_UNCONFIRMED: the command is being written,
+    which takes long, and GetStatus shows whether it was applied). A command that
+    failed, or whose call was cancelled before it was taken, is not applied later.
     """
 
     def __init__(self, channel):
@@ -150,7 +153,10 @@ class UpdatesServiceServicer:
     configured. Errors of all calls: NOT_FOUND (MODEL_UNKNOWN), INVALID_ARGUMENT
     (MODEL_REQUIRED, MESSAGE_MALFORMED), UNAVAILABLE (UPDATER_BUSY;
     JOURNAL_UNREADABLE: the journal cannot be trusted, so nothing is changed;
-    GetStatus still works).
+    GetStatus still works; JOURNAL_NOT_WRITTEN: the journal cannot be written now,
+    so nothing was changed; COMMAND_UNCONFIRMED: the command is being written,
+    which takes long, and GetStatus shows whether it was applied). A command that
+    failed, or whose call was cancelled before it was taken, is not applied later.
     """
 
     def GetStatus(self, request, context):
@@ -173,7 +179,9 @@ class UpdatesServiceServicer:
         `manual`, and if it does not match the tag pattern. It is verified and gated
         as any other. Errors: NOT_FOUND
         (REVISION_UNKNOWN), FAILED_PRECONDITION (UPDATE_IN_PROGRESS, QUARANTINED,
-        BELOW_MIN_VERSION, COMMITTED: its content is committed, AMBIGUOUS, NOT_READY).
+        BELOW_MIN_VERSION, COMMITTED: its content is committed, AMBIGUOUS, NOT_READY),
+        UNAVAILABLE (HUB_UNREACHABLE: the hub has not answered yet; the request is
+        kept, and the update starts when it does, unless updates are paused before).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -439,7 +447,10 @@ class UpdatesService:
     configured. Errors of all calls: NOT_FOUND (MODEL_UNKNOWN), INVALID_ARGUMENT
     (MODEL_REQUIRED, MESSAGE_MALFORMED), UNAVAILABLE (UPDATER_BUSY;
     JOURNAL_UNREADABLE: the journal cannot be trusted, so nothing is changed;
-    GetStatus still works).
+    GetStatus still works; JOURNAL_NOT_WRITTEN: the journal cannot be written now,
+    so nothing was changed; COMMAND_UNCONFIRMED: the command is being written,
+    which takes long, and GetStatus shows whether it was applied). A command that
+    failed, or whose call was cancelled before it was taken, is not applied later.
     """
 
     @staticmethod

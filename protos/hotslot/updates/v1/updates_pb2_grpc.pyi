@@ -35,7 +35,10 @@ class UpdatesServiceStub:
     configured. Errors of all calls: NOT_FOUND (MODEL_UNKNOWN), INVALID_ARGUMENT
     (MODEL_REQUIRED, MESSAGE_MALFORMED), UNAVAILABLE (UPDATER_BUSY;
     JOURNAL_UNREADABLE: the journal cannot be trusted, so nothing is changed;
-    GetStatus still works).
+    GetStatus still works; JOURNAL_NOT_WRITTEN: the journal cannot be written now,
+    so nothing was changed; COMMAND_UNCONFIRMED: the command is being written,
+    which takes long, and GetStatus shows whether it was applied). A command that
+    failed, or whose call was cancelled before it was taken, is not applied later.
     """
 
     @_typing.overload
@@ -53,7 +56,9 @@ class UpdatesServiceStub:
     `manual`, and if it does not match the tag pattern. It is verified and gated
     as any other. Errors: NOT_FOUND
     (REVISION_UNKNOWN), FAILED_PRECONDITION (UPDATE_IN_PROGRESS, QUARANTINED,
-    BELOW_MIN_VERSION, COMMITTED: its content is committed, AMBIGUOUS, NOT_READY).
+    BELOW_MIN_VERSION, COMMITTED: its content is committed, AMBIGUOUS, NOT_READY),
+    UNAVAILABLE (HUB_UNREACHABLE: the hub has not answered yet; the request is
+    kept, and the update starts when it does, unless updates are paused before).
     """
     Rollback: _grpc.UnaryUnaryMultiCallable[_updates_pb2.RollbackRequest, _updates_pb2.RollbackResponse]
     """Goes back to the previous committed revision, quarantines the source digest
@@ -134,7 +139,10 @@ class UpdatesServiceAsyncStub(UpdatesServiceStub):
     configured. Errors of all calls: NOT_FOUND (MODEL_UNKNOWN), INVALID_ARGUMENT
     (MODEL_REQUIRED, MESSAGE_MALFORMED), UNAVAILABLE (UPDATER_BUSY;
     JOURNAL_UNREADABLE: the journal cannot be trusted, so nothing is changed;
-    GetStatus still works).
+    GetStatus still works; JOURNAL_NOT_WRITTEN: the journal cannot be written now,
+    so nothing was changed; COMMAND_UNCONFIRMED: the command is being written,
+    which takes long, and GetStatus shows whether it was applied). A command that
+    failed, or whose call was cancelled before it was taken, is not applied later.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -149,7 +157,9 @@ class UpdatesServiceAsyncStub(UpdatesServiceStub):
     `manual`, and if it does not match the tag pattern. It is verified and gated
     as any other. Errors: NOT_FOUND
     (REVISION_UNKNOWN), FAILED_PRECONDITION (UPDATE_IN_PROGRESS, QUARANTINED,
-    BELOW_MIN_VERSION, COMMITTED: its content is committed, AMBIGUOUS, NOT_READY).
+    BELOW_MIN_VERSION, COMMITTED: its content is committed, AMBIGUOUS, NOT_READY),
+    UNAVAILABLE (HUB_UNREACHABLE: the hub has not answered yet; the request is
+    kept, and the update starts when it does, unless updates are paused before).
     """
     Rollback: _aio.UnaryUnaryMultiCallable[_updates_pb2.RollbackRequest, _updates_pb2.RollbackResponse]  # type: ignore[assignment]
     """Goes back to the previous committed revision, quarantines the source digest
@@ -229,7 +239,10 @@ class UpdatesServiceServicer(metaclass=_abc_1.ABCMeta):
     configured. Errors of all calls: NOT_FOUND (MODEL_UNKNOWN), INVALID_ARGUMENT
     (MODEL_REQUIRED, MESSAGE_MALFORMED), UNAVAILABLE (UPDATER_BUSY;
     JOURNAL_UNREADABLE: the journal cannot be trusted, so nothing is changed;
-    GetStatus still works).
+    GetStatus still works; JOURNAL_NOT_WRITTEN: the journal cannot be written now,
+    so nothing was changed; COMMAND_UNCONFIRMED: the command is being written,
+    which takes long, and GetStatus shows whether it was applied). A command that
+    failed, or whose call was cancelled before it was taken, is not applied later.
     """
 
     @_abc_1.abstractmethod
@@ -260,7 +273,9 @@ class UpdatesServiceServicer(metaclass=_abc_1.ABCMeta):
         `manual`, and if it does not match the tag pattern. It is verified and gated
         as any other. Errors: NOT_FOUND
         (REVISION_UNKNOWN), FAILED_PRECONDITION (UPDATE_IN_PROGRESS, QUARANTINED,
-        BELOW_MIN_VERSION, COMMITTED: its content is committed, AMBIGUOUS, NOT_READY).
+        BELOW_MIN_VERSION, COMMITTED: its content is committed, AMBIGUOUS, NOT_READY),
+        UNAVAILABLE (HUB_UNREACHABLE: the hub has not answered yet; the request is
+        kept, and the update starts when it does, unless updates are paused before).
         """
 
     @_abc_1.abstractmethod

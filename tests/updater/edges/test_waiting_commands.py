@@ -1,0 +1,115 @@
+"""Commands that wait take no thread from the calls that answer at once."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
+from typing import Any, cast
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from common.address import unix_target
+from common.clock import SystemClock
+from common.logs import get_logger
+from dev.harness.waiting import eventually
+from hotslot.status.v1 import status_pb2
+from hotslot.updates.v1 import updates_pb2 as pb
+from hotslot.updates.v1.updates_pb2_grpc import UpdatesServiceStub
+from updater.commands import CommandQueue
+from updater.core.record import ModelRecord
+from updater.service.callers import WORKERS
+from updater.service.golden import GoldenApi
+from updater.service.servicer import ModelHandle, SettingsCalls, UpdatesApi
+from updater.status import StatusPublisher
+
+LIMIT_SECONDS = 10.0
+MODEL = "shapes"
+
+
+class BusyUpdater:
+    """The operators' server of an updater that is in the middle of a step which nothing interrupts."""
+
+    def __init__(self, folder: Path) -> None:
+        self.commands = CommandQueue(Event())
+        handle = ModelHandle(StatusPublisher(ModelRecord(MODEL), SystemClock()), self.commands)
+        settings = SettingsCalls(lambda: (MODEL,), status_pb2.SettingsStatus, lambda **_: cast("Any", None))
+        api = UpdatesApi(
+            {MODEL: handle},
+            settings,
+            lambda: cast("Any", None),
+            lambda _digest: None,
+            get_logger(),
+            GoldenApi(dict, get_logger()),
+        )
+        self.server = grpc.server(ThreadPoolExecutor(WORKERS))
+        self.server.add_generic_rpc_handlers((api.handlers(),))
+        target = unix_target(folder / "updates.sock")
+        self.server.add_insecure_port(target)
+        self.server.start()
+        self.channel = grpc.insecure_channel(target)
+        self.stub = UpdatesServiceStub(self.channel)
+
+    @property
+    def waiting(self) -> int:
+        """Commands in the queue."""
+        return len(self.commands._queue)  # noqa: SLF001  what the loop would find
+
+    def close(self) -> None:
+        """End it."""
+        self.channel.close()
+        self.server.stop(None).wait()
+
+
+@pytest.fixture
+def busy(tmp_path: Path) -> Iterator[BusyUpdater]:
+    """An updater in the middle of a long step."""
+    one = BusyUpdater(tmp_path)
+    yield one
+    one.close()
+
+
+def list_reasons(calls: list[Any]) -> list[str]:
+    """The reasons with which calls have ended."""
+    return [from_rpc(call.exception(LIMIT_SECONDS)) for call in calls]
+
+
+def from_rpc(error: Any) -> str:  # noqa: ANN401  a call that has failed
+    """The reason of a failed call."""
+    status = rpc_status.from_call(error)
+    assert status is not None, error
+    for detail in status.details:
+        info = error_details_pb2.ErrorInfo()
+        if detail.Unpack(info):
+            return info.reason
+    return ""
+
+
+def test_waiting_commands_leave_the_status_its_threads(busy: BusyUpdater) -> None:
+    """Ten of each kind: four of a group wait, the others are told at once that they do not; the status is answered."""
+    calls: dict[str, list[Any]] = {"rollback": [], "resume": [], "check": []}
+    for _ in range(10):
+        calls["rollback"].append(busy.stub.Rollback.future(pb.RollbackRequest(), timeout=60))
+        calls["resume"].append(busy.stub.Resume.future(pb.ResumeRequest(), timeout=60))
+        calls["check"].append(busy.stub.CheckNow.future(pb.CheckNowRequest(), timeout=60))
+    eventually(lambda: busy.waiting == 12, what="four of each group wait")
+    eventually(lambda: all(sum(call.done() for call in group) == 6 for group in calls.values()), what="refused")
+    refused = [call for group in calls.values() for call in group if call.done()]
+
+    assert list_reasons(refused) == ["UPDATER_BUSY"] * 18
+    assert busy.stub.GetStatus(pb.GetStatusRequest(), timeout=LIMIT_SECONDS).models[0].model == MODEL
+
+    for group in calls.values():
+        for call in group:
+            call.cancel()
+    eventually(lambda: busy.waiting == 0, what="commands of callers who have gone are dropped")
+    assert busy.commands.oldest() is None
+
+
+def test_a_command_is_dropped_at_its_callers_deadline(busy: BusyUpdater) -> None:
+    """Also where the caller did not hang up."""
+    with pytest.raises(grpc.RpcError):
+        busy.stub.Pause(pb.PauseRequest(), timeout=0.2)
+    eventually(lambda: busy.waiting == 0, what="the command is dropped")
