@@ -214,7 +214,7 @@ class UpdatedModels:
         stopping = threading.Event()
         own = replace(dependencies, stopping=stopping)
         updater = build_model(own, model, self.records)
-        shared = (dependencies.clock, dependencies.observer, self._log, stopping, self._on_unusable)
+        shared = (dependencies.clock, dependencies.observer, self._log, stopping, self._on_unusable, updater.wake)
         return BuiltLoop(updater, LoopSupervisor(model.name, updater.loop, *shared), stopping)
 
 

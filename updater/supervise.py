@@ -25,6 +25,7 @@ class LoopSupervisor:
         log: logs.Logger,
         stopping: threading.Event,
         on_unusable: Callable[[JournalUnusable], None],
+        wake: threading.Event | None = None,
     ) -> None:
         """Start nothing yet.
 
@@ -36,6 +37,8 @@ class LoopSupervisor:
             log: gets the exceptions.
             stopping: set when the process stops.
             on_unusable: called when the journal cannot be trusted; the loop is not started again then.
+            wake: set when an operator's command has come, or with `stopping`; it ends a pause, so that whoever wants to
+                roll back need not wait for it. Default: a pause ends with `stopping`.
         """
         self._model = model
         self._loop = loop
@@ -44,6 +47,7 @@ class LoopSupervisor:
         self._log = log
         self._stopping = stopping
         self._on_unusable = on_unusable
+        self._wake = wake
         self._is_running = False
 
     @property
@@ -69,9 +73,17 @@ class LoopSupervisor:
                 self._is_running = False
                 is_calm = self._clock.monotonic() - began >= CALM_SECONDS
                 failures = 1 if is_calm else failures + 1
-                self._stopping.wait(self._report(error, failures))
+                self._pause(self._report(error, failures))
             else:
                 return
+
+    def _pause(self, seconds: float) -> None:
+        """Wait; a command that comes meanwhile ends one pause, not the next one."""
+        if self._wake is None:
+            self._stopping.wait(seconds)
+            return
+        self._wake.wait(seconds)
+        self._wake.clear()
 
     def _report(self, error: Exception, failures: int) -> float:
         """Show a failure; returns the pause before the next start."""

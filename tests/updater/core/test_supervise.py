@@ -94,6 +94,37 @@ def test_a_loop_that_ran_long_begins_with_the_first_pause(world: World) -> None:
     assert stopping.pauses == [1.0, 1.0]
 
 
+def test_a_command_ends_the_pause_of_a_loop_that_has_failed(world: World) -> None:
+    """Who rolls back does not wait for a minute; the pause after that is as long as before."""
+    stopping = threading.Event()
+    pauses: list[float] = []
+
+    class Wake(threading.Event):
+        """A command comes in each pause but the last, in which the process stops."""
+
+        def wait(self, timeout: float | None = None) -> bool:
+            assert not self.is_set()
+            self.set()
+            pauses.append(timeout or 0.0)
+            if len(pauses) == 3:
+                stopping.set()
+            return True
+
+    loop = FailingLoop(world, *(ValueError("bug") for _ in range(9)))
+    LoopSupervisor(
+        MODEL,
+        cast("ModelLoop", loop),
+        world.clock,
+        NoObserver(),
+        cast("Logger", Log()),
+        stopping,
+        lambda _: None,
+        Wake(),
+    ).run()
+    assert pauses == [*RESTART_SECONDS[:3]]
+    assert loop.reloads == 2
+
+
 def test_the_status_says_that_the_loop_has_failed(world: World) -> None:
     """Until the next step is written."""
     loop = FailingLoop(world, ValueError("bug"))
