@@ -82,6 +82,9 @@ def show_set(golden: GoldenFolder, rules: TaskAnswers) -> RenderableType:
         table.add_row(text(("pictures", DIM)), text(str(len({item.image for item in items}))))
     questions = f"{golden.golden.questions}, of which {len(expected)} have an expected answer"
     table.add_row(text((rules.texts_key, DIM)), text(questions))
+    if golden.copies:
+        counted = f"{golden.copies} of them are asked before; {golden.distinct.questions} count, each once"
+        table.add_row(text(("copies", DIM)), text((counted, BAD)))
     for label, share in measure_distribution(rules, expected).items():
         table.add_row(text((f"  {label}", DIM)), text(f"{share:.1%}"))
     return table
@@ -194,16 +197,16 @@ def record(
     """
     task = Task(task_of(model))
     known = _read(folder, model).golden if (folder / SET_NAME).exists() else GoldenSet(())
-    items = (*known.items, *_find_new(task, folder, known, tuple(statements or ()), addresses))
-    if not items:
+    asked = GoldenSet((*known.items, *_find_new(task, folder, known, tuple(statements or ()), addresses)))
+    if not asked.items:
         raise WronglyUsed(f"the set is empty; give {_OPTIONS[task]}")
-    answers, refused = _answers_of(GoldenFolder(folder, GoldenSet(items), ""), model, endpoint, timeout)
+    answers, refused = _answers_of(GoldenFolder(folder, asked, "", asked), model, endpoint, timeout)
     for name, why in refused.items():
         print_text((f"{name} is left out: ", BAD), why)
-    recorded = [item for item in items if item.item in answers]
+    recorded = [item for item in asked.items if item.item in answers]
     if not recorded:
         raise CommandFailed("the model answered no item; nothing was recorded")
-    _write_set(folder, known, items, answers)
+    _write_set(folder, known, asked.items, answers)
     _read(folder, model)
     left = f", {len(refused)} left out" if refused else ""
     print_text(("recorded ", GOOD), f"{len(recorded)} items in {folder / SET_NAME}{left}")
@@ -285,7 +288,8 @@ def show(folder: Folder = None, *, model: Model = "", as_json: AsJson = False) -
     """Show how many items and expected answers a set has. Works without a server."""
     golden = _read(golden_folder(folder, model), model)
     if as_json:
-        print_json({"folder": str(golden.folder), "digest": golden.digest, "items": len(golden.golden.items)})
+        row = {"folder": str(golden.folder), "digest": golden.digest, "items": len(golden.golden.items)}
+        print_json({**row, "copies": golden.copies})
     else:
         out.print(show_set(golden, TASK_ANSWERS[Task(task_of(model))]))
 

@@ -67,7 +67,7 @@ def _judge(state: Path, golden: GoldenChoice, bundle: Bundle, committed: Committ
     if golden.folder is None:
         return ""
     try:
-        found = read_folder(golden.folder, bundle.task).golden
+        found = read_folder(golden.folder, bundle.task).distinct
         ours = judge(bundle_folder(state, bundle.bundle_digest), golden.folder, TIMEOUT_SECONDS)
         before = None
         if committed is not None:

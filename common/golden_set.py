@@ -16,14 +16,15 @@ import json
 import os
 import re
 import stat
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.answers import TASK_ANSWERS, TaskAnswers
 from common.durable import hold_lock, write_atomic
 from common.engine_files import Task
-from common.json_load import load_json
+from common.json_load import HalfCharacter, load_json
 
 MAX_LINE_CHARS = 1 << 20
 MAX_ITEMS = 10_000
@@ -102,10 +103,9 @@ def parse(text: str, task: str) -> GoldenSet:
             raise GoldenBroken("UNREADABLE", f"the set has more than {MAX_ITEMS} items")
     if not items:
         raise GoldenBroken("EMPTY", "the set has no items")
-    names = [item.item for item in items]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise GoldenBroken("UNREADABLE", f"item {twice[:80]!r} appears twice")
+    name, times = Counter(item.item for item in items).most_common(1)[0]
+    if times > 1:
+        raise GoldenBroken("UNREADABLE", f"item {name[:80]!r} appears twice")
     return GoldenSet(tuple(items), min_accuracy)
 
 
@@ -131,6 +131,8 @@ def _object(line: str, number: int) -> dict[str, object]:
         raise GoldenBroken("UNREADABLE", f"line {number} has more than {MAX_LINE_CHARS} characters")
     try:
         row = load_json(line)
+    except HalfCharacter as error:
+        raise GoldenBroken("UNREADABLE", str(error).replace("line 1", f"line {number}", 1)) from error
     except ValueError as error:
         raise GoldenBroken("UNREADABLE", f"line {number} is not JSON") from error
     if not isinstance(row, dict):
@@ -207,6 +209,12 @@ class GoldenFolder:
     folder: Path
     golden: GoldenSet
     digest: str  # of the questions, the expected answers and the pictures
+    distinct: GoldenSet  # each question once, whatever pictures and items it is copied to: a copy proves nothing more
+
+    @property
+    def copies(self) -> int:
+        """Questions that are asked several times in the set, without their first time."""
+        return self.golden.questions - self.distinct.questions
 
     def picture(self, item: GoldenItem) -> bytes:
         """Read an item's picture.
@@ -217,12 +225,26 @@ class GoldenFolder:
         return read_regular(self.folder / item.image, MAX_PICTURE_BYTES, f"the picture of {item.item!r}")
 
 
-def read_folder(folder: Path, task: str) -> GoldenFolder:
+HashPicture = Callable[[Path, str], str]
+"""(path of a picture, what it is, for messages) → its SHA-256; raises GoldenBroken."""
+
+
+def hash_picture(path: Path, what: str) -> str:
+    """SHA-256 of a picture.
+
+    Raises:
+        GoldenBroken: the file is missing, not a regular file, or too large.
+    """
+    return hashlib.sha256(read_regular(path, MAX_PICTURE_BYTES, what)).hexdigest()
+
+
+def read_folder(folder: Path, task: str, hash_one: HashPicture = hash_picture) -> GoldenFolder:
     """Read and check the set in a folder.
 
     Args:
         folder: with `golden.jsonl` and the pictures.
         task: of the model.
+        hash_one: reads one picture.
 
     Raises:
         GoldenBroken: the set is missing, empty, malformed or for another task, or a picture is missing.
@@ -233,7 +255,11 @@ def read_folder(folder: Path, task: str) -> GoldenFolder:
     except UnicodeDecodeError as error:
         raise GoldenBroken("UNREADABLE", f"{SET_NAME} is not UTF-8") from error
     golden = parse(text, task)
-    return GoldenFolder(folder, golden, _digest(folder, golden))
+    pictures = {"": ""}
+    for item in golden.items:
+        if item.image not in pictures:
+            pictures[item.image] = hash_one(folder / item.image, f"the picture of {item.item!r}")
+    return GoldenFolder(folder, golden, _digest(golden, pictures), _drop_copies(golden, pictures))
 
 
 def read_regular(path: Path, max_bytes: int, what: str) -> bytes:
@@ -255,17 +281,38 @@ def read_regular(path: Path, max_bytes: int, what: str) -> bytes:
     return content
 
 
-def _digest(folder: Path, golden: GoldenSet) -> str:
+def _digest(golden: GoldenSet, pictures: Mapping[str, str]) -> str:
     """SHA-256 of the questions, the expected answers and the pictures; recorded answers are left out."""
-    pictures = {"": ""}
     lines = [f"floor {golden.min_accuracy!r}"]  # the key's earlier name: digests of recorded sets must not change
     for item in golden.items:
-        if item.image not in pictures:
-            content = read_regular(folder / item.image, MAX_PICTURE_BYTES, f"the picture of {item.item!r}")
-            pictures[item.image] = hashlib.sha256(content).hexdigest()
         asked = [item.item, pictures[item.image], item.premise, item.texts, item.expected]
         lines.append(json.dumps(asked, ensure_ascii=False))
     return "sha256:" + hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+
+
+def _drop_copies(golden: GoldenSet, pictures: Mapping[str, str]) -> GoldenSet:
+    """The set with each question once: where an answer is expected, if it is anywhere, else where it comes first."""
+    places: dict[tuple[str, str, str], tuple[int, int]] = {}
+    for with_expected in (True, False):
+        for number, item in enumerate(golden.items):
+            if bool(item.expected) is with_expected:
+                for position, text in enumerate(item.texts):
+                    places.setdefault((pictures[item.image], item.premise, text), (number, position))
+    if len(places) == golden.questions:
+        return golden
+    kept: dict[int, list[int]] = {}
+    for number, position in sorted(places.values()):
+        kept.setdefault(number, []).append(position)
+    return replace(golden, items=tuple(_keep(golden.items[number], positions) for number, positions in kept.items()))
+
+
+def _keep(item: GoldenItem, positions: Sequence[int]) -> GoldenItem:
+    """An item with some of its questions."""
+    statements, addresses, expected, answers = (
+        tuple(row[position] for position in positions) if row else ()
+        for row in (item.statements, item.addresses, item.expected, item.answers)
+    )
+    return replace(item, statements=statements, addresses=addresses, expected=expected, answers=answers)
 
 
 class ItemExists(ValueError):

@@ -28,7 +28,7 @@ from updater.core.rules import (
     Rules,
 )
 from updater.core.versions import parse_version
-from updater.golden_files import GoldenFiles
+from updater.golden_files import LOOK_SECONDS, GoldenFiles
 from updater.hub.folder import DirectoryHub
 from updater.loop import CrashPoints, LoopDependencies, ModelLoop, StepGuard
 from updater.metrics import Observer
@@ -94,7 +94,7 @@ def build_model(
     guard = StepGuard(commands, shared.stopping)
     control = ControlClient(shared.run_folder, settings.name, guard)
     progress = Progress()
-    files = GoldenFiles(section.golden, settings.task, section.golden_min_accuracy)
+    files = GoldenFiles(section.golden, settings.task, section.golden_min_accuracy, shared.clock, LOOK_SECONDS)
 
     ports = Ports(
         hub=open_hub(shared.settings.updater, settings.name, shared.clock),

@@ -1,13 +1,15 @@
 """The golden set of one model, reloaded when its files change; and the built-in probes, used without a golden set."""
 
+import math
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.clock import Clock, SystemClock
 from common.engine_files import Task
-from common.golden_set import SET_NAME, GoldenBroken, GoldenFolder, GoldenItem, GoldenSet, read_folder
+from common.golden_set import SET_NAME, GoldenBroken, GoldenFolder, GoldenItem, GoldenSet, hash_picture, read_folder
 from updater.core.facts import GoldenFacts
 
 _SIDE_PIXELS = 64
@@ -19,7 +21,38 @@ _PROBE_ADDRESSES = (
     "上海市浦东新区世纪大道100号",
 )
 
-Signature = tuple[tuple[str, int, int], ...]
+LOOK_SECONDS = 5.0  # of one look that reads a set: commands, and the lease of a trial, do not wait for gigabytes
+Stamp = tuple[str, int, int, int, int]  # name, inode, times of change and of modification, size; -1: not there
+Signature = tuple[Stamp, ...]
+
+
+class _NotReadYet(Exception):
+    """The time of a look is over; the next one continues."""
+
+
+class _PictureHashes:
+    """SHA-256 of a set's pictures; a picture is read again only if its file has changed."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._known: dict[Path, tuple[Stamp, str]] = {}
+        self.ends = math.inf  # clock.monotonic() from which no further picture is read
+
+    def hash(self, path: Path, what: str) -> str:
+        """SHA-256 of a picture; raises GoldenBroken, and _NotReadYet."""
+        stamp = _stat_file(path)
+        known = self._known.get(path)
+        if known is not None and known[0] == stamp:
+            return known[1]
+        if self._clock.monotonic() >= self.ends:
+            raise _NotReadYet
+        found = hash_picture(path, what)
+        self._known[path] = (stamp, found)
+        return found
+
+    def keep(self, paths: Collection[Path]) -> None:
+        """Forget all others."""
+        self._known = {path: known for path, known in self._known.items() if path in paths}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +66,26 @@ class ProbeItem:
 class GoldenFiles:
     """Reads the golden set of one model. From that model's thread only."""
 
-    def __init__(self, folder: Path | None, task: Task, min_accuracy: float = 0.0) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        task: Task,
+        min_accuracy: float = 0.0,
+        clock: Clock | None = None,
+        look_seconds: float = math.inf,
+    ) -> None:
         """Read nothing yet.
 
         Args:
             folder: of the set; None if none is configured.
             task: of the model.
             min_accuracy: from the settings. The effective value is the higher of this and the set's own.
+            clock: for the time that a call takes.
+            look_seconds: longest time that a call reads pictures; the next call continues.
         """
+        self._clock = clock or SystemClock()
+        self._look_seconds = look_seconds
+        self._hashes = _PictureHashes(self._clock)
         self._folder = folder
         self.min_accuracy = min_accuracy
         self._task = task
@@ -49,18 +94,22 @@ class GoldenFiles:
         self._read: GoldenFolder | None = None
 
     def facts(self) -> GoldenFacts:
-        """The set as it is on disk now; reloaded only if a file has changed."""
+        """The set as it is on disk now; reloaded only if a file has changed. A large one is read in several calls."""
         if self._folder is None:
             return GoldenFacts("")
         signature = self._stat_files(self._folder)
         if signature != self._signature:
+            self._hashes.ends = self._clock.monotonic() + self._look_seconds
             self._facts = self._reload(self._folder)
+            if not self._facts.is_read:
+                self._signature = None
+                return self._facts
             # The list of pictures is known only after loading; a change during it is noticed at the next call.
             self._signature = self._stat_files(self._folder)
         return self._facts
 
     def load(self) -> GoldenFolder | None:
-        """The set as it is on disk now; None if there is none, or it is unusable."""
+        """The set as it is on disk now; None if there is none, or it is unusable or not read yet."""
         self.facts()
         return self._read
 
@@ -69,15 +118,18 @@ class GoldenFiles:
         if not (folder / SET_NAME).exists():
             return GoldenFacts("", problem="UNREADABLE") if not folder.is_dir() else GoldenFacts("", problem="EMPTY")
         try:
-            found = read_folder(folder, self._task.value)
+            found = read_folder(folder, self._task.value, self._hashes.hash)
         except GoldenBroken as error:
             return GoldenFacts("", problem=error.problem)
+        except _NotReadYet:
+            return GoldenFacts("", is_read=False)
+        self._hashes.keep({folder / item.image for item in found.golden.items})
         self._read = found
-        golden = found.golden
+        golden = found.distinct
         return GoldenFacts(found.digest, golden.questions, golden.expected, max(self.min_accuracy, golden.min_accuracy))
 
     def _stat_files(self, folder: Path) -> Signature:
-        """Names, modification times and sizes of the files of the set."""
+        """Stamps of the files of the set."""
         items = self._read.golden.items if self._read is not None else ()
         names = {SET_NAME, *(item.image for item in items if item.image)}
         return tuple(_stat_file(folder / name) for name in sorted(names))
@@ -121,9 +173,10 @@ def _encode_chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def _stat_file(path: Path) -> tuple[str, int, int]:
+def _stat_file(path: Path) -> Stamp:
+    """Also what a copy with the times of its origin, or a rename over the file, cannot keep."""
     try:
         seen = path.stat()
     except OSError:
-        return (path.name, -1, -1)
-    return (path.name, seen.st_mtime_ns, seen.st_size)
+        return (path.name, -1, -1, -1, -1)
+    return (path.name, seen.st_ino, seen.st_ctime_ns, seen.st_mtime_ns, seen.st_size)

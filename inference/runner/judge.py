@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from common.answers import AddressPart, format_parts
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
         engine = loader_for(bundle.engine)(
             options.bundle, bundle, LoadOptions("cpu", "", 0), lambda _phase, _share: None
         )
-        answers = answer_set(engine, golden)
+        answers = answer_set(engine, replace(golden, golden=golden.distinct))
     except (BundleBroken, BundleRefused, GoldenBroken) as error:
         sys.stderr.write(json.dumps({"reason": "NOT_JUDGED", "message": str(error)}) + "\n")
         return ExitCode.CONVERSION_REFUSED

@@ -1,11 +1,13 @@
 """Golden sets: what a line may say."""
 
+import json
+import time
 from pathlib import Path
 
 import pytest
 
 from common.engine_files import Task
-from common.golden_set import GoldenBroken, GoldenItem, ItemExists, add_item, parse, read_folder
+from common.golden_set import MAX_ITEMS, GoldenBroken, GoldenItem, ItemExists, add_item, parse, read_folder
 
 ITEM = '{"item": "a", "image": "a.png", "statements": ["there is a dog"], "expected": ["yes"]}\n'
 TASK = "visual-entailment"
@@ -22,6 +24,29 @@ def test_an_accuracy_that_is_not_a_share_is_refused(line: str) -> None:
     """It must be a number from 0 to 1; the message names the line."""
     with pytest.raises(GoldenBroken, match="line 1: min_accuracy must be a number from 0 to 1"):
         parse(line + ITEM, TASK)
+
+
+@pytest.mark.parametrize("place", ["item", "statements", "premise", "expected"])
+def test_half_an_emoji_is_refused_with_its_line(tmp_path: Path, place: str) -> None:
+    """As an editor leaves it that counts in UTF-16; no digest can be made of it."""
+    row = {"item": "b", "image": "a.png", "premise": "p", "statements": ["there is a cat"], "expected": ["yes"]}
+    half = {**row, place: ["\ud83d"] if isinstance(row[place], list) else "\ud83d"}
+    (tmp_path / "golden.jsonl").write_text(ITEM + json.dumps(half) + "\n")
+    (tmp_path / "a.png").write_bytes(PNG)
+    with pytest.raises(GoldenBroken, match=r"^line 2 has half of a character") as broken:
+        read_folder(tmp_path, TASK)
+    assert broken.value.problem == "UNREADABLE"
+
+
+def test_a_name_that_is_there_twice_is_found_as_quickly_as_none() -> None:
+    """In the largest set, and at its end."""
+    lines = [ITEM.replace('"a"', f'"item-{number}"') for number in range(MAX_ITEMS - 1)]
+    began = time.process_time()
+    parse("".join(lines), TASK)
+    took, began = time.process_time() - began, time.process_time()
+    with pytest.raises(GoldenBroken, match=f"item 'item-{MAX_ITEMS - 2}' appears twice"):
+        parse("".join([*lines, lines[-1]]), TASK)
+    assert time.process_time() - began < 2 * took + 0.1
 
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(8)

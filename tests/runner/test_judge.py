@@ -87,7 +87,7 @@ class YesEngine(WordEngine):
 def addresses(*texts: tuple[str, ...]) -> GoldenFolder:
     """A set of such items."""
     items = (GoldenItem(f"i{number}", addresses=row) for number, row in enumerate(texts))
-    return GoldenFolder(Path(), GoldenSet(tuple(items)), "")
+    return GoldenFolder(Path(), GoldenSet(tuple(items)), "", GoldenSet(tuple(items)))
 
 
 def test_two_hundred_items_take_a_call_for_each_eight() -> None:
@@ -120,7 +120,7 @@ def test_statements_share_calls(tmp_path: Path) -> None:
     items = tuple(GoldenItem(f"i{number}", "a.png", statements=("yes", "nan")) for number in range(9))
     engine = YesEngine()
 
-    answers = answer_set(engine, GoldenFolder(tmp_path, GoldenSet(items), ""))
+    answers = answer_set(engine, GoldenFolder(tmp_path, GoldenSet(items), "", GoldenSet(items)))
 
     assert answers == {f"i{number}": ["yes", ""] for number in range(9)}
     assert engine.calls == [8, 8, 2]

@@ -87,7 +87,7 @@ class Prober:
                 asked += _pair_answers(chunk, candidate, active)
         except GoldenBroken as error:
             raise EffectFailed.inconclusive("GOLDEN_CHANGED", str(error)) from error
-        if digest and self.facts().digest != digest:
+        if digest and self._files.facts().digest != digest:
             raise _build_changed_error()
         state = self._client.state(STATE_SECONDS)
         slot = state.loaded(load_id)
@@ -137,7 +137,7 @@ class Prober:
         found = self._files.load()
         if found is None or found.digest != digest:
             raise _build_changed_error()
-        return read_probe_items(found, found.golden), max(self._files.min_accuracy, found.golden.min_accuracy)
+        return read_probe_items(found, found.distinct), max(self._files.min_accuracy, found.golden.min_accuracy)
 
     def _probe_chunk(self, load_id: str, chunk: Sequence[ProbeItem], ends: float) -> list[list[GoldenAnswer]]:
         """For each question of a chunk, one answer for each of its texts."""

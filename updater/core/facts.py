@@ -67,6 +67,7 @@ class GoldenFacts:
     expected: int = 0  # questions with an expectation
     min_accuracy: float = 0.0  # least accuracy, 0 to 1
     problem: str = ""  # why it cannot be used: "EMPTY", "UNREADABLE", "OTHER_TASK"; empty if it can
+    is_read: bool = True  # False: a large set is being read, which takes several looks
 
 
 @dataclass(frozen=True, slots=True)

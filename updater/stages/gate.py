@@ -28,11 +28,13 @@ MOVED = frozenset(
 _LOST_BUNDLE = frozenset({"BUNDLE_UNKNOWN", "BUNDLE_BROKEN"})
 
 
-def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | Wait | Transition:  # noqa: PLR0911  one line a case
+def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | Wait | Transition:  # noqa: C901, PLR0911  one line a case
     """Load the candidate beside the active slot, then send the golden questions to both."""
     update, server = record.under_way, facts.server
     if update.retry_in_seconds > 0:
         return Wait(min(rules.look_seconds, update.retry_in_seconds), "before it is tried again")
+    if not facts.golden.is_read:
+        return Wait(0.0, "the golden set is being read")
     problem = find_golden_problem(record, facts)
     if problem is not None and not update.approved and not failback.is_under_way(record):
         return transitions.hold(record, facts, problem, _advise_on_golden(problem, facts))

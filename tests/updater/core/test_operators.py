@@ -140,3 +140,21 @@ def test_the_audit_trail_says_who_acted_and_why(world: World) -> None:
         ("operator_acted", "pause by wang: release freeze"),
         ("updates_paused", "an operator paused updates"),
     ]
+
+
+def test_a_golden_set_that_is_being_read_holds_nothing(world: World) -> None:
+    """The gate waits for it; commands do not."""
+    facts = world.golden.set_facts
+    world.golden.set_facts = GoldenFacts("", is_read=False)
+    world.publish("1.1.0")
+    world.tick_until(Stage.GATING)
+    for _ in range(20):
+        world.tick()
+    assert world.stage is Stage.GATING
+    assert world.command(CommandKind.ROLLBACK) is None
+
+    world.command(CommandKind.RESUME)
+    world.tick_until(Stage.GATING)
+    world.golden.set_facts = facts
+    world.settle()
+    assert world.committed == "1.1.0"
