@@ -43,7 +43,7 @@ class SlowDisk:
 
 def write_set(folder: Path, pictures: int) -> None:
     """A set with one question to each picture."""
-    rows = [
+    rows: list[dict[str, object]] = [
         {"item": f"item-{number}", "image": f"{number}.png", "statements": ["a"], "expected": ["yes"]}
         for number in range(pictures)
     ]
