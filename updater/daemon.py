@@ -36,7 +36,7 @@ from common.paths import HEARTBEAT, UPDATER_LOCK, UPDATES_SOCKET, make_run_folde
 from common.process_metrics import installed_version, make_process_reader
 from common.reload import FileUnusable
 from common.settings import Mistake, SettingsInvalid, load_settings, use_settings_file
-from common.settings_reload import SettingsReloader
+from common.settings_reload import ReadSettings, SettingsReloader
 from common.stop_signals import RepeatedSignal, StopSignals
 from common.tls import ServerContexts, watch_certificate
 from hotslot.control.v1 import control_pb2
@@ -204,15 +204,23 @@ class Updater:
                 refusal = "updates do not run; the updater reads the file when it is started again"
             if refusal and not check_only:
                 self._reloader.refuse(found, refusal)
-            is_applied = not refusal and not check_only
-            if is_applied and found.settings is not None and self._journal is not None:
-                dependencies = self._dependencies(found.settings, self._journal)
-                self._reloader.accept(found)
-                try:
-                    self._models.apply(dependencies, found.plan)
-                except JournalUnusable as error:
-                    self._stop_updates(error)
-            return control_pb2.SettingsReload(**found.as_fields(refusal, is_applied=is_applied))
+            if not refusal and not check_only and found.settings is not None and self._journal is not None:
+                refusal = self._apply(found, self._dependencies(found.settings, self._journal))
+            return control_pb2.SettingsReload(**found.as_fields(refusal, is_applied=not refusal and not check_only))
+
+    def _apply(self, found: ReadSettings[UpdaterSettings], dependencies: UpdaterDependencies) -> str:
+        """Take over settings; returns why they were not."""
+        try:
+            self._models.apply(dependencies, found.plan, partial(self._reloader.accept, found))
+        except JournalUnusable as error:
+            self._stop_updates(error)
+            refusal = str(error)
+        except Exception as error:  # noqa: BLE001  whatever a new loop needs and does not find
+            refusal = f"the loop of an added model cannot be built: {error or type(error).__name__}"
+        else:
+            return ""
+        self._reloader.refuse(found, refusal)
+        return refusal
 
     def _settings_status(self) -> status_pb2.SettingsStatus:
         return convert.to_settings_status(self._reloader.state)
@@ -265,17 +273,15 @@ class Updater:
     @contextlib.contextmanager
     def _serve_operators(self) -> Iterator[None]:
         provenance = partial(read_provenance, self._state)
-        starting = lambda: self._starting_fault  # noqa: E731  read at each call
         settings = SettingsCalls(lambda: self._names, self._settings_status, self.reload)
-        handles = self._models.handles
         api = UpdatesApi(
-            handles,
+            self._models.handles,
             settings,
             self._get_journal,
             provenance,
             self._log,
             GoldenApi(self._golden_places, self._log),
-            starting,
+            lambda: self._starting_fault,
             self._state,
         )
         options = [("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES)]
@@ -309,10 +315,8 @@ class Updater:
         if section.metrics_port < 0:
             yield
             return
-        address, files = (
-            parse_address(section.metrics_host, section.metrics_port),
-            self._reloader.settings.tls.metrics_files,
-        )
+        address = parse_address(section.metrics_host, section.metrics_port)
+        files = self._reloader.settings.tls.metrics_files
         for sentence in describe_exposure("the metrics port", address, METRICS_STEP, has_tls=files is not None):
             self._log.warning("access_warning", detail=sentence)
         try:

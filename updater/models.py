@@ -137,26 +137,31 @@ class UpdatedModels:
         for one in self._threads.values():
             one.thread.start()
 
-    def apply(self, dependencies: UpdaterDependencies, plan: ReloadPlan) -> None:
-        """Take over new settings; a loop in the middle of a step that cannot be interrupted ends after it.
+    def apply(self, dependencies: UpdaterDependencies, plan: ReloadPlan, accept: Callable[[], None]) -> None:
+        """Take over new settings, or raise and change nothing.
+
+        A loop in the middle of a step that cannot be interrupted ends after it.
 
         Args:
             dependencies: with the new settings.
             plan: which models are added, removed or changed.
+            accept: called once nothing can fail any more, before the first loop changes.
 
         Raises:
             JournalUnusable: the record of an added model cannot be read.
+            Exception: the loop of an added model cannot be built.
         """
         models = _configured(dependencies.settings)
+        new = self._make_new(dependencies, [models[name] for name in (*plan.changed, *plan.added)])
+        accept()
         for name in plan.removed:
             self._change(name, lambda: None)
         for name in (*plan.changed, *plan.added):
-            build = partial(self._make, dependencies, models[name])
-            if name in self._threads and self._threads[name].thread.is_alive():
-                self._change(name, build)
-            else:
-                self._add(name, build())
+            if name in new:
+                self._add(name, new[name])
                 self._threads[name].thread.start()
+            else:
+                self._change(name, partial(self._make, dependencies, models[name]))
 
     def records(self) -> dict[str, ModelRecord]:
         """The latest record of each model, also of those that were removed."""
@@ -185,6 +190,20 @@ class UpdatedModels:
         """Close the connections to the server."""
         for one in self._threads.values():
             one.built.model.close()
+
+    def _make_new(self, dependencies: UpdaterDependencies, models: Sequence[ModelSettings]) -> Mapping[str, BuiltLoop]:
+        """The loops of those models that have no thread; all of them, or none."""
+        new: dict[str, BuiltLoop] = {}
+        try:
+            for model in models:
+                thread = self._threads.get(model.name)
+                if thread is None or not thread.thread.is_alive():
+                    new[model.name] = self._make(dependencies, model)
+        except BaseException:
+            for built in new.values():
+                built.model.close()
+            raise
+        return new
 
     def _change(self, name: str, build: Callable[[], BuiltLoop | None]) -> None:
         self.handles.pop(name, None)

@@ -20,6 +20,7 @@ from hotslot.status.v1 import status_pb2
 from hotslot.updates.v1 import updates_pb2 as pb
 from hotslot.updates.v1.updates_pb2_grpc import UpdatesServiceStub
 from tests.common.clock import KeptLog
+from updater import models
 from updater.daemon import Updater, read_settings
 from updater.models import BuiltLoop, ModelThread
 
@@ -123,6 +124,35 @@ def test_a_file_that_needs_a_restart_changes_nothing(running: Running) -> None:
     running.write(shapes=60.0)
     assert running.reload().reload.applied
     assert running.log.events.count("settings_refused") == 2
+    assert running.status().settings.level == status_pb2.HEALTH_LEVEL_OK
+
+
+def test_a_loop_that_cannot_be_built_leaves_the_settings_in_use(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the status says is in use is in use: the whole file is refused, and no other loop is touched."""
+    before, build = running.threads(), models.build_model
+
+    def fail(shared: Any, settings: Any, others: Any) -> Any:  # noqa: ANN401  as build_model
+        if settings.name == "broken":
+            raise OSError("its state cannot be read")
+        return build(shared, settings, others)
+
+    monkeypatch.setattr(models, "build_model", fail)
+    running.write(more=60.0, broken=60.0)
+    found = running.reload().reload
+    assert (found.applied, found.refusal) == (
+        False,
+        "the loop of an added model cannot be built: its state cannot be read",
+    )
+    assert running.names() == ["shapes"]
+    assert running.threads() == before
+    assert running.status().settings.level == status_pb2.HEALTH_LEVEL_DEGRADED
+
+    monkeypatch.undo()
+    monkeypatch.setenv(CONFIG_VARIABLE, str(running.folder / "hotslot.toml"))
+    assert running.reload().reload.applied
+    assert running.names() == ["more", "broken"]
     assert running.status().settings.level == status_pb2.HEALTH_LEVEL_OK
 
 
