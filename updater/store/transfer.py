@@ -25,6 +25,7 @@ from updater.core.ports import EffectFailed, LinkBroken, Skipped
 CHUNK_BYTES = 1 << 20
 SYNC_BYTES = 32 << 20  # written between two syncs
 MIN_PROGRESS_BYTES = 4 << 20  # a broken connection that brought at least this is resumed at once
+MAX_RESTARTS = 5  # of one file without a hash, in one attempt
 FileSource = Callable[[int], Iterator[bytes]]  # the bytes of a file from an offset on, in pieces
 
 
@@ -125,6 +126,12 @@ class _PartialFile:
             self.hashed.update(chunk)
         self.size = left
 
+    def restart(self) -> None:
+        """Drop what was written."""
+        self.written.seek(0)
+        self.written.truncate(0)
+        self.hashed, self.size, self.synced = hashlib.sha256(), 0, 0
+
     def add(self, piece: bytes) -> None:
         """Append a piece."""
         if self.size + len(piece) > self.file.size:  # rule 2
@@ -169,8 +176,12 @@ def hash_file(folder: Path, name: str, max_bytes: int, check_stop: Callable[[], 
 
 
 def _fill(partial: _PartialFile, source: FileSource, check_stop: Callable[[], None]) -> None:
-    """Append the missing bytes, resuming after broken connections that made enough progress."""
-    started_at = partial.size
+    """Append the missing bytes, resuming after broken connections that made enough progress.
+
+    A file that is listed without a hash begins again: nothing would tell that the hub has replaced it meanwhile,
+    and its parts would be of two contents.
+    """
+    started_at, restarts = partial.size, 0
     while True:
         try:
             with _closing(source(partial.size)) as pieces:
@@ -179,8 +190,11 @@ def _fill(partial: _PartialFile, source: FileSource, check_stop: Callable[[], No
                     partial.add(piece)
             break
         except LinkBroken:
-            if partial.size - started_at < MIN_PROGRESS_BYTES:
+            if partial.size - started_at < MIN_PROGRESS_BYTES or restarts >= MAX_RESTARTS:
                 raise
+            if not partial.file.sha256:
+                restarts += 1
+                partial.restart()
             started_at = partial.size
     if partial.size < partial.file.size:
         message = f"{partial.file.name} ends after {partial.size} of {partial.file.size} bytes"

@@ -14,6 +14,7 @@ from updater.core.effects import EffectFailure, FailureKind
 from updater.core.ports import EffectFailed, LinkBroken
 from updater.store import transfer
 from updater.store.transfer import (
+    MAX_RESTARTS,
     MIN_PROGRESS_BYTES,
     PaceRules,
     TransferBroken,
@@ -253,3 +254,37 @@ def test_a_broken_connection_without_progress_fails(target: Path) -> None:
         fetch_file(remote, target, listed(content), go_on)
     assert remote.offsets == [0]
     assert target.stat().st_size == MIN_PROGRESS_BYTES - 1
+
+
+class Republished:
+    """A file that is published again, with another content of the same size, while a connection breaks."""
+
+    def __init__(self, *contents: bytes) -> None:
+        self.contents = list(contents)
+        self.offsets: list[int] = []
+
+    def __call__(self, offset: int) -> Iterator[bytes]:
+        self.offsets.append(offset)
+        content = self.contents.pop(0)
+        yield content[offset : offset + MIN_PROGRESS_BYTES]
+        if self.contents:
+            raise LinkBroken(EffectFailure(FailureKind.TRANSIENT, "HUB_BROKE_OFF", "broken"))
+        yield content[offset + MIN_PROGRESS_BYTES :]
+
+
+def test_a_file_without_a_hash_is_never_of_two_contents(target: Path) -> None:
+    """Nothing would find it: a broken connection begins the file again."""
+    old, new = b"o" * 2 * MIN_PROGRESS_BYTES, b"n" * 2 * MIN_PROGRESS_BYTES
+    remote = Republished(old, new)
+    fetch_file(remote, target, BundleFile("weights.bin", len(new), ""), go_on)
+    assert remote.offsets == [0, 0]
+    assert target.read_bytes() == new
+
+
+def test_a_file_without_a_hash_begins_again_a_few_times(target: Path) -> None:
+    """A connection that always breaks ends the attempt."""
+    content = b"o" * 2 * MIN_PROGRESS_BYTES
+    remote = Republished(*[content] * 20)
+    with pytest.raises(LinkBroken):
+        fetch_file(remote, target, BundleFile("weights.bin", len(content), ""), go_on)
+    assert remote.offsets == [0] * (MAX_RESTARTS + 1)
