@@ -20,7 +20,7 @@ from hotslot.status.v1 import status_pb2
 from hotslot.updates.v1 import updates_pb2 as pb
 from hotslot.updates.v1.updates_pb2_grpc import UpdatesServiceStub
 from tests.common.clock import KeptLog
-from updater import models
+from updater.compose import build_model
 from updater.daemon import Updater, read_settings
 from updater.models import BuiltLoop, ModelThread
 
@@ -131,14 +131,14 @@ def test_a_loop_that_cannot_be_built_leaves_the_settings_in_use(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the status says is in use is in use: the whole file is refused, and no other loop is touched."""
-    before, build = running.threads(), models.build_model
+    before, build = running.threads(), build_model
 
     def fail(shared: Any, settings: Any, others: Any) -> Any:  # noqa: ANN401  as build_model
         if settings.name == "broken":
             raise OSError("its state cannot be read")
         return build(shared, settings, others)
 
-    monkeypatch.setattr(models, "build_model", fail)
+    monkeypatch.setattr("updater.models.build_model", fail)
     running.write(more=60.0, broken=60.0)
     found = running.reload().reload
     assert (found.applied, found.refusal) == (
