@@ -11,6 +11,7 @@ Arguments = list[tuple[str, int]]
 MAX_METADATA_BYTES = 16 << 10  # of one call, with 32 bytes for each key; gRPC's own limit is vague between 8 and 16 KiB
 MAX_CONTROL_MESSAGE_BYTES = 32 << 20
 MAX_HEALTH_MESSAGE_BYTES, MAX_HEALTH_CONNECTIONS, HEALTH_IDLE_SECONDS = 4096, 64, 10.0
+MAX_HEALTH_STREAMS = 16  # calls at a time on a connection to the health port
 LOOKAHEAD_BYTES = 128 << 10  # buffered of a message that the server has not asked for; an ordinary picture fits
 IDENTITY_ALONE = 1  # bits of algorithms: a few KB of gzip are megabytes in memory before anything can measure them
 MAX_STREAMS = 256  # calls at a time on one connection; further ones wait in the client
@@ -60,6 +61,7 @@ def health_arguments() -> Arguments:
     return [
         ("grpc.so_reuseport", 0),
         ("grpc.max_receive_message_length", MAX_HEALTH_MESSAGE_BYTES),
+        ("grpc.max_concurrent_streams", MAX_HEALTH_STREAMS),
         ("grpc.max_allowed_incoming_connections", MAX_HEALTH_CONNECTIONS),
         ("grpc.max_connection_idle_ms", _milliseconds(HEALTH_IDLE_SECONDS)),
     ]

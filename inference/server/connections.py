@@ -9,7 +9,7 @@ import urllib.parse
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-from inference.server.scheduling.held_bytes import Traffic
+from inference.server.scheduling.uploads import Traffic
 
 FAT_BYTES = 1 << 20  # received; gRPC's buffer of a connection grows with what it reads at once
 QUIET_SECONDS = 4.0

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 
-from inference.server.scheduling.held_bytes import Traffic
+from inference.server.scheduling.uploads import Traffic
 
 
 class SimConnections:

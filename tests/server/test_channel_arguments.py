@@ -254,6 +254,8 @@ async def test_limits_are_sent_to_every_client() -> None:
         limits = await settings_of(port)
 
     assert limits[http2.MAX_CONCURRENT_STREAMS] == channel_arguments.MAX_STREAMS
+    async with serving(health_arguments()) as port:
+        assert (await settings_of(port))[http2.MAX_CONCURRENT_STREAMS] == channel_arguments.MAX_HEALTH_STREAMS
     assert limits[http2.INITIAL_WINDOW_SIZE] == channel_arguments.LOOKAHEAD_BYTES
     assert limits[http2.MAX_HEADER_LIST_SIZE] == channel_arguments.MAX_METADATA_BYTES
 

@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from common.clock import SystemClock
-from common.errors import DeadlineMissed
+from common.errors import DeadlineMissed, NotReady
 from dev.harness.answers import question
 from dev.harness.stack import DEADLINE_SECONDS, ENTAILMENT, Stack
 from dev.harness.waiting import eventually
@@ -21,7 +21,8 @@ from inference.server.api.reading import MessageReader, read_in_turn
 from inference.server.api.stream import StreamRules
 from inference.server.api.task import InputLimits
 from inference.server.model.models import Models
-from inference.server.scheduling.held_bytes import MAX_SMALL, HeldBytes, HeldRules, Upload
+from inference.server.scheduling.held_bytes import CALL_BYTES, MAX_SMALL, HeldBytes, HeldRules
+from inference.server.scheduling.uploads import Upload
 from tests.server.simulated_connections import SimConnections, SimMemory
 from tests.server.simulator import World
 from tests.server.stream_caller import StreamCaller
@@ -179,6 +180,32 @@ async def test_an_observers_call_is_not_refused_for_what_callers_hold() -> None:
     assert (status.result(), asked) == ("good", ["how are you"])
     assert not waiting.done()
     waiting.cancel()
+
+
+async def test_a_watch_beyond_the_budget_ends_another_one() -> None:
+    """The stream of an observer that waits for news ends with UNAVAILABLE; its caller opens another one."""
+    calls = [SlowCall(), SlowCall()]
+    held = calls[0].held = calls[1].held
+    held.rules = HeldRules(20 * CALL_BYTES - 1, 1 << 20, 12.0)
+    begun: list[object] = []
+
+    async def watch(request: object, _context: object) -> None:
+        begun.append(request)
+        await asyncio.Event().wait()
+
+    observer = read_in_turn(grpc.unary_stream_rpc_method_handler(watch, bytes.decode), held, SystemClock())
+    answer: Any = observer.stream_stream
+    tasks: list[asyncio.Task[None]] = [asyncio.create_task(answer(iter(()), call.context)) for call in calls]
+    for call in calls:
+        call.arrived.set_result(b"news")
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+
+    error = tasks[0].exception()
+    assert isinstance(error, NotReady)
+    assert (error.reason, begun, tasks[1].done(), held.calls) == ("STREAM_IDLE", ["news", "news"], False, 1)
+    tasks[1].cancel()
+    await asyncio.wait(tasks)
+    assert (tasks[1].cancelled(), held.calls) == (True, 0)
 
 
 @pytest.mark.fault("L4")

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import contextvars
 import types
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
 from functools import partial
 from typing import Any, Self, TypeAlias
 
@@ -14,7 +14,8 @@ from google.protobuf.message import DecodeError
 from common.clock import Clock
 from common.errors import HotslotError, InputRefused
 from inference.server.request import PendingRequest
-from inference.server.scheduling.held_bytes import HeldBytes, Stream, Upload
+from inference.server.scheduling.held_bytes import HeldBytes
+from inference.server.scheduling.uploads import Stream, Upload, Watch
 
 HALF_CLOSE_SECONDS = 0.003  # for so long a cancelled call looks like a half-closed one: gRPC reports the rest later
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -73,6 +74,27 @@ class MessageReader:
             raise InputRefused("the call has no message", reason="MESSAGE_MALFORMED")
         return raw
 
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """A `with` block around the rest of a call that has no further message; the server may end it for others.
+
+        Raises:
+            NotReady: it was ended.
+        """
+        task = asyncio.current_task()
+        watch = _TaskWatch(self._connection, task)
+        self._held.open_watch(watch)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if watch.error is None:
+                raise
+            if task is not None:
+                task.uncancel()
+            raise watch.error from None
+        finally:
+            self._held.close_watch(watch)
+
     def hold(self, request: PendingRequest) -> None:
         """Count an accepted request as held until its picture, or its texts, are gone from memory."""
         holder = request.payload.holder
@@ -125,6 +147,23 @@ class _Arrival(Upload):
         """Raise the error in its reader."""
         if self.wait is not None:
             self.wait.end(error)
+
+
+class _TaskWatch(Watch):
+    """A watch that its task answers."""
+
+    __slots__ = ("_task", "error")
+
+    def __init__(self, connection: str, task: "asyncio.Task[Any] | None") -> None:
+        Watch.__init__(self, connection)
+        self._task = task
+        self.error: HotslotError | None = None
+
+    def on_end(self, error: HotslotError) -> None:
+        """Raise the error where its task waits."""
+        self.error = error
+        if self._task is not None:
+            self._task.cancel()
 
 
 class _Wait:
@@ -185,10 +224,10 @@ def read_in_turn(handler: Handler, held: HeldBytes, clock: Clock) -> Handler:
     async def call(_messages: object, context: Context) -> Any:  # noqa: ANN401  gRPC's messages
         with MessageReader(context, held, clock, is_small=True) as reader:
             if handler.request_streaming:
-                request: Any = _parse_all(reader, parse)
-            else:
-                request = _parse(await reader.read_only(), parse)
-            return await behaviour(request, context)
+                return await behaviour(_parse_all(reader, parse), context)
+            request = _parse(await reader.read_only(), parse)
+            with reader.watching() if handler.response_streaming else contextlib.nullcontext():
+                return await behaviour(request, context)
 
     make = grpc.stream_stream_rpc_method_handler if handler.response_streaming else grpc.stream_unary_rpc_method_handler
     return make(call, None, handler.response_serializer)

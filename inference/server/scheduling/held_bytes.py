@@ -14,11 +14,11 @@ holds its caller back. Uploads are ended if they are too slow, or when more is h
 import math
 import weakref
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Protocol
 
-from common.errors import DeadlineMissed, HotslotError, NotReady, Overloaded
+from common.errors import DeadlineMissed, NotReady, Overloaded
+from inference.server.scheduling.uploads import Connections, Memory, Traffic, Upload, Watch, Watches
 
 LOOKAHEAD_BYTES = 128 << 10  # that gRPC buffers of a message that is not being read
 CALL_BYTES = 24 << 10  # of an open call: gRPC's and Python's objects, measured
@@ -35,6 +35,9 @@ IDLE_BYTES = 4 << 20  # of growth that nothing explains are noise
 IDLE_EFFECT = 0.9  # of what was measured before idle streams were ended; if more is left, they did not hold it
 DRIFT_SHARE = 0.25  # of the limit: most growth that is taken for the process's own
 SMALL_BYTES, MAX_SMALL = 4 << 10, 16  # is expected of a message that asks for a state; so many are read without a wait
+WATCH_SHARE = 0.1  # of the limit, for calls that stay open to be told of changes
+CALLS_SHARE = 0.25  # of the limit, for all open calls while a message waits
+MAX_ENDS = 256  # calls that are ended in one tick: ending one takes time of the loop
 MAX_CONNECTIONS = 4096  # that are remembered although they have nothing in progress
 
 
@@ -52,83 +55,6 @@ class HeldRules:
     def __post_init__(self) -> None:
         first = max(MIN_FIRST_BYTES, (STRICT_BYTES / self.max_bytes) ** 2 * self.max_message_bytes)
         object.__setattr__(self, "first_bytes", int(min(self.max_message_bytes, first)))
-
-
-@dataclass(frozen=True, slots=True)
-class Traffic:
-    """Bytes received by a connection, and since when it is quiet."""
-
-    received_bytes: int
-    quiet_seconds: float  # since the last byte
-
-
-class Connections(Protocol):
-    """The server's connections, by gRPC's names of the peers."""
-
-    def read_traffic(self, names: Collection[str]) -> Mapping[str, Traffic]:
-        """The traffic of those that are known."""
-        ...
-
-    def close_idle(self, in_use: Collection[str]) -> None:
-        """Close those that have no call and have received much: gRPC keeps large buffers for them."""
-        ...
-
-
-class Stream(Protocol):
-    """The items of a stream."""
-
-    @property
-    def open_items(self) -> int:
-        """Those that wait or are computed."""
-        ...
-
-    @property
-    def unwritten_items(self) -> int:
-        """Those whose outcome the caller has not taken; open ones too."""
-        ...
-
-
-class Upload:
-    """A message that is to be read, or is being read; without a stream it is that of a unary call."""
-
-    __slots__ = ("connection", "expected", "is_reserved", "is_small", "since", "stream")
-
-    def __init__(self, connection: str, stream: Stream | None = None, *, is_small: bool = False) -> None:
-        self.connection = connection
-        self.is_small = is_small  # by its method, it has no picture and no texts; it does not wait for callers' bytes
-        self.stream = stream
-        self.since, self.expected = 0.0, 0  # when it was asked for; then, when its reading began
-        self.is_reserved = False  # whether its expected size counts
-
-    @property
-    def is_unanswered(self) -> bool:
-        """Whether items of its stream wait or are computed: they would be lost with it."""
-        return self.stream is not None and self.stream.open_items > 0
-
-    @property
-    def is_idle_stream(self) -> bool:
-        """Whether it belongs to a stream without items, so that it is allowed to take any time."""
-        return self.stream is not None and not self.stream.unwritten_items
-
-    def on_turn(self) -> None:
-        """It may be read now, after it had to wait."""
-        raise NotImplementedError
-
-    def on_end(self, error: HotslotError) -> None:
-        """It is not read any further."""
-        raise NotImplementedError
-
-
-class Memory(Protocol):
-    """The memory of the process."""
-
-    def read_growth(self) -> int:
-        """Bytes in use beyond those of a server without calls."""
-        ...
-
-    def count_freed(self, size_bytes: int) -> None:
-        """The pieces of a message were freed: it is complete, as one object."""
-        ...
 
 
 @dataclass(slots=True)
@@ -153,6 +79,7 @@ class HeldBytes:
         self._growth = self._steady_growth = 0  # that messages and calls do not explain; since when it is steady
         self._drift = 0  # of it, what is taken for the process's own
         self._growth_before = self._steady_since = math.inf  # the former when idle streams were last ended
+        self._watches = Watches()
         self._connections: dict[str, _Connection] = {}
         self._reading: dict[Upload, None] = {}  # in the order in which they began
         self._waiting: dict[Upload, None] = {}
@@ -186,6 +113,17 @@ class HeldBytes:
         """Subtract a call."""
         self.calls -= 1
         self._connections[connection].calls -= 1
+
+    def open_watch(self, watch: Watch) -> None:
+        """Count an open call as a watch; `close_watch` must follow. It may be ended for others, or one for it."""
+        ended = self._watches.add(watch, max(1, int(WATCH_SHARE * self.rules.max_bytes) // CALL_BYTES))
+        if ended is not None:
+            text = "too many watches are open: one was ended for another"
+            ended.on_end(NotReady(text, reason="STREAM_IDLE", retry_after_seconds=RETRY_SECONDS))
+
+    def close_watch(self, watch: Watch) -> None:
+        """Count it no more."""
+        self._watches.remove(watch)
 
     def hold(self, connection: str, holder: object, size_bytes: int) -> None:
         """Count a message until nothing refers to its picture, or its texts, any more."""
@@ -295,6 +233,7 @@ class HeldBytes:
             self._end_slow(now)
             self._end_idle(now)
             self._network.close_idle({name for name, row in self._connections.items() if row.calls})
+        self._end_empty(now)
         self._begin_waiting(now)
         if len(self._connections) > MAX_CONNECTIONS:
             rows = self._connections.items()
@@ -389,6 +328,19 @@ class HeldBytes:
         for upload in self._rank(idle)[: max(8, len(idle) // 2)]:
             text = "an idle stream was ended to free memory"
             upload.on_end(NotReady(text, reason="STREAM_IDLE", retry_after_seconds=0.0))
+
+    def _end_empty(self, now: float) -> None:
+        """End calls without a message, while one waits and calls hold much: those of the connection with most first."""
+        over = CALL_BYTES * self.calls - int(CALLS_SHARE * self.rules.max_bytes)
+        if over <= 0 or not self._waiting:
+            return
+        since, slow_since = now - CHECK_SECONDS, now - SLOW_SECONDS
+        empty = [one for one in self._reading if one.since <= (slow_since if one.stream is None else since)]
+        empty = [one for one in empty if one.stream is None or one.is_idle_stream]
+        empty.sort(key=lambda one: (-self._connections[one.connection].calls, one.since))
+        for upload in empty[: min(MAX_ENDS, math.ceil(over / CALL_BYTES))]:
+            text = "a call without a message was ended to free memory"
+            upload.on_end(NotReady(text, reason="STREAM_IDLE", retry_after_seconds=RETRY_SECONDS))
 
     def _begin_waiting(self, now: float) -> None:
         """Begin what waits, those of connections that hold little first, then in the order of time."""

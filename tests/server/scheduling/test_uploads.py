@@ -2,7 +2,7 @@
 
 import pytest
 
-from common.errors import Overloaded
+from common.errors import HotslotError, Overloaded
 from inference.server.scheduling.held_bytes import (
     CALL_BYTES,
     IDLE_BYTES,
@@ -10,8 +10,9 @@ from inference.server.scheduling.held_bytes import (
     MAX_CONNECTIONS,
     MAX_WAIT_SECONDS,
     SLOW_SECONDS,
-    Traffic,
+    YOUNG_SECONDS,
 )
+from inference.server.scheduling.uploads import Traffic, Watch
 from tests.server.scheduling.uploads import LARGEST, LIMIT, MIB, TICK_SECONDS, UPLOAD_SECONDS, Arrival, Items, Server
 
 PEAK_FACTOR = 1.3  # of the limit, with what arrives before it is measured
@@ -222,6 +223,66 @@ def test_open_calls_are_counted() -> None:
     for _ in range(10):
         server.held.close_call("a")
     assert server.held.total == 0
+
+
+class News(Watch):
+    """A watch of a test; it is closed when it is ended, as a call's task does."""
+
+    def __init__(self, server: Server, connection: str) -> None:
+        super().__init__(connection)
+        self.server, self.reason = server, ""
+        server.held.open_call(connection)
+        server.held.open_watch(self)
+
+    def on_end(self, error: HotslotError) -> None:
+        """Close the call."""
+        self.reason = error.reason
+        self.server.held.close_watch(self)
+        self.server.held.close_call(self.connection)
+
+
+@pytest.mark.fault("L6")
+@pytest.mark.parametrize(("connections", "limit"), [(11, 64 * MIB), (90, 512 * MIB)])
+def test_watches_hold_a_tenth_of_the_limit(connections: int, limit: int) -> None:
+    """Those of greedy connections are ended, the oldest first: a client with one keeps it, and others are served."""
+    server = Server(limit)
+    modest = News(server, "modest")
+    greedy = [News(server, f"greedy {number % connections}") for number in range(256 * connections)]
+    server.hold("computed", 100_000)
+    second = server.upload("second")
+    server.wait(TICK_SECONDS)
+
+    assert server.held.calls * CALL_BYTES <= limit // 10
+    assert (modest.reason, greedy[0].reason, greedy[-1].reason) == ("", "STREAM_IDLE", "")
+    assert second.is_reading == (second.expected <= limit // 2)
+
+
+@pytest.mark.fault("L6")
+def test_idle_streams_are_ended_while_they_shut_a_message_out() -> None:
+    """Down to a quarter of the limit, those of greedy connections first; none while no message waits."""
+    server = Server(64 * MIB)
+    names = ["modest", *(f"greedy {number % 10}" for number in range(256 * 10))]
+    streams = []
+    for name in names:
+        server.held.open_call(name)
+        streams.append(server.upload(name, Items()))
+        server.now += 2 * YOUNG_SECONDS
+    server.own_growth = CALL_BYTES * len(names)
+    closed: set[Arrival] = set()
+
+    def close_ended() -> None:
+        for one in [one for one in streams if one.reason and one not in closed]:
+            closed.add(one)
+            server.held.close_call(one.connection)
+            server.own_growth -= CALL_BYTES
+
+    server.wait(1.0, close_ended)
+    assert closed == set()
+    server.hold("computed", 100_000)
+    second = server.upload("second")
+    server.wait(MAX_WAIT_SECONDS - 0.5, close_ended)
+
+    assert (second.is_reading, streams[0].reason, bool(closed)) == (True, "", True)
 
 
 def test_growth_of_the_process_itself_is_no_message() -> None:

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from common.errors import HotslotError
-from inference.server.scheduling.held_bytes import HeldBytes, HeldRules, Traffic, Upload
+from inference.server.scheduling.held_bytes import HeldBytes, HeldRules
+from inference.server.scheduling.uploads import Traffic, Upload
 from tests.server.simulated_connections import SimConnections, SimMemory
 
 MIB = 1 << 20

@@ -1,0 +1,129 @@
+"""What holds memory for callers: messages that arrive, calls that stay open, and what is known of their connections."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from common.errors import HotslotError
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Bytes received by a connection, and since when it is quiet."""
+
+    received_bytes: int
+    quiet_seconds: float  # since the last byte
+
+
+class Connections(Protocol):
+    """The server's connections, by gRPC's names of the peers."""
+
+    def read_traffic(self, names: Collection[str]) -> Mapping[str, Traffic]:
+        """The traffic of those that are known."""
+        ...
+
+    def close_idle(self, in_use: Collection[str]) -> None:
+        """Close those that have no call and have received much: gRPC keeps large buffers for them."""
+        ...
+
+
+class Stream(Protocol):
+    """The items of a stream."""
+
+    @property
+    def open_items(self) -> int:
+        """Those that wait or are computed."""
+        ...
+
+    @property
+    def unwritten_items(self) -> int:
+        """Those whose outcome the caller has not taken; open ones too."""
+        ...
+
+
+class Upload:
+    """A message that is to be read, or is being read; without a stream it is that of a unary call."""
+
+    __slots__ = ("connection", "expected", "is_reserved", "is_small", "since", "stream")
+
+    def __init__(self, connection: str, stream: Stream | None = None, *, is_small: bool = False) -> None:
+        self.connection = connection
+        self.is_small = is_small  # by its method, it has no picture and no texts; it does not wait for callers' bytes
+        self.stream = stream
+        self.since, self.expected = 0.0, 0  # when it was asked for; then, when its reading began
+        self.is_reserved = False  # whether its expected size counts
+
+    @property
+    def is_unanswered(self) -> bool:
+        """Whether items of its stream wait or are computed: they would be lost with it."""
+        return self.stream is not None and self.stream.open_items > 0
+
+    @property
+    def is_idle_stream(self) -> bool:
+        """Whether it belongs to a stream without items, so that it is allowed to take any time."""
+        return self.stream is not None and not self.stream.unwritten_items
+
+    def on_turn(self) -> None:
+        """It may be read now, after it had to wait."""
+        raise NotImplementedError
+
+    def on_end(self, error: HotslotError) -> None:
+        """It is not read any further."""
+        raise NotImplementedError
+
+
+class Memory(Protocol):
+    """The memory of the process."""
+
+    def read_growth(self) -> int:
+        """Bytes in use beyond those of a server without calls."""
+        ...
+
+    def count_freed(self, size_bytes: int) -> None:
+        """The pieces of a message were freed: it is complete, as one object."""
+        ...
+
+
+class Watch:
+    """An open call whose message has been read, and that stays to be told of changes."""
+
+    __slots__ = ("connection",)
+
+    def __init__(self, connection: str) -> None:
+        self.connection = connection
+
+    def on_end(self, error: HotslotError) -> None:
+        """It is ended, to make room for another one."""
+        raise NotImplementedError
+
+
+class Watches:
+    """The watches of all connections."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._of: dict[str, dict[Watch, None]] = {}  # by connection, in the order of time
+
+    def add(self, watch: Watch, most: int) -> Watch | None:
+        """Add one; if there are more than `most`, returns the one that is to be ended, which is removed.
+
+        It is the oldest of the connection with most: a client has one, or one for each service.
+        """
+        self.count += 1
+        self._of.setdefault(watch.connection, {})[watch] = None
+        if self.count <= most:
+            return None
+        greediest = max(self._of, key=lambda connection: len(self._of[connection]))
+        oldest = next(iter(self._of[greediest]))
+        self.remove(oldest)
+        return oldest
+
+    def remove(self, watch: Watch) -> None:
+        """Remove one, if it is there."""
+        of_connection = self._of.get(watch.connection, {})
+        if watch not in of_connection:
+            return
+        self.count -= 1
+        del of_connection[watch]
+        if not of_connection:
+            del self._of[watch.connection]
