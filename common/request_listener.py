@@ -19,6 +19,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 from common import logs
 from common.address import ListenAddress, open_listener
@@ -65,7 +66,17 @@ class HeldConnection:
     unsent: memoryview = field(default_factory=lambda: memoryview(b""))
 
 
-def choose_surplus(connections: Iterable[HeldConnection]) -> HeldConnection:
+class Countable(Protocol):
+    """A connection as `choose_surplus` sees it."""
+
+    peer: str
+    number: int  # the lowest is the oldest
+
+
+C = TypeVar("C", bound=Countable)
+
+
+def choose_surplus(connections: Iterable[C]) -> C:
     """The connection to close when there are too many: the oldest one of the peer that has most."""
     rows = list(connections)
     counts = Counter(row.peer for row in rows)

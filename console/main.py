@@ -13,12 +13,12 @@ from common.reload import ReloadLog
 from common.tokens import watch_tokens
 from console.access import AccessRules
 from console.app import Options, build_app
+from console.connections import BoundedProtocol
 from console.upstream import ServerAddress, Upstream
 
-_BACKLOG = 128
+_BACKLOG = 1024
 _STOP_SECONDS = 2  # pages that watch never end by themselves
 _IDLE_SECONDS = 20
-_MAX_CONNECTIONS = 512
 
 
 def run(
@@ -60,7 +60,7 @@ def run(
         server_header=False,
         timeout_keep_alive=_IDLE_SECONDS,
         timeout_graceful_shutdown=_STOP_SECONDS,
-        limit_concurrency=_MAX_CONNECTIONS,
+        http=BoundedProtocol,
         proxy_headers=bool(section.public_hosts),  # X-Forwarded-Proto, for cookies that need TLS
         ws="none",
         h11_max_incomplete_event_size=64 << 10,

@@ -1,0 +1,112 @@
+"""Browsers' connections: how many there may be, and how long one may keep the console waiting.
+
+1. A request's head is complete HEAD_SECONDS after the connection was opened, or after its first byte on one that was
+used before; of a form something arrives, and of an answer something is read, every STALL_SECONDS.
+2. At most MAX_CONNECTIONS are open. Beyond that one is closed that waits for its client: of the peer that has most of
+these, the one that has been silent longest. A browser that sends its request when it connects is served, however
+many others wait.
+"""
+
+import asyncio
+import itertools
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+from common.request_listener import choose_surplus
+
+MAX_CONNECTIONS = 512
+HEAD_SECONDS = 10.0
+STALL_SECONDS = 30.0
+
+
+class BoundedProtocol(H11Protocol):
+    """uvicorn's protocol with these limits."""
+
+    max_connections = MAX_CONNECTIONS
+    _numbers = itertools.count()
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        """See uvicorn."""
+        super().__init__(config, server_state, app_state, _loop)
+        self.peer = ""
+        self.number = 0  # of its last sign of life, among all connections
+        self._timer: asyncio.TimerHandle | None = None
+        self._waits_for_head = False
+
+    @property
+    def waits_for_client(self) -> bool:
+        """Whether it goes on only when the client sends or reads something."""
+        cycle = self.cycle
+        return cycle is None or cycle.response_complete or cycle.more_body or self.flow.write_paused
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
+        """Take a connection in, and close another one if there are too many."""
+        super().connection_made(transport)
+        self.peer, self.number = self.client[0] if self.client else "", next(self._numbers)
+        self._watch_head()
+        if len(self.connections) > self.max_connections:
+            waiting = [row for row in self.connections if isinstance(row, BoundedProtocol) and row.waits_for_client]
+            choose_surplus(waiting).drop()  # this one waits, too
+
+    def data_received(self, data: bytes) -> None:
+        """Go on with a request."""
+        self.number = next(self._numbers)
+        super().data_received(data)
+        if not self.transport.is_closing():
+            self._watch()
+
+    def on_response_complete(self) -> None:
+        """Wait for another request; uvicorn limits how long for its first byte."""
+        self._cancel()
+        super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        """Wait until the client reads."""
+        super().pause_writing()
+        self._watch()
+
+    def resume_writing(self) -> None:
+        """Go on sending."""
+        super().resume_writing()
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self._cancel()
+        super().connection_lost(exc)
+
+    def drop(self) -> None:
+        """Close it now; what was not sent is lost."""
+        self._cancel()
+        self.connections.discard(self)  # the transport says so only later
+        self.transport.abort()
+
+    def _watch(self) -> None:
+        cycle = self.cycle
+        if cycle is None or (cycle.response_complete and not self.flow.write_paused):
+            self._watch_head()
+            return
+        self._cancel()
+        if cycle.more_body or self.flow.write_paused:
+            self._timer = self.loop.call_later(STALL_SECONDS, self.drop)
+
+    def _watch_head(self) -> None:
+        """Begin to wait for a head, unless that is what it does already: further bytes do not prolong it."""
+        if not self._waits_for_head:
+            self._cancel()
+            self._waits_for_head, self._timer = True, self.loop.call_later(HEAD_SECONDS, self.drop)
+
+    def _cancel(self) -> None:
+        self._waits_for_head = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -1,0 +1,193 @@
+"""Connections that send nothing, half a request or half a form, or do not read, keep no browser waiting."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
+
+from console.connections import HEAD_SECONDS, STALL_SECONDS, BoundedProtocol
+
+POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+MOST = 8
+Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def app(_scope: Scope, receive: Receive, send: Send) -> None:
+    """Reads the form, then answers."""
+    while (await receive()).get("more_body"):
+        pass
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+class SimTimer:
+    """A timer of `SimTimers`."""
+
+    def __init__(self, at: float, callback: Callable[[], None]) -> None:
+        self.at, self.callback, self.is_cancelled = at, callback, False
+
+    def cancel(self) -> None:
+        """Do not call it."""
+        self.is_cancelled = True
+
+
+class SimTimers:
+    """The timers of an event loop, which go off by `advance`; tasks are the real loop's."""
+
+    def __init__(self) -> None:
+        self.now, self.timers = 0.0, list[SimTimer]()
+        self.create_task = asyncio.get_running_loop().create_task
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> SimTimer:
+        """Call it later."""
+        self.timers.append(SimTimer(self.now + seconds, callback))
+        return self.timers[-1]
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        self.now += seconds
+        due = [timer for timer in self.timers if timer.at <= self.now and not timer.is_cancelled]
+        self.timers = [timer for timer in self.timers if timer.at > self.now]
+        for timer in due:
+            timer.callback()
+
+
+class Bounded(BoundedProtocol):
+    """With few connections."""
+
+    max_connections = MOST
+
+
+class Console:
+    """A console's listener, and what its clients do."""
+
+    def __init__(self, port: int, timers: SimTimers, state: ServerState) -> None:
+        self.port, self.timers, self.state = port, timers, state
+
+    async def connect(self, sent: bytes = b"") -> Client:
+        """A client's connection, on which something was sent and has arrived."""
+        before = {row: row.number for row in self.state.connections if isinstance(row, BoundedProtocol)}
+        client = await asyncio.open_connection("127.0.0.1", self.port)
+        await self.settle(lambda: any(row not in before for row in self.state.connections))
+        (new,) = (row for row in self.state.connections if row not in before)
+        if sent:
+            await self.send(client, sent, cast("BoundedProtocol", new))
+        return client
+
+    async def send(
+        self,
+        client: Client,
+        sent: bytes,
+        here: BoundedProtocol | None = None,
+    ) -> None:
+        """Send something more; returns when it has arrived."""
+        rows = [here] if here is not None else [cast("BoundedProtocol", row) for row in self.state.connections]
+        before = max(row.number for row in rows)
+        client[1].write(sent)
+        await self.settle(lambda: max(row.number for row in rows) > before)
+
+    async def settle(self, is_so: Callable[[], bool]) -> None:
+        """Let the loop turn until something is so."""
+        async with asyncio.timeout(5):
+            while not is_so():  # noqa: ASYNC110  no event says so
+                await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def console() -> AsyncIterator[Console]:
+    """A listening console; its time is simulated."""
+    config = uvicorn.Config(app, log_config=None, access_log=False, ws="none", lifespan="off")
+    config.load()
+    timers, state = SimTimers(), ServerState()
+    loop = cast("asyncio.AbstractEventLoop", timers)
+    server = await asyncio.get_running_loop().create_server(lambda: Bounded(config, state, {}, loop), "127.0.0.1", 0)
+    yield Console(server.sockets[0].getsockname()[1], timers, state)
+    for row in list(state.connections):
+        cast("BoundedProtocol", row).drop()
+    server.close()
+    await server.wait_closed()
+
+
+async def test_a_browser_is_answered_beside_any_number_of_silent_connections(console: Console) -> None:
+    """Those that have been silent longest are closed; none but these many stay."""
+    silent = [await console.connect() for _ in range(4 * MOST)]
+    reader, writer = await console.connect(GET)
+    answer = await asyncio.wait_for(reader.read(15), 5)
+    ended = await asyncio.wait_for(silent[0][0].read(), 5)
+    assert (answer, ended, len(console.state.connections)) == (b"HTTP/1.1 200 OK", b"", MOST)
+    for client in (*silent, (reader, writer)):
+        client[1].close()
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\n"])
+async def test_a_head_that_does_not_come_is_not_waited_for(console: Console, sent: bytes) -> None:
+    """Further bytes do not prolong it."""
+    reader, writer = client = await console.connect(sent)
+    console.timers.advance(HEAD_SECONDS - 1)
+    await console.send(client, b"G" if not sent else b"X: ")
+    before = len(console.state.connections)
+    console.timers.advance(1)
+    ended = await asyncio.wait_for(read_all(reader), 5)
+    writer.close()
+    assert (before, ended, console.state.connections) == (1, b"", set())
+
+
+async def test_the_next_heads_first_byte_is_no_excuse(console: Console) -> None:
+    """On a connection that was used before."""
+    reader, writer = client = await console.connect(GET)
+    await reader.readuntil(b"ok")
+    await console.send(client, b"G")
+    console.timers.advance(HEAD_SECONDS)
+    ended = await asyncio.wait_for(read_all(reader), 5)
+    writer.close()
+    assert (ended, console.state.connections) == (b"", set())
+
+
+async def test_a_form_may_take_long_if_it_goes_on(console: Console) -> None:
+    """One of which nothing comes is closed."""
+    _, first = going = await console.connect(POST)
+    _, second = await console.connect(POST)
+    console.timers.advance(STALL_SECONDS - 1)
+    await console.send(going, b"csrf")
+    console.timers.advance(1)
+    left = len(console.state.connections)
+    going[1].write(b"=1234")
+    answer = await asyncio.wait_for(going[0].read(15), 5)
+    for writer in (first, second):
+        writer.close()
+    assert (left, answer) == (1, b"HTTP/1.1 200 OK")
+
+
+async def test_connections_whose_request_is_being_answered_stay(console: Console) -> None:
+    """When there are too many, those that wait for their client are closed."""
+
+    @asynccontextmanager
+    async def asked() -> AsyncIterator[Any]:
+        client = await console.connect(GET)
+        yield client
+        client[1].close()
+
+    async with asked() as (reader, _):
+        await reader.readuntil(b"ok")
+        served = next(iter(console.state.connections))
+        cast("BoundedProtocol", served).cycle.response_complete = False  # as if it were being answered
+        others = [await console.connect() for _ in range(2 * MOST)]
+        stays = served in console.state.connections
+        cast("BoundedProtocol", served).cycle.response_complete = True
+        for client in others:
+            client[1].close()
+    assert stays is True
+
+
+async def read_all(reader: asyncio.StreamReader) -> bytes:
+    """What comes until the end; a reset is an end."""
+    try:
+        return await reader.read()
+    except ConnectionError:
+        return b""
