@@ -9,6 +9,7 @@ import pytest
 from common.errors import DeadlineMissed, Overloaded
 from hotslot.entailment.v1 import entailment_pb2
 from inference.server.api.entailment import ENTAILMENT
+from inference.server.api.interceptors import current_call
 from inference.server.api.predict import PredictApi, PredictRules, TaskStream
 from inference.server.api.reading import MessageReader
 from inference.server.api.stream import ItemStream, StreamRules
@@ -21,7 +22,7 @@ from inference.server.request import Flow, PendingRequest, Priority
 from inference.server.scheduling.admission import Capacity
 from inference.server.scheduling.fair_queue import Caller, CallerRules, Quota, Source
 from inference.server.scheduling.held_bytes import HeldBytes, HeldRules
-from inference.server.scheduling.turns import TURN_ROWS
+from inference.server.scheduling.turns import MAX_AHEAD, TURN_ROWS
 from inference.server.settings import ServerSettings
 from tests.server.simulated_connections import SimConnections, SimMemory
 from tests.server.simulator import UNIT_SECONDS, ManualClock, World, ask
@@ -138,26 +139,88 @@ async def test_overload_is_reported_when_it_begins_and_when_it_ends(tmp_path: Pa
     assert changes == [True, False]
 
 
+def message(*items: tuple[str, str]) -> bytes:
+    """A message of items, each with its model and its statement."""
+    rows = []
+    for model, statement in items:
+        request = entailment_pb2.PredictRequest(model=model, statements=[statement])
+        request.image.content = b"picture"
+        rows.append(entailment_pb2.StreamItem(item_id=statement, request=request))
+    return entailment_pb2.StreamPredictRequest(items=rows).SerializeToString()
+
+
 def stream_messages(name: str, count: int) -> list[bytes]:
     """Messages of one item each."""
-    requests = [entailment_pb2.PredictRequest(statements=[f"{name} {number}"]) for number in range(count)]
-    for request in requests:
-        request.image.content = b"picture"
-    items = [entailment_pb2.StreamItem(item_id=str(number), request=one) for number, one in enumerate(requests)]
-    return [entailment_pb2.StreamPredictRequest(items=[item]).SerializeToString() for item in items]
+    return [message(("", f"{name} {number}")) for number in range(count)]
 
 
-def open_stream(world: World, caller: StreamCaller) -> "asyncio.Task[None]":
-    """A stream on the world's model."""
-    rules = PredictRules(InputLimits(1000, 100), StreamRules(32), max_deadline_seconds=60.0)
+def open_stream(
+    world: World, caller: StreamCaller, *others: World, of: Caller | None = None, max_outstanding: int = 32
+) -> "asyncio.Task[None]":
+    """A stream of a caller on the world's model, and on those of others."""
+    rules = PredictRules(InputLimits(1000, 100), StreamRules(max_outstanding), max_deadline_seconds=60.0)
     held = HeldBytes(HeldRules(1 << 30, 1 << 25, 12.0), SimConnections(), SimMemory())
-    api = PredictApi(ENTAILMENT, Models([world.manager]), rules, world.clock, world.events.append, world.drain, held)
+    models = Models([world.manager, *(other.manager for other in others)])
+    api = PredictApi(ENTAILMENT, models, rules, world.clock, world.events.append, world.drain, held)
+    if of is not None:
+        current_call.get().caller = of
 
     async def run() -> None:
         with MessageReader(caller.context, held, world.clock) as reader:
             await ItemStream(caller.context, TaskStream(api), rules.stream, world.drain, reader).run()
 
     return asyncio.create_task(run())
+
+
+async def end_streams(streams: "list[asyncio.Task[None]]") -> None:
+    """Cancel streams."""
+    for stream in streams:
+        stream.cancel()
+    await asyncio.gather(*streams, return_exceptions=True)
+
+
+@pytest.mark.fault("L2")
+async def test_a_connection_of_many_streams_has_no_unary_call_refused(tmp_path: Path) -> None:
+    """Of 100 streams with a message of 64 items each few are read at once, and their items take no unary places."""
+    world = await World(tmp_path, capacity=Capacity(300, 1 << 30)).serving()
+    world.holds_items = True
+    callers = [StreamCaller([message(*(("", f"{n} {k}") for k in range(64)))]) for n in range(100)]
+    streams = [open_stream(world, caller) for caller in callers]
+    await world.wait(0.5)
+    assert not send(world, "unary", source("other"), seconds=60.0).is_done
+    assert 0 < sum(caller.sent for caller in callers) <= MAX_AHEAD + 1  # and one in its turn
+    await end_streams(streams)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+async def test_a_quota_holds_streams_whatever_models_there_are(tmp_path: Path, count: int) -> None:
+    """Streams of a message of 16 rows each, of a caller with 10 rows a second: two of them are more than that."""
+    world = await World(tmp_path / "a", capacity=Capacity(1000, 1 << 30)).serving()
+    others = [World(tmp_path / "b", model="other")][: count - 1]
+    world.holds_items = True
+    limited = Caller(CallerRules("nightly"), Quota(10.0, world.clock.seconds))
+    callers, streams = list[StreamCaller](), list[asyncio.Task[None]]()
+    for number in range(20):
+        callers.append(StreamCaller([message(*(("shapes", f"{number} {k}") for k in range(16)))]))
+        streams.append(open_stream(world, callers[-1], *others, of=limited))
+        await world.wait(0.05, 0.05)
+    assert limited.quota_wait(world.clock.seconds) > 0
+    assert sum(caller.sent for caller in callers) <= 2
+    await end_streams(streams)
+
+
+async def test_a_stream_waits_for_its_turn_at_each_model_that_its_messages_name(tmp_path: Path) -> None:
+    """Naming an idle model first is no way past the streams that wait for another one."""
+    world = await World(tmp_path / "a", capacity=Capacity(1000, 1 << 30)).serving()
+    other = World(tmp_path / "b", model="other")
+    world.holds_items = True
+    items = [[("other" if k == 0 else "shapes", f"{n} {k}") for k in range(31)] for n in range(8)]
+    caller = StreamCaller([message(*rows) for rows in items])
+    stream = open_stream(world, caller, other, max_outstanding=1000)
+    caller.read_answers(100)
+    await world.wait(0.2)
+    assert caller.sent < 4
+    await end_streams([stream])
 
 
 @pytest.mark.fault("L2")

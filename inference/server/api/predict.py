@@ -24,9 +24,10 @@ from inference.server.request import PendingRequest, Prediction, RequestTags
 from inference.server.scheduling.admission import Drain, draining_error
 from inference.server.scheduling.fair_queue import Source
 from inference.server.scheduling.held_bytes import HeldBytes
-from inference.server.scheduling.turns import Reader, TurnGate
+from inference.server.scheduling.turns import MAX_TURN_ROWS, Reader, TurnGate
 
 _stream_numbers = itertools.count(1)
+_NO_SHARE = 0.5  # of interactive callers, where none is held back for another
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,8 @@ class PredictApi:
         self._clock = clock
         self._emit = emit
         self._drain = drain
+        # Where a stream waits that may be for any of several models: its caller's quota alone holds it back.
+        self.turns_before_model = TurnGate(_NO_SHARE, clock, lambda: MAX_TURN_ROWS)
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """What the server registers."""
@@ -205,41 +208,74 @@ class PredictApi:
 
 
 class TaskStream:
-    """The task of one stream: its items are a flow of its caller, and it reads them in turn."""
+    """The task of one stream: its items are a flow of its caller, and it reads them in turn.
+
+    It waits for a turn of each model that its latest message named, with a `Reader` at each.
+    """
 
     def __init__(self, api: PredictApi) -> None:
         caller = current_call.get().caller
         self._api = api
         self._source = Source(caller, caller.stream_flow(next(_stream_numbers)))
-        self._reader = Reader(caller, self._source.flow)
-        self._turns = api.find_turns("")  # of the model that its latest message named
+        gate = api.find_turns("")
+        self._readers = {api.turns_before_model if gate is None else gate: Reader(caller, self._source.flow)}
 
     def may_read(self, *, is_free: bool) -> bool:
         """Whether it may read its next message now."""
-        return self._turns is None or self._turns.may_read(self._reader, is_free=is_free)
+        return all(gate.may_read(reader, is_free=is_free) for gate, reader in self._readers.items())
 
     async def wait_turn(self) -> None:
-        """Wait until it may read its next message."""
-        if self._turns is not None:
-            await self._turns.wait(self._reader)
+        """Wait for the turn to read its next message."""
+        for gate, reader in self._readers.items():
+            if not gate.may_read(reader, is_free=False):
+                await gate.wait(reader)
 
     def skip_turn(self) -> None:
         """Let it read at once."""
-        if self._turns is not None:
-            self._turns.skip(self._reader)
+        for gate, reader in self._readers.items():
+            gate.skip(reader)
 
     def leave(self) -> None:
         """Forget that it waits: it has ended."""
-        if self._turns is not None:
-            self._turns.leave(self._reader)
+        for gate, reader in self._readers.items():
+            gate.leave(reader)
 
     def parse_items(self, raw: bytes) -> list[tuple[str, Any]]:
-        """Parse a message, and charge its rows to the stream."""
-        items = self._api.parse_items(raw)
-        if self._turns is not None:
-            self._turns.on_read(self._reader, sum(self._api.api.count_rows(request) for _, request in items))
-        self._turns = self._api.find_turns(self._api.api.model_of(items[0][1])) or self._turns
-        return items
+        """Parse a message."""
+        return self._api.parse_items(raw)
+
+    def may_accept(self, items: list[tuple[str, Any]]) -> bool:
+        """Whether the items of a message may be accepted now; then their rows are charged to the stream."""
+        rows = self._count_rows(items)
+        for gate in [gate for gate in self._readers if rows and gate not in rows]:
+            gate.leave(self._readers.pop(gate))
+        for gate in rows:
+            self._readers.setdefault(gate, Reader(self._source.caller, self._source.flow))
+        if not all(gate.may_accept(self._readers[gate]) for gate in rows):
+            return False
+        for gate, count in rows.items():
+            gate.on_read(self._readers[gate], count)
+        return True
+
+    async def accept_in_turn(self, items: list[tuple[str, Any]]) -> None:
+        """Wait until they may be accepted."""
+        while not self.may_accept(items):
+            for gate, reader in self._readers.items():
+                if not gate.may_accept(reader):
+                    await gate.wait(reader)
+
+    def _count_rows(self, items: list[tuple[str, Any]]) -> dict[TurnGate, int]:
+        """The rows of a message at the gate of each model; those for a model that is not served cost nothing."""
+        rows: dict[TurnGate, int] = {}
+        api, gates = self._api.api, dict[str, TurnGate | None]()
+        for _, request in items:
+            name = api.model_of(request)
+            if name not in gates:
+                gates[name] = self._api.find_turns(name)
+            gate = gates[name]
+            if gate is not None:
+                rows[gate] = rows.get(gate, 0) + api.count_rows(request)
+        return rows
 
     def begin(
         self,

@@ -95,6 +95,12 @@ class MessageReader:
         finally:
             self._held.close_watch(watch)
 
+    def hold_message(self, raw: bytes) -> memoryview:
+        """Count a message as held, until the result is released, because its items are not accepted yet."""
+        view = memoryview(raw)
+        self._held.hold(self._connection, view, len(raw))
+        return view
+
     def hold(self, request: PendingRequest) -> None:
         """Count an accepted request as held until its picture, or its texts, are gone from memory."""
         holder = request.payload.holder

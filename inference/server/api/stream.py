@@ -23,7 +23,15 @@ class StreamTask(Protocol):
         ...
 
     async def wait_turn(self) -> None:
-        """Wait until the next message may be read."""
+        """Wait for the turn to read the next message."""
+        ...
+
+    def may_accept(self, items: list[tuple[str, Any]]) -> bool:
+        """Whether the items of the message that was read last may be accepted before the next turn."""
+        ...
+
+    async def accept_in_turn(self, items: list[tuple[str, Any]]) -> None:
+        """Wait until they may be accepted."""
         ...
 
     def skip_turn(self) -> None:
@@ -149,15 +157,15 @@ class ItemStream:
         while True:
             if not self._room.is_set():
                 await self._room.wait()
-            if not self._task.may_read(is_free=not self._open):
+            while not self._task.may_read(is_free=not self._open):
                 await self._task.wait_turn()
             raw = await self._reader.read()
             if raw is None:
                 return
-            self._take(raw)
+            await self._take(raw)
             del raw  # not held while the next one is awaited
 
-    def _take(self, raw: bytes) -> None:
+    async def _take(self, raw: bytes) -> None:
         try:
             items = self._task.parse_items(raw)
         except InputRefused as error:
@@ -165,6 +173,9 @@ class ItemStream:
             self._finish("", error)
             self._pause_if_full()
             return
+        if not self._task.may_accept(items):
+            with self._reader.hold_message(raw):
+                await self._task.accept_in_turn(items)
         left = self._context.time_remaining()
         for item_id, request in items:
             self._call.received += 1

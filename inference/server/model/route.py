@@ -233,12 +233,12 @@ class Intake:
         except errors.DeadlineMissed as error:
             self.is_cost_doubted = self.is_cost_doubted or error.reason == "DEADLINE_TOO_SHORT"
             raise
+        if caller.quota is not None:
+            caller.use_quota(rows, now)
         if is_stream:
             request.is_unsent_item = True
             self.turns.add_unsent(rows)
             return
-        if caller.quota is not None:
-            caller.use_quota(rows, now)
         request.expected_seconds = estimate.total
 
     def count_sent(self, request: PendingRequest) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import heapq
 import itertools
+import math
 from collections.abc import Callable
 
 from common.clock import Clock
@@ -11,6 +12,7 @@ from inference.server.scheduling.fair_queue import Caller, FairQueue
 
 TURN_ROWS = 32  # that a stream of weight 1 may read in its turn; the last message may have more
 MAX_TURN_ROWS = 512
+MAX_AHEAD = 32  # streams of a caller that have unanswered items, or read now, without having had a turn for them
 GRANT_SECONDS = 0.01  # a message that was already received is read within this time; a later one was not there yet
 
 
@@ -31,6 +33,9 @@ class ReadTurns:
     Turns are given while the rows that were read and not yet sent to the device, with those that may be read now, are
     below the look-ahead. A stream that has a turn and no message counts for a moment only: it keeps the rest of its
     turn, and holds nobody back.
+
+    A bounded number of a caller's streams read ahead, without a turn: one without unanswered items, because only a read
+    shows that it has ended, and one whose message came long after its turn. Each until its items are answered.
     """
 
     def __init__(self, interactive_share: float) -> None:
@@ -38,13 +43,18 @@ class ReadTurns:
         self._waiting: FairQueue[Reader] = FairQueue(interactive_share)
         self._over_quota: list[tuple[float, int, Reader]] = []  # heap: when it is within its quota again
         self._reading: dict[Reader, float] = {}  # until when each counts
+        self._ahead: dict[str, dict[Reader, float]] = {}  # by caller: those that read ahead; until when each counts
         self._numbers = itertools.count()
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._over_quota)
 
     def wait(self, reader: Reader) -> None:
-        """Let a stream wait for its turn; `grant` gives it."""
+        """Let a stream wait for its turn; `grant` gives it. What is left of the last one is given back."""
+        if reader.allowance:
+            self._waiting.charge(reader.flow, -reader.allowance)
+            reader.allowance = 0
+        self._reading.pop(reader, None)
         self._waiting.put(reader, reader.turn_rows, reader.flow)
 
     def grant(self, look_ahead_rows: int, now: float) -> list[Reader]:
@@ -69,21 +79,43 @@ class ReadTurns:
             times.append(min(self._reading.values()))
         return min(times, default=None)
 
+    def may_read(self, reader: Reader, now: float, *, is_free: bool) -> bool:
+        """Whether a stream may read now; `is_free`: it has no unanswered item."""
+        if reader.caller.quota is not None and reader.caller.quota_wait(now) > 0:
+            return False
+        return reader.allowance > 0 or (
+            is_free and self._waiting.goes_first(reader.flow) and self._read_ahead(reader, now, now + GRANT_SECONDS)
+        )
+
+    def may_accept(self, reader: Reader, now: float) -> bool:
+        """Whether the items of a message that a stream has read may be accepted now.
+
+        If not, it came long after its turn, or without one, and enough others of its caller's did so: it waits for
+        another turn.
+        """
+        return reader in self._reading or self._read_ahead(reader, now, math.inf)
+
     def on_read(self, reader: Reader, rows: int, now: float) -> None:
-        """Record a message that a stream has read, without a turn or in it; rows beyond the turn are charged to it."""
+        """Record a message that is accepted, in a turn or not; rows beyond the turn are charged to its stream."""
         if not reader.allowance:
             self._waiting.serve(reader.flow, rows)
         elif rows > reader.allowance:
             self._waiting.charge(reader.flow, rows - reader.allowance)
         reader.allowance = max(0, reader.allowance - rows)
-        if reader.caller.quota is not None:
-            reader.caller.use_quota(rows, now)
-            if reader.caller.quota_wait(now) > 0:
-                reader.allowance = 0
         if reader.allowance:
             self._reading[reader] = now + GRANT_SECONDS
         else:
             self._reading.pop(reader, None)
+
+    def skip(self, reader: Reader, now: float) -> bool:
+        """Let a stream whose items are all answered read without its turn; returns whether it waited, and may read."""
+        self._leave_place(reader)
+        if reader in self._reading or not self.knows(reader) or not self.goes_first(reader, now):
+            return False
+        if not self._read_ahead(reader, now, now + GRANT_SECONDS):
+            return False
+        self._leave_queue(reader)
+        return True
 
     def goes_first(self, reader: Reader, now: float) -> bool:
         """Whether a stream is within its quota and owes no row to the streams that wait for their turns."""
@@ -101,10 +133,36 @@ class ReadTurns:
 
     def leave(self, reader: Reader) -> None:
         """Forget a stream that has ended."""
-        self._waiting.remove(reader)
-        self._over_quota = [row for row in self._over_quota if row[2] is not reader]
-        heapq.heapify(self._over_quota)
+        self._leave_queue(reader)
+        self._leave_place(reader)
         self._reading.pop(reader, None)
+
+    def _read_ahead(self, reader: Reader, now: float, until: float) -> bool:
+        """Count a stream that reads without a turn, if not too many of its caller's do; returns whether it is counted.
+
+        Without a message it counts for a moment only, like one that has a turn.
+        """
+        ahead = self._ahead.setdefault(reader.flow.caller, {})
+        if reader not in ahead and len(ahead) >= MAX_AHEAD:
+            for idle in [one for one, end in ahead.items() if end <= now]:
+                del ahead[idle]
+            if len(ahead) >= MAX_AHEAD:
+                return False
+        ahead[reader] = until
+        return True
+
+    def _leave_place(self, reader: Reader) -> None:
+        ahead = self._ahead.get(reader.flow.caller)
+        if ahead is not None:
+            ahead.pop(reader, None)
+            if not ahead:
+                del self._ahead[reader.flow.caller]
+
+    def _leave_queue(self, reader: Reader) -> None:
+        self._waiting.remove(reader)
+        if self._over_quota:
+            self._over_quota = [row for row in self._over_quota if row[2] is not reader]
+            heapq.heapify(self._over_quota)
 
     def _take_next(self, now: float) -> Reader | None:
         """The next stream that is within its quota; those that are not are set aside until they are."""
@@ -135,10 +193,11 @@ class TurnGate:
 
         Args:
             reader: the stream.
-            is_free: whether it has no unanswered item. It reads without a turn then, if it is within its quota and
-                owes nothing to those that wait: if it has nothing more to send, only a read tells.
+            is_free: whether it has no unanswered item. It reads without a turn then, if it is within its quota, owes
+                nothing to those that wait, and few streams of its caller do so: if it has nothing more to send, only a
+                read tells.
         """
-        return self._is_closed or reader.allowance > 0 or (is_free and self._goes_first(reader))
+        return self._is_closed or self._turns.may_read(reader, self._clock.monotonic(), is_free=is_free)
 
     async def wait(self, reader: Reader) -> None:
         """Wait until a stream that may not read now has its turn."""
@@ -153,8 +212,7 @@ class TurnGate:
 
     def skip(self, reader: Reader) -> None:
         """Let a stream that waits read without its turn if it owes nothing: it has no unanswered item any more."""
-        if self._turns.knows(reader) and self._goes_first(reader):
-            self.leave(reader)
+        if self._turns.skip(reader, self._clock.monotonic()):
             reader.on_turn()
 
     def close(self) -> None:
@@ -167,8 +225,12 @@ class TurnGate:
         """Forget a stream that has ended, or waits no more."""
         self._turns.leave(reader)
 
+    def may_accept(self, reader: Reader) -> bool:
+        """Whether the items of a message that a stream has read may be accepted now, and not in its next turn."""
+        return self._is_closed or self._turns.may_accept(reader, self._clock.monotonic())
+
     def on_read(self, reader: Reader, rows: int) -> None:
-        """Record a message that a stream has read."""
+        """Record a message that is accepted."""
         self._turns.on_read(reader, rows, self._clock.monotonic())
 
     def add_unsent(self, rows: int) -> None:
@@ -198,9 +260,6 @@ class TurnGate:
                 return
             self._timer.cancel()
         self._timer = loop.call_later(seconds, self._on_timer)
-
-    def _goes_first(self, reader: Reader) -> bool:
-        return self._turns.goes_first(reader, self._clock.monotonic())
 
     def _on_timer(self) -> None:
         self._timer = None

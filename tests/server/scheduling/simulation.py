@@ -196,6 +196,7 @@ class Simulation:
         self.queue.put(request, rows, flow)
         if stream is not None:
             self.turns.unsent_rows += rows
+            stream.caller.use_quota(rows, self.now)
         elif caller is not None:
             caller.use_quota(rows, self.now)
         self.after(0.0, self._dispatch)
@@ -392,14 +393,17 @@ class Stream:
         if self.open >= 32 or self.is_waiting:
             return
         self.is_waiting = True
-        if self.reader.allowance > 0 or self._is_free():
+        if self.simulation.turns.may_read(self.reader, self.simulation.now, is_free=not self.open):
             self.simulation.after(READ_SECONDS, self._read)
         else:
             self.simulation.wait_turn(self.reader)
 
     def _read(self) -> None:
-        self.is_waiting = False
         simulation = self.simulation
+        if not simulation.turns.may_accept(self.reader, simulation.now):
+            simulation.wait_turn(self.reader)
+            return
+        self.is_waiting = False
         request = simulation.offer(self.reader.flow, self.rows, self.seconds, self)
         simulation.turns.on_read(self.reader, self.rows, simulation.now)
         self.open += 1
@@ -408,11 +412,6 @@ class Stream:
 
     def _done(self, _: Request) -> None:
         self.open -= 1
-        if self.is_waiting and self.simulation.turns.knows(self.reader) and self._is_free():
-            self.simulation.turns.leave(self.reader)
+        if not self.open and self.simulation.turns.skip(self.reader, self.simulation.now) and self.is_waiting:
             self.simulation.after(READ_SECONDS, self._read)
         self._want()
-
-    def _is_free(self) -> bool:
-        """Whether it may read without a turn, because no item is unanswered."""
-        return not self.open and self.simulation.turns.goes_first(self.reader, self.simulation.now)

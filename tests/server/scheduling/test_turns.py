@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from inference.server.scheduling.fair_queue import Caller, CallerRules, Quota
-from inference.server.scheduling.turns import GRANT_SECONDS, TURN_ROWS, Reader, ReadTurns, TurnGate
+from inference.server.scheduling.turns import GRANT_SECONDS, MAX_AHEAD, TURN_ROWS, Reader, ReadTurns, TurnGate
 
 
 def streams(count: int, caller: Caller | None = None) -> list[Reader]:
@@ -89,6 +89,7 @@ def test_a_caller_over_its_quota_reads_when_it_is_within_it_again() -> None:
     turns.wait(held)
     assert turns.grant(64, 0.0) == [held]
     turns.on_read(held, 15, 0.0)
+    limited.use_quota(15, 0.0)
     turns.wait(held)
     turns.wait(free)
     assert turns.grant(64, 0.0) == [free]
@@ -198,3 +199,46 @@ def test_a_stream_that_owes_rows_to_those_that_wait_does_not_read_without_a_turn
         turns.wait(reader)
     turns.grant(1, 0.0)
     assert turns.goes_first(fast, 0.0)
+
+
+def test_few_streams_of_a_caller_read_without_a_turn() -> None:
+    """The others wait for theirs, until the items of those were answered; another caller is not held back by it."""
+    turns, readers, (other,) = ReadTurns(0.5), streams(MAX_AHEAD + 1), streams(1, Caller(CallerRules("b")))
+    turns.unsent_rows = 1000
+    for reader in readers[:-1]:
+        assert turns.may_read(reader, 0.0, is_free=True)
+        assert turns.may_accept(reader, 0.0)
+        turns.on_read(reader, 64, 0.0)
+    late = GRANT_SECONDS
+    assert not turns.may_read(readers[-1], late, is_free=True)
+    assert turns.may_read(other, late, is_free=True)
+    turns.wait(readers[-1])
+    assert turns.grant(8, late) == []
+    assert not turns.skip(readers[0], late)  # its items are answered, and it does not wait
+    assert turns.skip(readers[-1], late)
+    assert turns.may_read(readers[-1], late, is_free=True)
+
+
+def test_messages_that_come_long_after_their_turns_are_not_accepted_all_at_once() -> None:
+    """Streams that had nothing to send hold nobody back then; if all of them send at once, they wait for turns."""
+    turns, readers = ReadTurns(0.5), streams(MAX_AHEAD + 2)
+    for number, reader in enumerate(readers):
+        assert turns.may_read(reader, number * GRANT_SECONDS, is_free=True)
+    now = len(readers) * GRANT_SECONDS
+    accepted = [reader for reader in readers if turns.may_accept(reader, now)]
+    assert len(accepted) == MAX_AHEAD
+    (late, *_) = (reader for reader in readers if reader not in accepted)
+    turns.wait(late)
+    assert turns.grant(8, now) == [late]
+    assert turns.may_accept(late, now)
+
+
+def test_what_is_left_of_a_turn_is_given_back_when_a_stream_waits_again() -> None:
+    """A stream is charged for what it has read, however often it had to wait."""
+    turns, (reader, other) = ReadTurns(0.5), streams(2)
+    for _ in range(20):
+        turns.wait(reader)
+        assert turns.grant(1, 0.0) == [reader]
+    turns.wait(reader)
+    turns.wait(other)
+    assert turns.grant(2 * TURN_ROWS, 0.0) == [reader, other]
