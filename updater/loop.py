@@ -224,7 +224,7 @@ class ModelLoop:
                 dependencies.journal.write(record, events)
             except OSError as error:
                 dependencies.observer.report_error(dependencies.model, "journal_not_written", str(error))
-                self._trouble = f"the journal cannot be written: {error}"
+                self._trouble = str(error)
                 return False
             self._written, self._is_durable = record, True
             if record.stage is not before:

@@ -34,11 +34,12 @@ def add(api: GoldenApi, item: pb.GoldenItem, model: str = "shapes", picture: byt
 
 
 def test_added_items_are_listed_page_by_page(api: GoldenApi) -> None:
-    """With what the whole set covers."""
+    """With what the whole set covers; the question is always the same, so that it counts once."""
     for name in "abc":
         add(api, pb.GoldenItem(item=name, texts=["x"], expected=["yes" if name == "a" else "no"]))
     first = api.list_items(pb.ListGoldenItemsRequest(model="shapes", page_size=2), 1.0)
     rest = api.list_items(pb.ListGoldenItemsRequest(model="shapes", page_size=2, page_token=first.next_page_token), 1.0)
+    assert (first.total_questions, first.total_expected) == (1, 1)
     names = [item.item for page in (first, rest) for item in page.items]
     labels = [(row.label, row.count) for row in first.labels]
     assert (names, labels, first.total_items, rest.next_page_token) == (["a", "b", "c"], [("no", 2), ("yes", 1)], 3, "")

@@ -2041,9 +2041,9 @@ class ListGoldenItemsResponse(_message.Message):
     total_items: _builtins.int
     """Items of the whole set."""
     total_questions: _builtins.int
-    """Questions of the whole set."""
+    """Questions of the whole set; one that is copied to several items counts once."""
     total_expected: _builtins.int
-    """Questions with an expected answer."""
+    """As total_questions, those with an expected answer."""
     min_accuracy: _builtins.float
     """Least accuracy that the gate asks for, 0 to 1."""
     digest: _builtins.str
