@@ -48,6 +48,12 @@ def list_doubts(settings: Settings, now: datetime) -> Iterator[str]:
         if fault:
             yield f"on this machine: {fault}"
     yield from _doubt_exposure(settings)
+    scheduling = settings.scheduling
+    if scheduling.caller_metadata_key and settings.tls.client_ca_file is not None and not scheduling.proxy_certificates:
+        yield (
+            "scheduling.caller_metadata_key names no caller: every client shows a certificate, and "
+            "scheduling.proxy_certificates lists none as a proxy's"
+        )
     certificate, tokens = _load_certificate(settings), _load_tokens(settings)
     if isinstance(certificate, Certificate):
         yield from _doubt_certificate(settings, certificate, now)

@@ -98,7 +98,16 @@ def caller_rules(settings: ServerSettings) -> list[CallerRules]:
 
 def build_callers(settings: ServerSettings, clock: Clock) -> Callers:
     """Finds the caller of each call, with its configured rights."""
-    return Callers(caller_rules(settings), settings.scheduling.caller_metadata_key, clock.monotonic())
+    callers = Callers([], "", clock.monotonic())
+    configure_callers(callers, settings, clock)
+    return callers
+
+
+def configure_callers(callers: Callers, settings: ServerSettings, clock: Clock) -> None:
+    """Give callers the rights that the settings say."""
+    scheduling = settings.scheduling
+    rules, key = caller_rules(settings), scheduling.caller_metadata_key
+    callers.configure(rules, key, clock.monotonic(), scheduling.proxy_certificates)
 
 
 def build_access(settings: ServerSettings, log: ReloadLog, clock: Clock) -> Access:

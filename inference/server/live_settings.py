@@ -118,8 +118,7 @@ class LiveSettings:
         parts.factory.retain_runners(settings)
         parts.changes.set_capacity(compose.capacity(settings))
         parts.access.rules = access
-        metadata_key = settings.scheduling.caller_metadata_key
-        parts.callers.configure(compose.caller_rules(settings), metadata_key, self._clock.monotonic())
+        compose.configure_callers(parts.callers, settings, self._clock)
         parts.held.rules = compose.held_rules(settings)
         parts.memory.limit(settings.server.max_waiting_bytes)
         parts.readiness.overall = settings.health.overall

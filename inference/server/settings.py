@@ -119,10 +119,7 @@ class ServerSection(Section):
         int,
         Change.AT_ONCE,
         Field(
-            ge=1,
-            le=1_000_000,
-            description="largest number of accepted, unanswered unary requests per model; the items of streams are not "
-            "counted: how many are accepted is bounded by the streams' turns to read",
+            ge=1, le=1_000_000, description="most accepted, unanswered unary requests of a model; stream items apart"
         ),
     ] = 10_000
     max_waiting_bytes: Annotated[
@@ -334,10 +331,15 @@ class SchedulingSection(Section):
         Change.AT_ONCE,
         Field(
             pattern=r"^([a-z0-9_.-]{1,64})?$",
-            description="metadata key whose value names the caller, set by a proxy; the name of a caller's token goes "
-            "before it. Without both, the client certificate's name, else the connection, is the caller",
+            description="metadata key whose value names the caller, set by a proxy; the name of its token goes before "
+            "it, and that of its client certificate, unless it is in proxy_certificates; else it is the connection",
         ),
     ] = ""
+    proxy_certificates: Annotated[
+        tuple[str, ...],
+        Change.AT_ONCE,
+        Field(max_length=100, description="names of proxies' client certificates, which name callers by that key"),
+    ] = ()
     interactive_share: Annotated[
         float,
         Change.MODELS,

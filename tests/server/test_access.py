@@ -145,7 +145,7 @@ async def test_tls_is_spoken_to_those_who_trust_the_certificate(
 
 
 async def test_a_client_certificate_is_needed_and_names_the_caller(authority: Authority, tmp_path: Path) -> None:
-    """One of another authority is none; the configured metadata key goes before the name."""
+    """One of another authority is none; what a caller writes into the configured metadata key does not rename it."""
     listener = ListenerFiles(tmp_path / "tls", authority.sign("server"), authority.certificate)
     stranger = Authority(tmp_path / "other").sign("shop")
     async with serve(with_tls(listener), "x-tenant") as serving:
@@ -153,7 +153,7 @@ async def test_a_client_certificate_is_needed_and_names_the_caller(authority: Au
         assert await check(serving.port, authority, authority.sign("shop"), ("x-tenant", "bank")) == "OK"
         assert (await check(serving.port, authority)).startswith("UNAVAILABLE")
         assert (await check(serving.port, authority, stranger)).startswith("UNAVAILABLE")
-        assert [dict(call.fields)["caller"] for call in serving.ended] == ["shop", "bank"]
+        assert [dict(call.fields)["caller"] for call in serving.ended] == ["shop", "shop"]
 
 
 @pytest.mark.fault("L25")

@@ -226,14 +226,28 @@ class CallInterceptor:
 
 
 class Callers:
-    """Finds the caller of a call: by its token, else the configured metadata key, its certificate, its connection."""
+    """Finds the caller of a call: by its token, else its certificate, the configured metadata key, its connection.
 
-    def __init__(self, rules: Iterable[CallerRules], metadata_key: str, now: float) -> None:
-        self.configure(rules, metadata_key, now)
+    The metadata key goes before the certificate of a proxy, which is the same for all callers of that proxy.
+    """
 
-    def configure(self, rules: Iterable[CallerRules], metadata_key: str, now: float) -> None:
-        """Replace the rights of all callers, for calls that begin from now on."""
-        self._key = metadata_key.lower()
+    def __init__(
+        self, rules: Iterable[CallerRules], metadata_key: str, now: float, proxy_certificates: Iterable[str] = ()
+    ) -> None:
+        self.configure(rules, metadata_key, now, proxy_certificates)
+
+    def configure(
+        self, rules: Iterable[CallerRules], metadata_key: str, now: float, proxy_certificates: Iterable[str] = ()
+    ) -> None:
+        """Replace the rights of all callers, for calls that begin from now on.
+
+        Args:
+            rules: of the configured callers.
+            metadata_key: whose value names the caller.
+            now: the clock, seconds.
+            proxy_certificates: names of the certificates whose holders are trusted to tell their callers.
+        """
+        self._key, self._proxies = metadata_key.lower(), frozenset(proxy_certificates)
         self._configured: Mapping[str, Caller] = {
             row.name: Caller(row, Quota(row.rows_per_second, now) if row.rows_per_second > 0 else None) for row in rules
         }
@@ -250,6 +264,8 @@ class Callers:
             certificate_name: of the client's certificate; empty without one.
         """
         name: str | bytes = token_name
+        if not name and certificate_name not in self._proxies:
+            name = certificate_name
         if not name and self._key:
             name = next((value for key, value in metadata if key == self._key), "")
         if isinstance(name, bytes):

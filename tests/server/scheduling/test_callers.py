@@ -28,6 +28,24 @@ def test_a_caller_is_named_by_the_configured_metadata_key(metadata: list[tuple[s
     assert Callers([], "X-Tenant", 0.0).find(metadata, "peer").name == name
 
 
+@pytest.mark.parametrize(
+    ("token", "certificate", "metadata", "name"),
+    [
+        ("", "batch", [("x-tenant", "vip")], "batch"),
+        ("", "envoy", [("x-tenant", "vip")], "vip"),
+        ("", "envoy", [], "envoy"),
+        ("shop", "envoy", [("x-tenant", "vip")], "shop"),
+        ("shop", "batch", [], "shop"),
+    ],
+)
+def test_a_certificate_goes_before_the_metadata_key_unless_it_is_a_proxys(
+    token: str, certificate: str, metadata: list[tuple[str, str | bytes]], name: str
+) -> None:
+    """A caller with a certificate of its own uses no other's quota; a proxy tells its callers, a token proves one."""
+    callers = Callers([], "x-tenant", 0.0, ["envoy"])
+    assert callers.find(metadata, "peer", token, certificate).name == name
+
+
 def test_unary_calls_are_interactive_and_streams_are_bulk() -> None:
     """Each stream is a flow, all unary calls are one."""
     caller = Caller(CallerRules("shop", weight=2.0))
