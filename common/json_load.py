@@ -25,7 +25,7 @@ class HalfCharacter(ValueError):
     """A text has half of a surrogate pair, as text that was cut in the middle of an emoji has; no encoding takes it."""
 
 
-def load_json(content: bytes | str, pairs_hook: PairsHook | None = None) -> Any:  # noqa: ANN401  as json.loads
+def load_json(content: bytes | str, pairs_hook: PairsHook | None = None, *, takes_halves: bool = False) -> Any:  # noqa: ANN401  as json.loads
     """Parse JSON. Unlike json.loads it raises no RecursionError, and what it returns causes none in its reader.
 
     Every text in the value can be encoded as UTF-8: whoever prints, hashes, stores or sends it need not check that.
@@ -33,6 +33,7 @@ def load_json(content: bytes | str, pairs_hook: PairsHook | None = None) -> Any:
     Args:
         content: of a bounded length; bytes in UTF-8, UTF-16 or UTF-32.
         pairs_hook: makes the value of each object.
+        takes_halves: for a caller that escapes half characters itself, so that one in a name hides nothing else.
 
     Raises:
         ValueError: it is not JSON (`json.JSONDecodeError`), not in that encoding (`UnicodeDecodeError`), nested more
@@ -47,7 +48,8 @@ def load_json(content: bytes | str, pairs_hook: PairsHook | None = None) -> Any:
         raise NestedTooDeeply("its brackets are nested too deeply") from error
     if text.count("[") + text.count("{") > MAX_DEPTH and _is_deep(value):
         raise NestedTooDeeply("its brackets are nested too deeply")
-    _refuse_half_characters(text)
+    if not takes_halves:
+        _refuse_half_characters(text)
     return value
 
 

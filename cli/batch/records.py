@@ -100,7 +100,7 @@ def _parse_record(line: bytes | None) -> Mapping[str, Any] | str:
     except UnicodeDecodeError:
         return "the line is not UTF-8"
     except HalfCharacter:
-        return "the line has half of a character: a surrogate without its other half"
+        return "the line has half of a character"
     except ValueError:
         return "the line is not JSON"
     return row if isinstance(row, dict) else "the line is not a JSON object"

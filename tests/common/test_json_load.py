@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from common.json_load import MAX_DEPTH, HalfCharacter, NestedTooDeeply, load_json
+from updater.revision import UnsupportedRevision, parse_json_object
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("cli", "common", "console", "hotslot_watchdog", "hubserver", "inference", "updater")
@@ -48,7 +49,7 @@ def test_what_is_not_json_is_a_value_error(content: bytes | str) -> None:
 )
 def test_half_of_a_character_is_a_value_error(content: bytes | str) -> None:
     """Whatever json.loads takes for a text must be one that can be printed, hashed and sent."""
-    json.loads(content)
+    assert load_json(content, takes_halves=True) == json.loads(content)
     with pytest.raises(HalfCharacter, match=r"^line 1 has half of a character: "):
         load_json(content)
 
@@ -72,6 +73,14 @@ def test_the_line_of_half_a_character_is_named() -> None:
     """In a configuration of thousands."""
     with pytest.raises(HalfCharacter, match=r"^line 3 has half of a character: \\udc00 without its other half$"):
         load_json('{\n"a": "\\ud83d\\ude00",\n"b": "\\uDC00"\n}')
+
+
+def test_a_configuration_with_half_a_character_is_the_revisions_fault() -> None:
+    """Its label could be neither stored nor sent: the revision is refused, not tried again and again."""
+    with pytest.raises(UnsupportedRevision) as refused:
+        parse_json_object(b'{"id2label":\n {"0": "\\ud800"}}', "config.json")
+    assert refused.value.reason == "CONFIG_BROKEN"
+    assert str(refused.value) == "config.json: line 2 has half of a character: \\ud800 without its other half"
 
 
 def test_many_brackets_side_by_side_are_no_depth() -> None:

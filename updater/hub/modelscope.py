@@ -342,7 +342,7 @@ def _parse_file(row: object) -> BundleFile | None:
 def _parse_json(body: bytes) -> object:
     """The parsed body; None if it is not JSON."""
     try:
-        return load_json(body)
+        return load_json(body, takes_halves=True)  # a name with one must not hide all other files and revisions
     except ValueError:
         return None
 

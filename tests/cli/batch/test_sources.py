@@ -71,8 +71,8 @@ def test_a_record_that_cannot_be_used_is_a_row_with_a_mistake(tmp_path: Path) ->
         (4, "it has no image"),
         (6, "the line is not UTF-8"),
         (7, "its statements are no list of texts"),
-        (8, "its image has half a character"),
-        (9, "its statement has half a character"),
+        (8, "the line has half of a character"),
+        (9, "the line has half of a character"),
     ]
     source = table(tmp_path / "t.csv", b"image,statement\na.png,x,y\nb.png,z\n")
     assert [row.mistake for row in source.rows()] == ["it has 3 values, the header 2", ""]
