@@ -33,7 +33,8 @@ def load_json(content: bytes | str, pairs_hook: PairsHook | None = None, *, take
     Args:
         content: of a bounded length; bytes in UTF-8, UTF-16 or UTF-32.
         pairs_hook: makes the value of each object.
-        takes_halves: for a caller that escapes half characters itself, so that one in a name hides nothing else.
+        takes_halves: for a caller that escapes half characters itself, or reads what our own processes wrote: the path
+            of a file whose name is not UTF-8 has some.
 
     Raises:
         ValueError: it is not JSON (`json.JSONDecodeError`), not in that encoding (`UnicodeDecodeError`), nested more

@@ -242,7 +242,7 @@ def _check_exit_code(exit_code: int, stderr: bytes) -> None:
     row: object = None
     if exit_code == ExitCode.CONVERSION_REFUSED:
         with contextlib.suppress(ValueError, IndexError):
-            row = load_json(stderr.decode("utf-8").splitlines()[-1])
+            row = load_json(stderr.decode("utf-8").splitlines()[-1], takes_halves=True)
     if not isinstance(row, dict):
         raise ConversionRefused("CONVERT_FAILED", f"the conversion ended with exit code {exit_code}")
     needed, free = (row.get(name) for name in ("needed_bytes", "free_bytes"))

@@ -52,7 +52,7 @@ def receive_request(connection: socket.socket) -> tuple[ForkRequest, list[int]] 
         return None
     for descriptor in descriptors:
         os.set_inheritable(descriptor, False)
-    fields = load_json(payload)
+    fields = load_json(payload, takes_halves=True)  # of a path that is not UTF-8
     return ForkRequest(fields["number"], tuple(fields["arguments"])), descriptors
 
 
@@ -77,6 +77,6 @@ def receive_answer(connection: socket.socket) -> ForkAnswer | None:
     if not payload:
         return None
     try:
-        return ForkAnswer(**load_json(payload))
+        return ForkAnswer(**load_json(payload, takes_halves=True))
     except TypeError as error:
         raise ValueError(str(error)) from error

@@ -52,7 +52,7 @@ def _spill(chunk: list[Key]) -> Iterator[Key]:
     def read() -> Iterator[Key]:
         with file:
             for line in file:
-                key: Key = load_json(line)
+                key: Key = load_json(line, takes_halves=True)  # of a path that is not UTF-8
                 yield key
 
     return read()

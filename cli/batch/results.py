@@ -188,7 +188,7 @@ def remove_torn_line(descriptor: int) -> int:
 def _parse_line(line: bytes) -> dict[str, Any] | None:
     """The result of a line; None if it is none."""
     try:
-        row: Any = load_json(line)
+        row: Any = load_json(line, takes_halves=True)  # of a path that is not UTF-8
         Counts().add(row)
         is_key = isinstance(row["row"], int | str)
     except (ValueError, KeyError, TypeError):
@@ -232,7 +232,7 @@ def _read_terms(file: BinaryIO, results: Path, *, has_results: bool) -> Terms | 
     """The terms of the batch that began the results; None if there were none, or nothing came of them."""
     raw = file.read(_MAX_TERMS_BYTES)
     try:
-        terms: Terms | None = load_json(raw) if raw.endswith(b"\n") and has_results else None
+        terms: Terms | None = load_json(raw, takes_halves=True) if raw.endswith(b"\n") and has_results else None
     except ValueError:
         raise WronglyUsed(f"{results}{TERMS_SUFFIX} is damaged; name another --out") from None
     return terms

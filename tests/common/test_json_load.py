@@ -1,11 +1,14 @@
 """JSON of a file or a peer: whatever is wrong with it is a ValueError, and every package reads it so."""
 
 import json
+import os
+import socket
 from pathlib import Path
 
 import pytest
 
 from common.json_load import MAX_DEPTH, HalfCharacter, NestedTooDeeply, load_json
+from inference.fork_wire import ForkRequest, receive_request, send_request
 from updater.revision import UnsupportedRevision, parse_json_object
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,3 +103,12 @@ def test_no_package_parses_json_in_another_way() -> None:
         if "json.load" in path.read_text(encoding="utf-8").replace("common.json_load", "")
     }
     assert direct == {"common/json_load.py"}
+
+
+def test_arguments_that_are_no_utf_8_reach_the_fork_server() -> None:
+    """The path of a folder may have any bytes."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        asked = ForkRequest(1, (os.fsdecode(b"/models/\xff"),))
+        send_request(ours, asked, [])
+        assert receive_request(theirs) == (asked, [])

@@ -137,7 +137,7 @@ def check_backup(backup: Path) -> None:
         OSError: a file cannot be read.
     """
     try:
-        row = load_json(read_within(backup, MANIFEST, _MAX_MANIFEST_BYTES))
+        row = load_json(read_within(backup, MANIFEST, _MAX_MANIFEST_BYTES), takes_halves=True)
         rows = {str(file["name"]): str(file["sha256"]) for file in row["files"]}
         version = row["schema_version"]
     except FileNotFoundError as error:

@@ -186,7 +186,7 @@ def _read_failure(path: Path, compilers: Mapping[str, int]) -> str | None:
     try:
         if abs(_CLOCK.now().timestamp() - path.stat().st_mtime) > FAILURE_SECONDS:
             return None
-        failure = load_json(read_bounded(path, MAX_BYTES))
+        failure = load_json(read_bounded(path, MAX_BYTES), takes_halves=True)
         return str(failure["reason"]) if failure["compilers"] == compilers else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
