@@ -4,16 +4,22 @@ import contextlib
 import ipaddress
 import os
 import socket
+import stat
 import struct
 import urllib.parse
-from collections.abc import Collection, Iterator, Mapping
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 from inference.server.scheduling.uploads import Traffic
 
 FAT_BYTES = 1 << 20  # received; gRPC's buffer of a connection grows with what it reads at once
 QUIET_SECONDS = 4.0
-_FOLDER = Path("/proc/self/fd")
+CROWDED_SECONDS = 0.5  # the same for a connection beyond the limit
+SLICE = 128  # descriptors that are looked at in one go: about a millisecond
+MAX_CLOSED = 16  # connections that are closed in one go; clients notice each at once
+_STATUS = Path("/proc/self/status")  # listing /proc/self/fd takes ten times as long as a status of each descriptor
 # struct tcp_info of linux/tcp.h
 _INFO_BYTES = 136
 _LAST_DATA_RECEIVED = 52  # offset; milliseconds ago, 32 bits
@@ -23,47 +29,113 @@ _Address = tuple[str, int]
 
 
 class TcpConnections:
-    """The connections to one port of this process, found by their addresses: gRPC does not show its sockets."""
+    """The connections to one port of this process, found by their addresses: gRPC does not show its sockets.
+
+    A look at one descriptor takes several system calls, and thousands may be open: a round looks at a slice of them at
+    a time, and what a descriptor is for is remembered as long as it is the same socket.
+    """
 
     def __init__(self) -> None:
         self.port = 0  # of the server, once it listens
         self._failure: OSError | None = None  # of the last look
+        self._kinds: dict[int, tuple[int, _Address | None]] = {}  # inode and peer by descriptor; None: another socket
+        self._pending: deque[int] = deque()  # descriptors of the round that are to come
+        self._round: dict[_Address, int] = {}  # connections that the round has found, with their descriptors
+        self._peers: dict[_Address, int] = {}  # those of the last whole round
+
+    @property
+    def count(self) -> int:
+        """Connections, as far as the last round has found them."""
+        return max(len(self._peers), len(self._round))
+
+    @property
+    def is_looking(self) -> bool:
+        """Whether a round has begun and not ended."""
+        return bool(self._pending)
 
     def read_traffic(self, names: Collection[str]) -> Mapping[str, Traffic]:
         """The traffic of connections by gRPC's names of their peers; without those that are not TCP, or are gone."""
         wanted = {address: name for name in names if (address := parse_peer(name)) is not None}
         if not wanted:
             return {}
-        return {wanted[peer]: traffic for peer, traffic, _ in self._connections() if peer in wanted}
+        known = {**self._peers, **self._round}
+        if any(address not in known for address in wanted):
+            known = self._peers = dict(self._find(self._list_descriptors()))
+        found = {}
+        for address, name in wanted.items():
+            with contextlib.suppress(OSError, KeyError), _duplicate(known[address]) as connection:
+                if self._peer_of(connection) == address:
+                    found[name] = _read_info(connection)
+        return found
 
-    def close_idle(self, in_use: Collection[str]) -> None:
-        """Close connections without calls that have received much; their clients connect again with the next call."""
+    def look(self, in_use: Collection[str], *, most: int, closes_large: bool) -> None:
+        """Look at a slice of the descriptors; a call after the last one begins another round.
+
+        Connections without calls that are quiet are closed: those that have received much, if `closes_large`, and those
+        beyond `most`. Their clients connect again with the next call.
+
+        Args:
+            in_use: gRPC's names of the peers that have calls.
+            most: connections that may stay.
+            closes_large: gRPC's buffers of those that have received much are needed.
+        """
+        if not self._pending:
+            self._round = {}
+            self._pending.extend(self._list_descriptors())
         kept = {parse_peer(name) for name in in_use}
-        for peer, traffic, connection in self._connections():
-            if peer not in kept and _is_fat(traffic):
-                with contextlib.suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
+        part = [self._pending.popleft() for _ in range(min(SLICE, len(self._pending)))]
+        closed = 0
+        for peer, descriptor in self._find(part):
+            is_beyond = len(self._round) >= most
+            is_closable = closed < MAX_CLOSED and peer not in kept and (is_beyond or closes_large)
+            if is_closable and self._close_quiet(descriptor, peer, is_beyond=is_beyond):
+                closed += 1
+            else:
+                self._round[peer] = descriptor
+        if not self._pending:
+            self._peers, self._round = self._round, {}
 
-    def _connections(self) -> Iterator[tuple[_Address, Traffic, socket.socket]]:
-        """Peers, their traffic, and sockets; a socket object is closed when the next one is taken."""
-        for entry in self._list_descriptors():
-            with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
-                if not entry.readlink().name.startswith("socket:"):
+    def _find(self, descriptors: Iterable[int]) -> Iterator[tuple[_Address, int]]:
+        """Those that are connections to the port, with their peers."""
+        for descriptor in descriptors:
+            with contextlib.suppress(OSError):
+                status = os.fstat(descriptor)
+                if not stat.S_ISSOCK(status.st_mode):
                     continue
-                connection = opened.enter_context(_duplicate(int(entry.name)))
-                is_tcp = connection.family in (socket.AF_INET, socket.AF_INET6)
-                if is_tcp and connection.getsockname()[1] == self.port:
-                    yield _normalise(*connection.getpeername()[:2]), _read_info(connection), connection
+                kind = self._kinds.get(descriptor)
+                if kind is None or kind[0] != status.st_ino:
+                    with _duplicate(descriptor) as connection:
+                        kind = self._kinds[descriptor] = status.st_ino, self._peer_of(connection)
+                if kind[1] is not None:
+                    yield kind[1], descriptor
 
-    def _list_descriptors(self) -> list[Path]:
-        """Empty if the folder cannot be read, as without a free descriptor: then nothing is known of connections."""
+    def _peer_of(self, connection: socket.socket) -> _Address | None:
+        is_tcp = connection.family in (socket.AF_INET, socket.AF_INET6)
+        if not is_tcp or connection.getsockname()[1] != self.port:
+            return None
+        return _normalise(*connection.getpeername()[:2])
+
+    def _close_quiet(self, descriptor: int, peer: _Address, *, is_beyond: bool) -> bool:
+        """Close a connection of which nothing has come of late: one beyond the limit, or one that has received much."""
+        with contextlib.suppress(OSError), _duplicate(descriptor) as connection:
+            traffic = _read_info(connection)
+            is_large = traffic.received_bytes >= FAT_BYTES and traffic.quiet_seconds >= QUIET_SECONDS
+            is_idle = is_large or (is_beyond and traffic.quiet_seconds >= CROWDED_SECONDS)
+            if is_idle and self._peer_of(connection) == peer:
+                connection.shutdown(socket.SHUT_RDWR)
+                return True
+        return False
+
+    def _list_descriptors(self) -> range:
+        """All that may be open; empty if that cannot be read, as without a free one: then no connection is known."""
         try:
-            found = list(_FOLDER.iterdir())
+            text = _STATUS.read_text()
         except OSError as error:
             self._failure = error
-            return []
+            return range(0)
         self._failure = None
-        return found
+        found = text.partition("\nFDSize:")[2].split(maxsplit=1)
+        return range(int(found[0]) if found else 0)
 
     def check(self) -> None:
         """Nothing, if the last look worked.
@@ -75,6 +147,7 @@ class TcpConnections:
             raise self._failure
 
 
+@lru_cache(maxsize=8192)  # a connection has many calls
 def parse_peer(name: str) -> _Address | None:
     """Host and port of gRPC's name of a peer, such as "ipv4:127.0.0.1:50051"; None for others than TCP."""
     kind, _, address = urllib.parse.unquote(name).partition(":")
@@ -105,7 +178,3 @@ def _read_info(connection: socket.socket) -> Traffic:
     (milliseconds,) = struct.unpack_from("=I", info, _LAST_DATA_RECEIVED)
     (received,) = struct.unpack_from("=Q", info, _BYTES_RECEIVED)
     return Traffic(received, milliseconds / 1000)
-
-
-def _is_fat(traffic: Traffic) -> bool:
-    return traffic.received_bytes >= FAT_BYTES and traffic.quiet_seconds >= QUIET_SECONDS

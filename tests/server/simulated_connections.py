@@ -11,14 +11,18 @@ class SimConnections:
     def __init__(self) -> None:
         self.traffic: dict[str, Traffic] = {}
         self.closed: list[str] = []
+        self.count = self.most = 0
+        self.is_looking = False
 
     def read_traffic(self, names: Collection[str]) -> Mapping[str, Traffic]:
         """Those that a test has set."""
         return {name: self.traffic[name] for name in names if name in self.traffic}
 
-    def close_idle(self, in_use: Collection[str]) -> None:
-        """Remember them."""
-        self.closed += [name for name in self.traffic if name not in in_use]
+    def look(self, in_use: Collection[str], *, most: int, closes_large: bool) -> None:
+        """All at once; remember those that would be closed."""
+        self.most = most
+        if closes_large:
+            self.closed += [name for name in self.traffic if name not in in_use]
 
 
 class SimMemory:

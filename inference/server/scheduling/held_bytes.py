@@ -4,7 +4,7 @@ gRPC says how long a message is only when it is complete, and then it is in memo
 
 * complete messages, each until nothing refers to its picture or its texts any more: waiting, computed, cancelled, not
   yet sent;
-* open calls, at a fixed size each;
+* open calls and connections, at a fixed size each;
 * what else the process has grown by: incomplete messages, mostly. It is measured, not counted.
 
 A message is read when the sum has room for the size of its connection's last one, or a guess. Until then the transport
@@ -35,6 +35,9 @@ IDLE_BYTES = 4 << 20  # of growth that nothing explains are noise
 IDLE_EFFECT = 0.9  # of what was measured before idle streams were ended; if more is left, they did not hold it
 DRIFT_SHARE = 0.25  # of the limit: most growth that is taken for the process's own
 SMALL_BYTES, MAX_SMALL = 4 << 10, 16  # is expected of a message that asks for a state; so many are read without a wait
+CONNECTION_BYTES = 16 << 10  # of a connection without a call, measured
+CONNECTIONS_SHARE = 0.125  # of the limit, for connections; beyond that those without a call are closed
+ROUND_SECONDS = 5.0  # between two rounds of looks at connections, while little is measured
 WATCH_SHARE = 0.1  # of the limit, for calls that stay open to be told of changes
 CALLS_SHARE = 0.25  # of the limit, for all open calls while a message waits
 MAX_ENDS = 256  # calls that are ended in one tick: ending one takes time of the loop
@@ -87,7 +90,7 @@ class HeldBytes:
         # By the id of the reference: its own hash and equality are those of all bytes of the picture.
         self._views: dict[int, tuple[weakref.ref[object], _Connection, int]] = {}
         self._gone: deque[weakref.ref[object]] = deque()  # filled by the garbage collector, on any thread
-        self._next_cut = self._next_check = -math.inf
+        self._next_cut = self._next_check = self._last_round = -math.inf
 
     @property
     def measured_bytes(self) -> int:
@@ -97,7 +100,7 @@ class HeldBytes:
     @property
     def total(self) -> int:
         """All bytes held, or expected of young uploads; from any thread."""
-        return self.message_bytes + CALL_BYTES * self.calls + self.measured_bytes + self._reserved
+        return self._explained_bytes + self.measured_bytes + self._reserved
 
     @property
     def is_busy(self) -> bool:
@@ -232,16 +235,32 @@ class HeldBytes:
             self._next_check = now + CHECK_SECONDS
             self._end_slow(now)
             self._end_idle(now)
-            self._network.close_idle({name for name, row in self._connections.items() if row.calls})
+        self._look_at_connections(now)
         self._end_empty(now)
         self._begin_waiting(now)
         if len(self._connections) > MAX_CONNECTIONS:
             rows = self._connections.items()
             self._connections = {name: row for name, row in rows if row.message_bytes or row.uploads or row.calls}
 
+    def _look_at_connections(self, now: float) -> None:
+        """Continue a round of looks, or begin one; idle connections are closed, and all are counted."""
+        is_needed = self.measured_bytes > IDLE_BYTES
+        if not self._network.is_looking:
+            if now < self._last_round + (CHECK_SECONDS if is_needed else ROUND_SECONDS):
+                return
+            self._last_round = now
+        most = int(CONNECTIONS_SHARE * self.rules.max_bytes) // CONNECTION_BYTES
+        in_use = {name for name, row in self._connections.items() if row.calls}
+        self._network.look(in_use, most=most, closes_large=is_needed)
+
+    @property
+    def _explained_bytes(self) -> int:
+        """Bytes of messages, calls and connections."""
+        return self.message_bytes + CALL_BYTES * self.calls + CONNECTION_BYTES * self._network.count
+
     def _measure(self, now: float) -> None:
         """Read the growth. What is steady while nobody is in the middle of a message is the process's own."""
-        growth = self._growth = max(0, self._memory.read_growth() - self.message_bytes - CALL_BYTES * self.calls)
+        growth = self._growth = max(0, self._memory.read_growth() - self._explained_bytes)
         if abs(growth - self._steady_growth) > IDLE_BYTES // 4:
             self._steady_growth, self._steady_since = growth, now
         oldest = next(iter(self._reading), None)

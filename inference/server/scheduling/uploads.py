@@ -22,8 +22,18 @@ class Connections(Protocol):
         """The traffic of those that are known."""
         ...
 
-    def close_idle(self, in_use: Collection[str]) -> None:
-        """Close those that have no call and have received much: gRPC keeps large buffers for them."""
+    @property
+    def count(self) -> int:
+        """How many there are, as far as the last round has found them."""
+        ...
+
+    @property
+    def is_looking(self) -> bool:
+        """Whether a round of looks has begun and not ended."""
+        ...
+
+    def look(self, in_use: Collection[str], *, most: int, closes_large: bool) -> None:
+        """Look at some of them; close those without calls beyond `most`, and for which gRPC keeps large buffers."""
         ...
 
 

@@ -5,6 +5,7 @@ import pytest
 from common.errors import HotslotError, Overloaded
 from inference.server.scheduling.held_bytes import (
     CALL_BYTES,
+    CONNECTION_BYTES,
     IDLE_BYTES,
     LOOKAHEAD_BYTES,
     MAX_CONNECTIONS,
@@ -314,6 +315,20 @@ def test_connections_without_a_call_are_closed_while_memory_is_held() -> None:
     server.held.close_call("busy")
     server.wait(1.0)
     assert set(server.network.closed) == {"idle", "busy"}
+
+
+@pytest.mark.fault("L19")
+def test_idle_connections_are_no_incomplete_messages() -> None:
+    """Under a limit of 64 MiB, 500 explain what they hold; their number has a limit, so that messages are read."""
+    server = Server(64 * MIB)
+    server.network.count = 500
+    server.own_growth = 500 * CONNECTION_BYTES
+    server.wait(TICK_SECONDS)
+
+    assert server.held.measured_bytes == 0
+    assert server.network.most * CONNECTION_BYTES == 8 * MIB
+    server.hold("computed", MIB)
+    assert server.upload("second").is_reading
 
 
 @pytest.mark.fault("L6")
