@@ -70,7 +70,10 @@ TlsClientCa = Annotated[
     ),
 ]
 MaxConnections = Annotated[
-    int, typer.Option("--max-connections", min=1, max=1024, help="Further connections get 503 with Retry-After.")
+    int,
+    typer.Option(
+        "--max-connections", min=1, max=1024, help="Responses at once; further requests get 503 with Retry-After."
+    ),
 ]
 
 

@@ -1,17 +1,17 @@
 """A small HTTP server for pages that are made in memory: one request a connection, answered by a few threads."""
 
 import io
-import queue
 import socketserver
 import ssl
 import threading
+from collections import deque
 from collections.abc import Callable
 
 from common import logs
 from common.address import ListenAddress
 from common.clock import Clock
 from common.failure_log import FailureLog
-from common.request_listener import HeldConnection, ListenLimits, RequestListener
+from common.request_listener import HeldConnection, ListenLimits, RequestListener, choose_surplus
 
 _STOP_SECONDS = 1.0
 _FAILED = b"HTTP/1.0 500 Internal Server Error\r\n\r\n"
@@ -55,7 +55,8 @@ class HttpEndpoint:
             measure_body: see `RequestListener`.
         """
         self._handler = handler
-        self._asked: queue.SimpleQueue[HeldConnection | None] = queue.SimpleQueue()
+        self._asked: deque[HeldConnection] = deque()  # whose requests wait for a thread
+        self._changed = threading.Condition()  # guards it
         self._most = limits.max_connections
         self._failures = [FailureLog(name, logs.get_logger(), clock) for _ in range(threads)]
         self._threads = [
@@ -86,17 +87,28 @@ class HttpEndpoint:
     def stop(self) -> None:
         """Stop listening; does nothing if it was never started or is stopped already."""
         if self._listener.stop(_STOP_SECONDS):
-            for _ in self._threads:
-                self._asked.put(None)
+            with self._changed:
+                self._changed.notify_all()
+                while self._asked:
+                    self._listener.close(self._asked.popleft())
 
     def _take(self, connection: HeldConnection) -> None:
-        if self._asked.qsize() < self._most:
-            self._asked.put(connection)
-        else:
-            self._listener.close(connection)
+        with self._changed:
+            self._asked.append(connection)
+            if len(self._asked) > self._most:
+                surplus = choose_surplus(self._asked)
+                self._asked.remove(surplus)
+                self._listener.close(surplus)
+            self._changed.notify()
+
+    def _next(self) -> HeldConnection | None:
+        """The next request; None when the endpoint is stopped."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._asked or self._listener.is_stopping)
+            return self._asked.popleft() if self._asked else None
 
     def _answer_all(self, failures: FailureLog) -> None:
-        while (connection := self._asked.get()) is not None:
+        while (connection := self._next()) is not None:
             answer = _FAILED
             with failures:
                 answer = self._handler(bytes(connection.received), (connection.peer, 0), None).answer.getvalue()

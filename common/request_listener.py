@@ -32,6 +32,7 @@ _RETRY_SECONDS = 0.05
 _SWEEP_SECONDS = 0.25  # between two looks for connections whose time is over
 _MAX_ACCEPTED = 64  # at once, before the open connections have their turn
 _PIECE_BYTES = 64 * 1024
+_HEAD_PIECE = 16 * 1024  # what is left unread of a request that is too large would reset the answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,7 +324,7 @@ class RequestListener:
             OSError: nothing more has arrived, or the client is gone.
         """
         while not self._is_complete(connection):
-            wanted = (connection.expected_bytes or self._limits.max_head_bytes + 1) - len(connection.received)
+            wanted = connection.expected_bytes - len(connection.received) if connection.expected_bytes else _HEAD_PIECE
             part = connection.socket.recv(min(wanted, _PIECE_BYTES))
             if not part:
                 if not connection.received:

@@ -95,22 +95,27 @@ class HubRequestHandler:
         self._log = log
         self._hook = hook
 
-    def serve(self, connection: ClientConnection, client: str, goes_on: Callable[[], bool]) -> None:
-        """Answer one request after the other until the client sends no more or `goes_on` is false.
+    def serve(self, connection: ClientConnection, client: str, goes_on: Callable[[], bool]) -> bool:
+        """Answer a request, and further ones as long as `goes_on` is true after each.
+
+        Returns:
+            Whether the connection may be used for another request.
 
         Raises:
             OSError: the client has disconnected or is too slow.
         """
-        while goes_on():
+        while True:
             try:
                 head = connection.receive_head()
             except HeadTooLarge:
                 sentence = f"a head has at most {MAX_HEAD_BYTES} bytes"
                 rejected = RequestRejected(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, sentence)
                 self._finish(connection, client, self._rejection(uuid.uuid4().hex, None, rejected))
-                return
+                return False
             if head is None or not self._finish(connection, client, self._exchange(connection, head)):
-                return
+                return False
+            if not goes_on():
+                return True
 
     def _finish(self, connection: ClientConnection, client: str, exchange: _Exchange) -> bool:
         """Send a response and log it; returns whether the connection stays open."""

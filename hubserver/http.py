@@ -4,7 +4,7 @@ Limits and security rules:
  1. A head has at most MAX_HEAD_BYTES; its target is ASCII, begins with a slash and has no control character.
  2. A request with a body is rejected before the body is read; where a body is allowed it needs a length of at most
     MAX_BODY_BYTES.
- 3. A head must be complete REQUEST_SECONDS after its first byte, which must come IDLE_SECONDS after the last response.
+ 3. A head must be complete IDLE_SECONDS after the connection was opened or the last response; no thread waits for it.
  4. A client that receives nothing for STALL_SECONDS, or less than MIN_BYTES_PER_SECOND overall, is disconnected.
 """
 
@@ -212,17 +212,23 @@ class HeadTooLarge(Exception):
 class ClientConnection:
     """One client's connection; used by one thread."""
 
-    def __init__(self, connection: socket.socket, clock: Clock) -> None:
+    def __init__(self, connection: socket.socket, clock: Clock, received: bytes = b"") -> None:
         """Use a connected socket; the caller closes it.
 
         Args:
             connection: connected, its TLS handshake done.
             clock: measures the limits.
+            received: what was read of it before.
         """
         self.socket = connection
         self.clock = clock
         self.sent_bytes = 0  # of the present answer's body
-        self._received = b""
+        self._received = received
+
+    @property
+    def received(self) -> bytes:
+        """What was read and belongs to no request so far."""
+        return self._received
 
     def receive_head(self) -> bytes | None:
         """The next request's head without its final empty line; None if none comes in time.

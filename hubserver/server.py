@@ -1,25 +1,28 @@
-"""The server: one thread for each connection, up to a limit; further connections get 503 with Retry-After."""
+"""The server: one thread for each request that is being answered, up to a limit; further ones get 503 with Retry-After.
+
+A connection takes no thread while it waits for its next request.
+"""
 
 import contextlib
 import socket
 import ssl
 import threading
-from collections import deque
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 
 from common.address import LOOPBACK, ListenAddress, join_host
 from common.clock import Clock, SystemClock
-from common.listener import Listener
 from common.logs import Logger
+from common.request_listener import HEAD_END, HeldConnection, ListenLimits, RequestListener
 from hubserver.folder import HubFolder
 from hubserver.handler import HubRequestHandler, ResponseHook
-from hubserver.http import REQUEST_SECONDS, ClientConnection, head_bytes
+from hubserver.http import IDLE_SECONDS, MAX_HEAD_BYTES, REQUEST_SECONDS, ClientConnection, head_bytes
 
 MAX_CONNECTIONS = 64
-MAX_TURNED_AWAY = 32  # connections that have been answered with 503 and may still be read by the other side
-BACKLOG = 128
+MAX_WAITING = 256  # connections that wait for their next request; beyond that the oldest ones are closed
+MAX_TURNED_AWAY = 32  # of them being sent a 503
 RETRY_SECONDS = 1
 _STOP_SECONDS = 2.0
 
@@ -30,7 +33,7 @@ class HubServerOptions:
 
     address: ListenAddress = LOOPBACK
     find_token: Callable[[str], str] | None = None  # the name of a token, empty if it is not valid; None: open to all
-    max_connections: int = MAX_CONNECTIONS
+    max_connections: int = MAX_CONNECTIONS  # whose requests are answered at the same time
     tls: Callable[[], ssl.SSLContext] | None = None  # the context for a new connection
 
 
@@ -59,9 +62,9 @@ class HubServer:
         self._clock = clock or SystemClock()
         self._handler = HubRequestHandler(folder, options.find_token, log, hook)
         self._lock = threading.Lock()
-        self._open: dict[threading.Thread, socket.socket] = {}
-        self._turned_away: deque[socket.socket] = deque()  # used only by the accepting thread until it has ended
-        self._listener = Listener("hub-listener", self._take)
+        self._open: dict[threading.Thread, HeldConnection] = {}  # whose requests are being answered, oldest first
+        limits = ListenLimits(MAX_WAITING, MAX_TURNED_AWAY, MAX_HEAD_BYTES, IDLE_SECONDS, REQUEST_SECONDS)
+        self._listener = RequestListener("hub", self._take, limits, clock=self._clock, tls=options.tls)
 
     @property
     def url(self) -> str:
@@ -80,7 +83,7 @@ class HubServer:
         Raises:
             ListenFailed: says what is wrong with the address.
         """
-        self._listener.start(self._options.address, BACKLOG)
+        self._listener.start(self._options.address)
 
     def stop(self) -> None:
         """Stop listening and abort running responses; harmless when repeated or never started."""
@@ -88,68 +91,56 @@ class HubServer:
             return
         with self._lock:
             left = list(self._open.items())
-        for _, connection in left:
+        for _, held in left:
             with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+                held.socket.shutdown(socket.SHUT_RDWR)
         ends = self._clock.monotonic() + _STOP_SECONDS
         for thread, _ in left:
             thread.join(max(0.0, ends - self._clock.monotonic()))
-        for connection in self._turned_away:
-            connection.close()
 
-    def _take(self, connection: socket.socket, client: str) -> None:
-        thread = threading.Thread(target=self._converse, args=(connection, client), name="hub-answer", daemon=True)
+    def _take(self, held: HeldConnection) -> None:
+        thread = threading.Thread(target=self._converse, args=(held,), name="hub-answer", daemon=True)
         with self._lock:
-            is_full = len(self._open) >= self._options.max_connections
-            if not is_full:
-                self._open[thread] = connection
-        if not is_full:
+            has_place = len(self._open) < self._options.max_connections or self._make_room(held.peer)
+            if has_place:
+                self._open[thread] = held
+        if has_place:
             try:
                 thread.start()
             except RuntimeError:  # the system has no thread left; the client may try again
                 with self._lock:
                     del self._open[thread]
-                connection.close()
+                self._listener.close(held)
             return
-        self._log.warning("connection_refused", client=client, limit=self._options.max_connections)
-        self._turn_away(connection)
-
-    def _turn_away(self, connection: socket.socket) -> None:
-        """Send 503 with Retry-After. The socket is closed later: a close with unread input would reset the response."""
+        self._log.warning("connection_refused", client=held.peer, limit=self._options.max_connections)
         headers = {"Retry-After": str(RETRY_SECONDS), "Content-Length": "0"}
-        with contextlib.suppress(OSError):
-            connection.setblocking(False)
-            connection.send(head_bytes(HTTPStatus.SERVICE_UNAVAILABLE, headers, keeps_alive=False))
-            connection.shutdown(socket.SHUT_WR)
-        self._turned_away.append(connection)
-        if len(self._turned_away) > MAX_TURNED_AWAY:
-            self._turned_away.popleft().close()
+        self._listener.send(held, head_bytes(HTTPStatus.SERVICE_UNAVAILABLE, headers, keeps_alive=False))
 
-    def _converse(self, connection: socket.socket, client: str) -> None:
-        thread = threading.current_thread()
+    def _make_room(self, peer: str) -> bool:
+        """End the newest response to the peer that has most, if `peer` has fewer; clients resume a download."""
+        counts = Counter(held.peer for held in self._open.values())
+        most, count = counts.most_common(1)[0]
+        if count <= counts[peer] + 1:
+            return False
+        thread = next(thread for thread, held in reversed(self._open.items()) if held.peer == most)
+        with contextlib.suppress(OSError):
+            self._open.pop(thread).socket.shutdown(socket.SHUT_RDWR)
+        return True
+
+    def _converse(self, held: HeldConnection) -> None:
+        connection = ClientConnection(held.socket, self._clock, bytes(held.received))
+        stays_open = False
         try:
-            with self._secured(connection, thread) as secured:
-                if isinstance(secured, ssl.SSLSocket):
-                    secured.do_handshake()
-                self._handler.serve(
-                    ClientConnection(secured, self._clock), client, lambda: not self._listener.is_stopping
-                )
+            stays_open = self._handler.serve(
+                connection, held.peer, lambda: HEAD_END in connection.received and not self._listener.is_stopping
+            )
         except OSError as error:
-            # The client is gone, too slow, or speaks no TLS: its own business.
-            self._log.debug("connection_ended", client=client, reason=str(error))
+            # The client is gone or too slow: its own business.
+            self._log.debug("connection_ended", client=held.peer, reason=str(error))
         finally:
             with self._lock:
-                del self._open[thread]
-            connection.close()
-
-    def _secured(self, connection: socket.socket, thread: threading.Thread) -> socket.socket:
-        connection.settimeout(REQUEST_SECONDS)
-        if connection.family != socket.AF_UNIX:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if self._options.tls is None:
-            return connection
-        context = self._options.tls()
-        with self._lock:  # `stop` finds the one socket or the other, and ends a handshake too
-            secured = context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
-            self._open[thread] = secured
-        return secured
+                stays_open &= self._open.pop(threading.current_thread(), None) is not None
+            if stays_open:
+                self._listener.wait_again(held, connection.received)
+            else:
+                self._listener.close(held)

@@ -12,7 +12,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from common.address import ListenAddress, ListenFailed, add_port, find_fault, open_listener, parse_address
-from common.listener import Listener
+from common.request_listener import ListenLimits, RequestListener
 from tests.common.users import without_rights
 
 LIMIT_SECONDS = 10.0
@@ -97,8 +97,8 @@ def test_grpc_and_other_listeners_take_the_same_hosts(host: str, reached: list[s
         assert answers(address.client_target(port))
         assert all(answers(f"{client}:{port}") for client in reached)
 
-    listener = Listener("test", lambda connection, _peer: connection.close())
-    listener.start(address, 4)
+    listener = RequestListener("test", lambda held: held.socket.close(), ListenLimits())
+    listener.start(address)
     for client in reached:
         socket.create_connection((client.strip("[]"), listener.port), LIMIT_SECONDS).close()
     listener.stop(LIMIT_SECONDS)

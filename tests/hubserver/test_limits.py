@@ -5,6 +5,8 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from http import HTTPStatus
 from pathlib import Path
@@ -27,7 +29,7 @@ from hubserver.http import (
     RequestRejected,
     read_head,
 )
-from hubserver.server import MAX_TURNED_AWAY, HubServerOptions
+from hubserver.server import MAX_TURNED_AWAY, MAX_WAITING, HubServerOptions
 from tests.common.clock import KeptLog, SimClock
 from tests.no_threads import refuse_threads
 
@@ -91,26 +93,58 @@ def test_several_requests_go_over_one_connection(serving: Hub) -> None:
     assert (answered.count(b"HTTP/1.1 200"), answered.count(FILES["configuration.json"])) == (3, 3)
 
 
-def test_one_connection_too_many_is_told_to_come_back(tmp_path: Path) -> None:
-    """At once, without a thread; when another is gone, the next is served."""
+LARGE = {"weights.bin": bytes(8 << 20)}  # more than a socket takes of a client that does not read
+WEIGHTS = f"GET {API}/repo?Revision=v1.0.0&FilePath=weights.bin HTTP/1.1\r\n\r\n".encode()
+
+
+@contextmanager
+def downloading(made: Hub, source: str = "127.0.0.1") -> Iterator[socket.socket]:
+    """A client that has asked for a large file, and does not read it."""
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.settimeout(10)
+        client.bind((source, 0))
+        client.connect(("127.0.0.1", int(made.url.rpartition(":")[2])))
+        client.sendall(WEIGHTS)
+        assert client.recv(12) == b"HTTP/1.1 200"
+        yield client
+
+
+def test_one_request_too_many_is_told_to_come_back(tmp_path: Path) -> None:
+    """At once, without a thread; when another one is answered, the next is."""
     with hub(tmp_path, HubServerOptions(max_connections=1)) as made:
-        made.publish("v1.0.0")
-        host, _, port = made.url.partition("://")[2].rpartition(":")
-        with socket.create_connection((host, int(port)), timeout=10) as first:
-            first.sendall(b"GET / HTTP/1.1\r\n\r\n")
-            assert first.recv(100).startswith(b"HTTP/1.1 200")
+        made.publish("v1.0.0", LARGE)
+        with downloading(made):
             threads = threading.active_count()
-            with socket.create_connection((host, int(port)), timeout=10) as second:
-                refused = second.recv(1000)
-            assert refused.startswith(b"HTTP/1.1 503")
-            assert b"Retry-After: 1\r\n" in refused
-            # Whether its request is there before, or comes only after, the answer arrives; however many there are.
+            refused = made.get("/")
+            assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+            # However many there are.
             assert {made.get("/").status for _ in range(2 * MAX_TURNED_AWAY)} == {503}
             assert threads == threading.active_count()
-            first.sendall(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
-            while first.recv(1000):
-                pass
         eventually(lambda: made.get(f"{API}/revisions").status == 200, 10.0, "the next is served")
+
+
+def test_connections_without_a_request_take_no_thread(tmp_path: Path) -> None:
+    """Whether nothing was asked on them, half a request, or one before; an updater is served beside them."""
+    with hub(tmp_path, HubServerOptions(max_connections=4)) as made, ExitStack() as stack:
+        made.publish("v1.0.0")
+        place = ("127.0.0.1", int(made.url.rpartition(":")[2]))
+        for sent in (b"", b"GET / HT", b"GET / HTTP/1.1\r\n\r\n") * MAX_WAITING:
+            idle = stack.enter_context(socket.create_connection(place, timeout=10))
+            idle.sendall(sent)
+            if sent.endswith(b"\r\n\r\n"):
+                assert idle.recv(12) == b"HTTP/1.1 200"
+        assert {made.get(f"{API}/revisions").status for _ in range(10)} == {200}
+
+
+def test_a_peer_that_takes_all_places_leaves_one_to_another(tmp_path: Path) -> None:
+    """Its newest download is cut off, which a client resumes."""
+    with hub(tmp_path, HubServerOptions(max_connections=3)) as made, ExitStack() as stack:
+        made.publish("v1.0.0", LARGE)
+        for _ in range(3):
+            stack.enter_context(downloading(made))
+        stack.enter_context(downloading(made, "127.0.0.2"))
+        assert made.get("/").status == 503
 
 
 def test_connections_without_a_thread_are_closed_and_the_next_one_is_served(
@@ -123,6 +157,7 @@ def test_connections_without_a_thread_are_closed_and_the_next_one_is_served(
         host, _, port = made.url.partition("://")[2].rpartition(":")
         for _ in range(3):
             with socket.create_connection((host, int(port)), timeout=10) as closed:
+                closed.sendall(WEIGHTS)
                 assert closed.recv(100) == b""
         assert made.get(f"{API}/revisions").status == 200
 
