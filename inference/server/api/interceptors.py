@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import os
 import re
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -17,7 +18,7 @@ from inference.server.access import Access, Metadata, certificate_name
 from inference.server.api.reading import Context, Handler, read_in_turn
 from inference.server.events import CallEnded, CallStarted, Emit
 from inference.server.request import NO_TAGS, RequestTags
-from inference.server.scheduling.fair_queue import UNNAMED, Caller, CallerRules, Quota
+from inference.server.scheduling.fair_queue import UNNAMED, Caller, CallerRules
 from inference.server.scheduling.held_bytes import HeldBytes
 
 if TYPE_CHECKING:
@@ -234,12 +235,15 @@ class Callers:
     def __init__(
         self, rules: Iterable[CallerRules], metadata_key: str, now: float, proxy_certificates: Iterable[str] = ()
     ) -> None:
+        self._configured: Mapping[str, Caller] = {}
+        self._alive = weakref.WeakValueDictionary[str, Caller]()  # also those that only an open stream refers to
+        self._find_unconfigured = lru_cache(maxsize=1024)(self._find_alive)  # a connection has many calls
         self.configure(rules, metadata_key, now, proxy_certificates)
 
     def configure(
         self, rules: Iterable[CallerRules], metadata_key: str, now: float, proxy_certificates: Iterable[str] = ()
     ) -> None:
-        """Replace the rights of all callers, for calls that begin from now on.
+        """Replace the rights of all callers; quotas stay used as they are, and open streams have the new rights, too.
 
         Args:
             rules: of the configured callers.
@@ -248,9 +252,11 @@ class Callers:
             proxy_certificates: names of the certificates whose holders are trusted to tell their callers.
         """
         self._key, self._proxies = metadata_key.lower(), frozenset(proxy_certificates)
-        self._configured: Mapping[str, Caller] = {
-            row.name: Caller(row, Quota(row.rows_per_second, now) if row.rows_per_second > 0 else None) for row in rules
-        }
+        rows = {row.name: row for row in rules}
+        configured = {name: self._find_alive(name) for name in rows}
+        for name, caller in list(self._alive.items()):
+            caller.configure(rows.get(name) or CallerRules(name), now)
+        self._configured = configured
 
     def find(
         self, metadata: Iterable[tuple[str, str | bytes]], peer: str, token_name: str = "", certificate_name: str = ""
@@ -271,12 +277,13 @@ class Callers:
         if isinstance(name, bytes):
             name = name.decode("utf-8", "replace")
         name = (name or certificate_name)[:MAX_NAME_CHARS] or peer
-        return self._configured.get(name) or _find_unconfigured(name)
+        return self._configured.get(name) or self._find_unconfigured(name)
 
-
-@lru_cache(maxsize=1024)  # a connection has many calls
-def _find_unconfigured(name: str) -> Caller:
-    return Caller(CallerRules(name))
+    def _find_alive(self, name: str) -> Caller:
+        caller = self._alive.get(name)
+        if caller is None:
+            caller = self._alive[name] = Caller(CallerRules(name))
+        return caller
 
 
 def _add_value(before: str, value: str | bytes) -> str:

@@ -216,7 +216,8 @@ class TaskStream:
     def __init__(self, api: PredictApi) -> None:
         caller = current_call.get().caller
         self._api = api
-        self._source = Source(caller, caller.stream_flow(next(_stream_numbers)))
+        self._number, self._rules = next(_stream_numbers), caller.rules
+        self._source = Source(caller, caller.stream_flow(self._number))
         gate = api.find_turns("")
         self._readers = {api.turns_before_model if gate is None else gate: Reader(caller, self._source.flow)}
 
@@ -247,6 +248,8 @@ class TaskStream:
     def may_accept(self, items: list[tuple[str, Any]]) -> bool:
         """Whether the items of a message may be accepted now; then their rows are charged to the stream."""
         rows = self._count_rows(items)
+        if self._source.caller.rules is not self._rules:
+            self._take_rights()
         for gate in [gate for gate in self._readers if rows and gate not in rows]:
             gate.leave(self._readers.pop(gate))
         for gate in rows:
@@ -263,6 +266,13 @@ class TaskStream:
             for gate, reader in self._readers.items():
                 if not gate.may_accept(reader):
                     await gate.wait(reader)
+
+    def _take_rights(self) -> None:
+        """Use its caller's rights as they are now."""
+        caller = self._source.caller
+        self._rules, self._source = caller.rules, Source(caller, caller.stream_flow(self._number))
+        for reader in self._readers.values():
+            reader.set_flow(self._source.flow)
 
     def _count_rows(self, items: list[tuple[str, Any]]) -> dict[TurnGate, int]:
         """The rows of a message at the gate of each model; those for a model that is not served cost nothing."""

@@ -41,6 +41,11 @@ class Quota:
         self._rows = rows_per_second * BURST_SECONDS
         self._at = now
 
+    def set_rate(self, rows_per_second: float, now: float) -> None:
+        """Change the rate; rows that were used ahead stay used."""
+        self._refill(now)
+        self._rate = rows_per_second
+
     def wait_seconds(self, now: float) -> float:
         """Seconds until the next request is within the quota; 0 if it is now."""
         self._refill(now)
@@ -57,15 +62,26 @@ class Quota:
 
 
 class Caller:
-    """One caller of this server, with its rights."""
+    """One caller of this server, with its rights, which may be changed while its calls are open."""
 
-    __slots__ = ("_rules", "name", "quota", "unary_source")
+    __slots__ = ("__weakref__", "name", "quota", "rules", "unary_source")
 
     def __init__(self, rules: CallerRules, quota: Quota | None = None) -> None:
-        self._rules = rules
+        self.rules = rules
         self.name = rules.name
         self.quota = quota
         self.unary_source = Source(self, self._flow(Priority.INTERACTIVE, 0))  # of its unary calls
+
+    def configure(self, rules: CallerRules, now: float) -> None:
+        """Change its rights, for its open streams too; what it has used of its quota stays used."""
+        if rules == self.rules:
+            return
+        self.rules, rate = rules, rules.rows_per_second
+        if rate > 0 and self.quota is not None:
+            self.quota.set_rate(rate, now)
+        else:
+            self.quota = Quota(rate, now) if rate > 0 else None
+        self.unary_source = Source(self, self._flow(Priority.INTERACTIVE, 0))
 
     def stream_flow(self, number: int) -> Flow:
         """The flow of one of its streams; `number` is at least 1 and not used by another open stream."""
@@ -81,7 +97,7 @@ class Caller:
             self.quota.use(rows, now)
 
     def _flow(self, default: Priority, stream: int) -> Flow:
-        rules = self._rules
+        rules = self.rules
         return Flow(default if rules.priority is None else rules.priority, rules.name, rules.weight, stream)
 
 
@@ -153,10 +169,7 @@ class FairQueue(Generic[T]):
             interactive_share: share of the rows that interactive requests are sure of while both priorities wait.
         """
         self._root: _Node[T] = _Node(1.0)
-        for priority, share in (
-            (Priority.INTERACTIVE, interactive_share),
-            (Priority.BULK, 1 - interactive_share),
-        ):
+        for priority, share in ((Priority.INTERACTIVE, interactive_share), (Priority.BULK, 1 - interactive_share)):
             self._root.children[priority] = _Node(share, self._root)
         self.entries: dict[T, _Entry[T]] = {}  # by request; empty if nothing waits
         self._turns = itertools.count(1)
@@ -233,8 +246,7 @@ class FairQueue(Generic[T]):
 
     def remove(self, item: T) -> bool:
         """Remove a request, wherever it waits; nothing is charged. Returns whether it was waiting."""
-        entry = self.entries.pop(item, None)
-        if entry is None:
+        if (entry := self.entries.pop(item, None)) is None:
             return False
         entry.item = None
         for node in _path(entry.leaf):
@@ -319,6 +331,9 @@ class FairQueue(Generic[T]):
             if child is None:
                 _remove_idle(node)
                 child = node.children[key] = _Node(weight, node, finish=node.clock + rows / weight)
+            elif child.weight != weight:  # the caller's rights have changed
+                node.waiting_weight += weight - child.weight if child.count else 0.0
+                child.weight = weight
             node = child
         return node
 

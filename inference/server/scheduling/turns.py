@@ -21,10 +21,14 @@ class Reader:
 
     def __init__(self, caller: Caller, flow: Flow) -> None:
         self.caller = caller
-        self.flow = flow
-        self.turn_rows = max(1, min(MAX_TURN_ROWS, round(TURN_ROWS * flow.weight)))
+        self.set_flow(flow)
         self.allowance = 0  # rows that it may still read in its turn
         self.on_turn: Callable[[], None] = lambda: None
+
+    def set_flow(self, flow: Flow) -> None:
+        """Let its rows be charged to this flow from now on."""
+        self.flow = flow
+        self.turn_rows = max(1, min(MAX_TURN_ROWS, round(TURN_ROWS * flow.weight)))
 
 
 class ReadTurns:

@@ -69,6 +69,32 @@ def test_a_quota_is_shared_by_all_calls_of_a_caller() -> None:
     assert callers.find([("tenant", "other")], "two").quota_wait(0.0) == 0.0
 
 
+def test_a_reload_forgives_no_debt() -> None:
+    """Rows that were used ahead stay used, with the same settings and with another rate."""
+    callers = Callers([CallerRules("shop", rows_per_second=10.0)], "tenant", 0.0)
+    callers.find([("tenant", "shop")], "one").use_quota(1000, 0.0)
+    callers.configure([CallerRules("shop", rows_per_second=10.0)], "tenant", 0.0)
+    assert callers.find([("tenant", "shop")], "one").quota_wait(0.0) == pytest.approx(99.0, abs=0.01)
+    callers.configure([CallerRules("shop", rows_per_second=99.0)], "tenant", 0.0)
+    assert callers.find([("tenant", "shop")], "one").quota_wait(0.0) == pytest.approx(10.0, abs=0.01)
+
+
+@pytest.mark.parametrize("before", [[], [CallerRules("shop", rows_per_second=1000.0)]])
+def test_open_streams_have_the_rights_of_the_settings_in_use(before: list[CallerRules]) -> None:
+    """They share the quota with new calls, whether there was another one before or none; without one there is none."""
+    callers = Callers(before, "tenant", 0.0)
+    stream = callers.find([("tenant", "shop")], "one")
+    callers.configure([CallerRules("shop", Priority.BULK, 3.0, rows_per_second=1.0)], "tenant", 0.0)
+    stream.use_quota(50, 0.0)
+    new = callers.find([("tenant", "shop")], "two")
+    assert new.quota_wait(0.0) == stream.quota_wait(0.0) > 40
+    assert (stream.stream_flow(1), new.unary_source.flow.weight) == (Flow(Priority.BULK, "shop", 3.0, 1), 3.0)
+    callers.configure([], "tenant", 0.0)
+    assert stream.quota_wait(0.0) == 0.0
+    assert stream.stream_flow(1) == Flow(Priority.BULK, "shop", 1.0, 1)
+    assert callers.find([("tenant", "shop")], "two").unary_source.flow == Flow(Priority.INTERACTIVE, "shop")
+
+
 def test_a_quota_is_held_over_time() -> None:
     """A caller that comes back when it is told uses its rate and no more, in requests of any size."""
     quota, now, used = Quota(20.0, 0.0), 0.0, 0

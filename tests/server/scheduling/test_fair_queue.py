@@ -75,6 +75,21 @@ def test_callers_share_by_weight() -> None:
     assert share(served, lambda flow: flow is heavy) == 0.75
 
 
+def test_a_weight_that_was_changed_holds_for_what_comes_then() -> None:
+    """Although the caller was known with another one, and has a request waiting with it."""
+    heavy, light = Flow(BULK, "heavy", weight=1.0), Flow(BULK, "light", weight=1.0)
+    backlog = Backlog({heavy: 4, light: 4})
+    changed = Flow(BULK, "heavy", weight=3.0)
+    backlog.rows[changed] = backlog.rows.pop(heavy)
+    backlog.put(changed)
+    while (item := backlog.queue.pop()) is not None and item[0] != changed:
+        backlog.put(light)
+    backlog.put(changed)
+    backlog.put(changed)
+    served = backlog.serve(8000)
+    assert share(served, lambda flow: flow is changed) == pytest.approx(0.75, abs=0.01)
+
+
 def test_more_streams_do_not_give_a_caller_more() -> None:
     """Ten streams of one caller share what one stream of another gets."""
     greedy = [Flow(BULK, "greedy", stream=number) for number in range(1, 11)]
