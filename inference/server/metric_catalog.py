@@ -92,7 +92,7 @@ POISON_INPUTS = gauge(
 )
 HELD_BYTES = gauge(
     "hotslot_held_bytes",
-    "Memory of requests that are received, waiting or running.",
+    "Memory of requests that are received, waiting or running, of open calls and of connections.",
     use="Near hotslot_max_held_bytes, requests are refused.",
 )
 MAX_HELD_BYTES = gauge(

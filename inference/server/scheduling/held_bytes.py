@@ -292,13 +292,19 @@ class HeldBytes:
         over = max(self.total - self._reserved - limit, measured - 3 * limit // 4)
         if over <= 0:
             return
-        victims = self._rank([one for one in self._reading if not one.is_small or now - one.since >= CHECK_SECONDS])
+        victims = self._rank([one for one in self._reading if not self._is_spared(one, now)])
         victims = victims[: math.ceil(over / max(LOOKAHEAD_BYTES, measured / max(1, len(victims))))]
         if not self.message_bytes and victims and len(victims) == len(self._reading):
             victims.pop()  # one that is alone may exceed the limit
         self._next_cut = now + CUT_SECONDS
         for upload in victims:
             upload.on_end(self._full_error())
+
+    def _is_spared(self, upload: Upload, now: float) -> bool:
+        """Whether it asks for a state, and is neither late nor large: others hold the memory."""
+        if not upload.is_small or now - upload.since >= CHECK_SECONDS:
+            return False
+        return not self._is_amid_message(upload, self._network.read_traffic([upload.connection]).get(upload.connection))
 
     def _rank(self, uploads: Collection[Upload]) -> list[Upload]:
         """Uploads in the order in which they are ended.

@@ -9,6 +9,7 @@ from inference.server.scheduling.held_bytes import (
     IDLE_BYTES,
     LOOKAHEAD_BYTES,
     MAX_CONNECTIONS,
+    MAX_SMALL,
     MAX_WAIT_SECONDS,
     SLOW_SECONDS,
     YOUNG_SECONDS,
@@ -415,6 +416,24 @@ def test_a_small_message_is_read_beside_a_full_memory_and_ended_late() -> None:
     assert check.reason == ""
     server.wait(0.2)
     assert check.reason == "QUEUE_FULL"
+
+
+@pytest.mark.fault("I6")
+def test_large_messages_for_an_observers_method_are_ended_at_once() -> None:
+    """They are read without a wait, because such messages are small; these are as large as any."""
+    server = Server()
+    probe = server.upload("probe", is_small=True)
+    large = [server.upload(f"large {number}", is_small=True) for number in range(MAX_SMALL - 1)]
+
+    def arrive() -> None:
+        server.receive(2 * MIB, LARGEST - 1)
+        probe.arrived = 0
+        server.network.traffic["probe"] = Traffic(100, 0.0)
+
+    server.wait(0.45, arrive)
+
+    assert server.peak <= PEAK_FACTOR * LIMIT
+    assert (probe.reason, any(one.reason for one in large)) == ("", True)
 
 
 def test_the_next_message_is_expected_to_be_like_the_last_one() -> None:
