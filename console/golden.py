@@ -2,7 +2,9 @@
 
 import asyncio
 import io
+import lzma
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -44,6 +46,18 @@ MAX_CHECKS = 2  # at once
 # With n answers of which none differs, the true share is below 3/n with 95 % certainty ("rule of three", Hanley and
 # Lippman-Hand, JAMA 1983).
 _RULE_OF_THREE = 3.0
+# What zipfile raises for damaged content, by its compression.
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    OSError,
+    KeyError,
+    UnicodeDecodeError,
+    NotImplementedError,
+    RuntimeError,
+)
 
 
 @dataclass(slots=True)
@@ -239,8 +253,11 @@ def _read_archive(content: bytes, view: ModelView) -> list[tuple[GoldenItem, byt
             items = parse(archive.read("golden.jsonl").decode("utf-8"), task.value).items
             if len(items) > MAX_IMPORT_ITEMS:
                 raise FormRefused("the archive is too large", 413, f"{len(items)} > {MAX_IMPORT_ITEMS} items")
+            # An archive may have one large picture, and name it in each item.
+            if sum(sizes.get(item.image, 0) for item in items) > MAX_EXPORT_BYTES:
+                raise FormRefused("the archive is too large", 413, _EXPORT_LIMIT)
             return [(item, archive.read(item.image) if item.image else b"") for item in items]
-    except (zipfile.BadZipFile, KeyError, UnicodeDecodeError, NotImplementedError, RuntimeError) as error:
+    except _DAMAGED as error:
         raise FormRefused("the file is no ZIP archive of golden.jsonl and its pictures") from error
     except GoldenBroken as error:
         raise FormRefused("golden.jsonl in the archive cannot be used", 400, str(error)) from error

@@ -1,5 +1,9 @@
 """Who may see and do what."""
 
+import io
+import json
+import zipfile
+
 import pytest
 
 from console.access import AccessRules, is_known_host, is_same_origin
@@ -153,6 +157,27 @@ async def test_an_exported_set_can_be_imported(browser: Browser, upstream: Simul
     answer = await browser.send("/golden/shapes/import", page="/golden/shapes", files={"archive": ("g.zip", exported)})
     names = [request.item.item for request in upstream.asked]
     assert (answer.headers["location"], names) == ("/golden/shapes?added=2&known=0", ["street-1", "street-2"])
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+async def test_an_archive_that_names_one_large_picture_often_is_refused(
+    browser: Browser, upstream: SimulatedUpstream, compression: int
+) -> None:
+    """A kilobyte of it would unpack to gigabytes."""
+    await browser.log_in()
+    lines = [
+        json.dumps({"item": f"i{number}", "image": "a.png", "statements": ["x"], "expected": ["yes"]})
+        for number in range(300)
+    ]
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", compression) as archive:
+        archive.writestr("golden.jsonl", "\n".join(lines) + "\n")
+        archive.writestr("a.png", bytes(1 << 20))
+    files = {"archive": ("g.zip", made.getvalue())}
+    answer = await browser.send("/golden/shapes/import", page="/golden/shapes", files=files)
+    damaged = made.getvalue()[:60] + b"damage" + made.getvalue()[66:]
+    other = await browser.send("/golden/shapes/import", page="/golden/shapes", files={"archive": ("g.zip", damaged)})
+    assert (answer.status_code, other.status_code, upstream.asked) == (413, 400, [])
 
 
 def test_a_session_cannot_be_made_or_prolonged() -> None:
