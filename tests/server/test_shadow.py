@@ -47,11 +47,11 @@ async def shadow(world: World, policy: ShadowPolicy = ALL) -> str:
     return load.load_id
 
 
-async def answered(world: World, count: int = 1) -> set[str]:
-    """Send requests one after the other; returns the revisions that answered."""
+async def answered(world: World, count: int = 1, request_id: str = "") -> set[str]:
+    """Send requests one after the other, all with this id or each with its own; returns the revisions that answered."""
     revisions = set()
     for number in range(count):
-        tags = RequestTags(f"id {number}")
+        tags = RequestTags(request_id or f"id {number}")
         pending = world.manager.requests.predict(ask("text"), world.clock.seconds + 30.0, UNNAMED, tags)
         await world.settle()
         revisions.add((await pending.outcome).served_by.revision)
@@ -109,12 +109,13 @@ async def test_beside_a_canary_either_slot_answers_the_others_requests(tmp_path:
     assert found(world).directions.counts == {"yes → no": 4}
 
 
-async def test_a_sample_is_a_share_of_the_requests(tmp_path: Path) -> None:
-    """It is chosen by the requests' ids; a share of 0 keeps what was counted."""
+@pytest.mark.parametrize("request_id", ["", "the same"])
+async def test_a_sample_is_a_share_of_the_requests(tmp_path: Path, request_id: str) -> None:
+    """Also of a caller that gives all its requests one id; a share of 0 keeps what was counted."""
     world = await start(tmp_path)
     load_id = await trial(world, ShadowPolicy(0.25))
 
-    await answered(world, 200)
+    await answered(world, 200, request_id)
     sampled = found(world).requests
     world.commands.set_shadow(load_id, ShadowPolicy(0.0), "t1", 0)
     await answered(world, 20)

@@ -5,6 +5,7 @@ waits for the model, at low priority where the slot also answers callers, and it
 """
 
 import asyncio
+import itertools
 import math
 from collections import deque
 from collections.abc import Callable
@@ -95,6 +96,7 @@ class Shadows:
         self._kept: deque[KeptCopy] = deque()
         self.kept_bytes = 0
         self._sent: dict[int, tuple[KeptCopy, PendingRequest]] = {}  # by request id
+        self._numbers = itertools.count()  # of answers that may be compared
         self._spent_seconds = 0.0  # with copies, since the shadow began
         self._busy_since = 0.0  # while copies are sent
         self._busy_share = 0.0
@@ -112,7 +114,8 @@ class Shadows:
             return
         if slot not in (compared[0].name, compared[1].name) or not shadow.is_copying(now):
             return
-        own_key = f"{request.tags.request_id or request.id}/{request.tags.item_id}"
+        # Numbered: a caller that sends the same id with each request would be in the sample with all of them, or none.
+        own_key = f"{request.tags.request_id}/{request.tags.item_id}/{next(self._numbers)}"
         if locate(f"shadow of {shadow.load_id}", own_key) >= shadow.policy.share:
             return
         comparison = self._follow(shadow, compared)
