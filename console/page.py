@@ -1,5 +1,6 @@
 """What every page shares: templates, languages, forms that are read in memory, and errors."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,8 @@ from console.upstream import CallFailed, Upstream
 LANGUAGE_COOKIE = "hotslot_lang"
 MAX_FORM_BYTES = 256 << 10  # beside the picture
 MAX_FIELDS = 60
+MAX_HELD_BYTES = 256 << 20  # of all forms that are being read or answered
+FORM_SECONDS = 300.0  # for a form to arrive
 _HERE = Path(__file__).resolve().parent
 
 
@@ -37,6 +40,27 @@ class FormRefused(Exception):
     def __init__(self, sentence: str, status: int = 400, detail: str = "") -> None:
         super().__init__(sentence)
         self.status, self.detail = status, detail
+
+
+class FormMemory:
+    """Counts the bytes of all forms: they are kept in memory, and whoever may try a model may send large ones."""
+
+    def __init__(self, limit: int = MAX_HELD_BYTES) -> None:
+        self._left = limit
+
+    def take(self, count: int) -> None:
+        """Count bytes that have arrived.
+
+        Raises:
+            FormRefused: there are too many.
+        """
+        if count > self._left:
+            raise FormRefused("too many forms arrive now: send it again in a minute", 503)
+        self._left -= count
+
+    def give_back(self, count: int) -> None:
+        """Count bytes that are needed no more."""
+        self._left += count
 
 
 class _InMemoryParser(MultiPartParser):
@@ -80,6 +104,7 @@ class Console:
     can_log_in: bool = False
     may_operate: bool = False
     base_path: str = ""
+    form_memory: FormMemory = field(default_factory=FormMemory)
     environment: jinja2.Environment = field(default_factory=make_environment)
 
     def can_act(self, session: Session) -> bool:
@@ -173,20 +198,26 @@ async def read_form(request: Request, max_picture_bytes: int = 0) -> FormData:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     stream = _bounded(request, most)
     try:
-        if kind == "multipart/form-data":
-            parser = _InMemoryParser(
-                request.headers, stream, max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FORM_BYTES
-            )
-            form = await parser.parse()
-        elif kind == "application/x-www-form-urlencoded":
-            form = await FormParser(request.headers, stream).parse()
-        else:
-            raise FormRefused("the form is neither multipart/form-data nor application/x-www-form-urlencoded", 415)
+        async with asyncio.timeout(FORM_SECONDS):
+            form = await _parse(request, kind, stream)
+    except TimeoutError:
+        raise FormRefused("the form did not arrive in time", 408) from None
     except MultiPartException as error:
         raise FormRefused("the form is malformed", 400, error.message[:200]) from error
     request.scope["state"]["form"] = form
     check_csrf(request, text_of(form, CSRF_FIELD))
     return form
+
+
+async def _parse(request: Request, kind: str, stream: AsyncGenerator[bytes, None]) -> FormData:
+    if kind == "multipart/form-data":
+        parser = _InMemoryParser(
+            request.headers, stream, max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FORM_BYTES
+        )
+        return await parser.parse()
+    if kind == "application/x-www-form-urlencoded":
+        return await FormParser(request.headers, stream).parse()
+    raise FormRefused("the form is neither multipart/form-data nor application/x-www-form-urlencoded", 415)
 
 
 def check_csrf(request: Request, token: str) -> None:
@@ -200,11 +231,13 @@ def check_csrf(request: Request, token: str) -> None:
 
 
 async def _bounded(request: Request, most: int) -> AsyncGenerator[bytes, None]:
-    seen = 0
+    seen, state = 0, request.scope["state"]
     async for part in request.stream():
         seen += len(part)
         if seen > most:
             raise FormRefused("the form is too large", 413, f"> {most} bytes")
+        console_of(request).form_memory.take(len(part))
+        state["form_bytes"] = seen
         yield part
 
 
@@ -235,6 +268,7 @@ def guarded(handler: Handler) -> Handler:
         except FormRefused as error:
             return show_problem(request, str(error), error.status, detail=error.detail)
         finally:
+            console_of(request).form_memory.give_back(request.scope["state"].pop("form_bytes", 0))
             form = request.scope["state"].pop("form", None)
             if form is not None:
                 await form.close()  # gives the picture's memory back

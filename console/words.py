@@ -257,6 +257,8 @@ CHINESE: dict[str, str] = {
     "golden.jsonl in the archive cannot be used": "压缩文件中的 golden.jsonl 无法使用。",
     "the form has no length": "表单没有长度。",
     "the form is too large": "表单太大。",
+    "too many forms arrive now: send it again in a minute": "同时提交的表单过多：请一分钟后重新提交。",
+    "the form did not arrive in time": "表单未能及时传完。",
     "the form is neither multipart/form-data nor application/x-www-form-urlencoded": "表单的类型不受支持。",
     "the form is malformed": "表单格式不正确。",
     "the page is of another session: load it again, and send the form again": (
