@@ -54,10 +54,13 @@ class ReadTurns:
         return len(self._waiting) + len(self._over_quota)
 
     def wait(self, reader: Reader) -> None:
-        """Let a stream wait for its turn; `grant` gives it. What is left of the last one is given back."""
-        if reader.allowance:
+        """Let a stream wait for its turn; `grant` gives it.
+
+        What is left of the last one is given back if that still counts: any number of streams could save it up.
+        """
+        if reader in self._reading:
             self._waiting.charge(reader.flow, -reader.allowance)
-            reader.allowance = 0
+        reader.allowance = 0
         self._reading.pop(reader, None)
         self._waiting.put(reader, reader.turn_rows, reader.flow)
 

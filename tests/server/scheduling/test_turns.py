@@ -242,3 +242,22 @@ def test_what_is_left_of_a_turn_is_given_back_when_a_stream_waits_again() -> Non
     turns.wait(reader)
     turns.wait(other)
     assert turns.grant(2 * TURN_ROWS, 0.0) == [reader, other]
+
+
+def test_what_is_left_of_an_old_turn_is_no_credit() -> None:
+    """A thousand streams that sent little in their turns, and much at once later, delay no other caller by them."""
+    turns, readers, (other,) = ReadTurns(0.5), streams(1000), streams(1, Caller(CallerRules("b")))
+    for reader in readers:
+        turns.wait(reader)
+    now = 0.0
+    while len(turns):
+        now += GRANT_SECONDS
+        for reader in turns.grant(1, now):
+            turns.on_read(reader, 1, now)
+    turns.wait(other)
+    for reader in readers:
+        turns.wait(reader)
+    before = 0
+    while other not in (granted := turns.grant(1, now := now + GRANT_SECONDS)):
+        before += len(granted)
+    assert before <= 1
