@@ -235,6 +235,10 @@ class PreparePool:
                 if job.postponed_seconds:
                     raise Postponed(job.postponed_seconds) from reason
                 raise
+            except BaseException:  # it may be in the middle of an answer, which the next caller would get
+                decoder.close()
+                self.decoders.drop(decoder)
+                raise
             else:
                 self.decoders.give_back(decoder)
                 return pixels

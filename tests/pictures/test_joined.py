@@ -1,11 +1,14 @@
 """Small pictures that one decoder gets at once: each has its own outcome, whatever becomes of the others."""
 
+import contextlib
 import os
 import signal
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from common.clock import SystemClock
 from inference.runner.pictures.channel import DecodeRequest
@@ -96,4 +99,34 @@ def test_pictures_of_a_decoder_that_has_ended_are_dropped(pool: DecoderPool) -> 
     pool.give_back(other)
 
     assert other.pid != decoder.pid
+    assert pool.ended == 1
+
+
+@pytest.mark.fault("L8")
+@pytest.mark.parametrize("failing", [0, 2])
+def test_a_decoder_in_the_middle_of_an_answer_is_not_given_back(
+    pool: DecoderPool, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    """No memory for a picture's pixels: the next caller's picture does not get the rest of the answers as its own."""
+    decoder = pool.take()
+    pool.give_back(decoder)
+    joined = join(pool, [PNG, JPEG, PNG])
+    allocate, calls = np.empty, iter(range(100))
+
+    def fail_once(shape: tuple[int, ...], dtype: type[np.uint8]) -> NDArray[np.uint8]:
+        if next(calls) == failing:
+            raise MemoryError
+        return allocate(shape, dtype)
+
+    monkeypatch.setattr(np, "empty", fail_once)
+    with pytest.raises(MemoryError) if failing == 0 else contextlib.nullcontext():
+        joined.read(0)
+    joined.close()
+    monkeypatch.undo()
+    others = join(pool, [b"hello"])
+    refused = others.read(0)
+    others.close()
+
+    assert isinstance(refused, PictureRefused)
+    assert not Path(f"/proc/{decoder.pid}").exists()
     assert pool.ended == 1

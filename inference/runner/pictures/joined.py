@@ -3,6 +3,7 @@
 On a single CPU each hand-over between a runner and a decoder takes the CPU from what runs, and leaves cold caches.
 """
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ from inference.runner.pictures.channel import DecodeRequest
 from inference.runner.pictures.cost import Cost
 from inference.runner.pictures.file import PictureRefused
 from inference.runner.pictures.pool import DecoderPool
-from inference.runner.pictures.process import DecoderEnded, DecoderProcess, PictureDropped, Pixels
+from inference.runner.pictures.process import DecoderProcess, PictureDropped, Pixels
 from inference.wire import Picture
 
 Outcome = Pixels | PictureRefused | Cost  # the latter: not decoded, since it is not quick
@@ -47,23 +48,29 @@ class JoinedPictures:
                 self._count += 1
                 if self._count > number:
                     return outcome
-        except DecoderEnded:
-            if self._decoder is not None:
-                self._decoders.drop(self._decoder)
-                self._decoder = None
+        except BaseException:
+            self._drop()
             raise
         raise PictureDropped
 
     def close(self) -> None:
-        """Give the decoder back."""
-        if self._decoder is not None and self._outcomes is not None:
-            try:
-                for _ in self._outcomes:  # of pictures that nobody waited for any more
-                    pass
-            except DecoderEnded:
-                self._decoders.drop(self._decoder)
-            else:
-                self._decoders.give_back(self._decoder)
+        """Give the decoder back if all of its answers were read; else end it: the next caller would get the rest."""
+        if self._decoder is None or self._outcomes is None:
+            return
+        with contextlib.suppress(Exception):
+            for _ in self._outcomes:  # of pictures that nobody waited for any more
+                self._count += 1
+        if self._count == len(self._requests):
+            self._decoders.give_back(self._decoder)
+            self._decoder = None
+        else:
+            self._drop()
+
+    def _drop(self) -> None:
+        """End the decoder, which may be in the middle of an answer."""
+        if self._decoder is not None:
+            self._decoder.close()
+            self._decoders.drop(self._decoder)
             self._decoder = None
 
     def _start(self) -> Iterator[Outcome]:

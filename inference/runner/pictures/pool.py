@@ -79,7 +79,7 @@ class DecoderPool:
             self._available.notify()
 
     def drop(self, decoder: DecoderProcess) -> None:
-        """Forget a process that has ended; another one takes its place."""
+        """Forget a process that has ended, or was closed; another one takes its place."""
         with self._lock:
             self._busy.discard(decoder)
             self.ended += 1
