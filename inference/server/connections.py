@@ -82,12 +82,14 @@ class TcpConnections:
         if not self._pending:
             self._round = {}
             self._pending.extend(self._list_descriptors())
-        kept = {parse_peer(name) for name in in_use}
+        # The peers of thousands of calls take milliseconds, so only if something may be closed.
+        may_close = closes_large or len(self._round) + SLICE > most
+        kept = {parse_peer(name) for name in in_use} if may_close else set()
         part = [self._pending.popleft() for _ in range(min(SLICE, len(self._pending)))]
         closed = 0
         for peer, descriptor in self._find(part):
             is_beyond = len(self._round) >= most
-            is_closable = closed < MAX_CLOSED and peer not in kept and (is_beyond or closes_large)
+            is_closable = may_close and closed < MAX_CLOSED and peer not in kept and (is_beyond or closes_large)
             if is_closable and self._close_quiet(descriptor, peer, is_beyond=is_beyond):
                 closed += 1
             else:
@@ -147,7 +149,7 @@ class TcpConnections:
             raise self._failure
 
 
-@lru_cache(maxsize=8192)  # a connection has many calls
+@lru_cache(maxsize=1 << 16)  # a connection has many calls; more connections than are ever looked at in one go
 def parse_peer(name: str) -> _Address | None:
     """Host and port of gRPC's name of a peer, such as "ipv4:127.0.0.1:50051"; None for others than TCP."""
     kind, _, address = urllib.parse.unquote(name).partition(":")

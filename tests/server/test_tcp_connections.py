@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from inference.server import connections
-from inference.server.connections import SLICE, TcpConnections
+from inference.server.connections import SLICE, TcpConnections, parse_peer
 
 pytestmark = pytest.mark.fault("L19")
 COUNT = 2 * SLICE
@@ -107,3 +107,18 @@ def test_a_descriptor_of_another_socket_is_not_taken_for_the_one_before(port: Po
     port.look()
 
     assert (counts, port.seen.count) == ([3, 2], 0)
+
+
+def test_the_names_of_calls_are_not_read_again_and_again(port: Port) -> None:
+    """A look at a few of ten thousand connections takes no longer than at a few of ten; none is closed, or each may."""
+    port.connect(2)
+    names = tuple(f"ipv4:10.0.{number >> 8}.{number & 255}:50000" for number in range(10_000))
+    parse_peer.cache_clear()
+
+    port.look(in_use=names)
+    read_without_need = parse_peer.cache_info().misses
+    for _ in range(2):
+        port.look(most=0, in_use=names)
+
+    assert read_without_need == 0
+    assert parse_peer.cache_info().misses == len(names)
