@@ -46,62 +46,121 @@ class ModelThread:
     """The thread of one model: runs its loop, then the next one, until there is none."""
 
     def __init__(
-        self, name: str, built: BuiltLoop, on_next: "Callable[[BuiltLoop | None], None]", log: logs.Logger
+        self,
+        name: str,
+        built: BuiltLoop,
+        on_next: "Callable[[BuiltLoop | None], None]",
+        log: logs.Logger,
+        on_unusable: Callable[[JournalUnusable], None],
     ) -> None:
+        """Start nothing.
+
+        Args:
+            name: of the model.
+            built: the first loop.
+            on_next: called with each further loop, with None once the model is removed; must not wait.
+            log: of the process.
+            on_unusable: called when a loop cannot be built because the journal cannot be trusted.
+        """
         self.built = built
         self._on_next = on_next
         self._log = log
-        self._lock = threading.Lock()
+        self._on_unusable = on_unusable
+        self._lock = threading.Lock()  # of the three below
         self._next: Callable[[], BuiltLoop | None] | None = None
         self._is_stopping = False
-        self._again = threading.Event()
+        self._is_removed = False
+        self._again = threading.Event()  # set when one of the first two is
+        self._has_failed = False  # the last attempt to build a loop
+        self._is_pausing = False  # before the next attempt
         self.thread = threading.Thread(target=self._run, name=f"model-{name}", daemon=True)
 
-    def change(self, build: Callable[[], BuiltLoop | None]) -> None:
-        """Run another loop after this one has ended; `build` makes it, or returns None: the model is removed."""
+    def change(self, build: Callable[[], BuiltLoop | None]) -> bool:
+        """Run another loop after this one has ended; `build` makes it, or returns None: the model is removed.
+
+        Returns:
+            Whether this thread does so; False: the model was removed before.
+        """
         with self._lock:
+            if self._is_removed:
+                return False
             self._next = build
-        self._again.set()
-        self.built.stop()
+            self._again.set()
+            self.built.stop()
+        return True
 
     def stop(self) -> None:
         """End the loop, and begin no other one."""
         with self._lock:
             self._is_stopping = True
-        self._again.set()
-        self.built.stop()
+            self._again.set()
+            self.built.stop()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the loop runs."""
+        return self.built.supervisor.is_running and not self._has_failed
+
+    def is_moving(self) -> bool:
+        """Whether the step in progress is within its time limit; a pause before another attempt is no step."""
+        return self._is_pausing or self.built.model.loop.is_moving()
 
     def _run(self) -> None:
         while True:
             self.built.supervisor.run()
             self._again.wait()  # the loop ends by itself only if the journal cannot be trusted: nothing goes on
-            with self._lock:
-                self._again.clear()
-                build, self._next = self._next, None
-                if self._is_stopping or build is None:
-                    return
-            if not self._build(build):
+            build = self._take_next()
+            if build is None or not self._build(build):
                 return
+
+    def _take_next(self) -> Callable[[], BuiltLoop | None] | None:
+        """What makes the loop of the last change; None if there was none, or the process stops."""
+        with self._lock:
+            self._again.clear()
+            build, self._next = self._next, None
+            return None if self._is_stopping else build
 
     def _build(self, build: Callable[[], BuiltLoop | None]) -> bool:
         """Build the next loop; returns whether there is one."""
         self.built.model.close()
-        while not self._is_stopping:
+        while True:
             try:
                 built = build()
             except Exception as error:  # noqa: BLE001  the thread must live: another change may repair it
-                self._log.error("loop_crashed", exc_info=error, retry_in_seconds=REBUILD_SECONDS)
-                self._again.wait(REBUILD_SECONDS)
-                continue
-            if built is not None:
+                self._pause(error)
+            else:
+                if self._accept(built):
+                    return built is not None
+                if built is not None:
+                    built.model.close()
+            with self._lock:
+                if self._is_stopping:
+                    return False
+            build = self._take_next() or build
+
+    def _accept(self, built: BuiltLoop | None) -> bool:
+        """Continue with a loop, or end without one; False if another change, or a stop, came while it was built."""
+        with self._lock:
+            if self._next is not None or self._is_stopping:
+                return False
+            self._has_failed = False
+            if built is None:
+                self._is_removed = True
+            else:
                 self.built = built
             self._on_next(built)
-            with self._lock:
-                is_outdated = self._next is not None or self._is_stopping
-            if built is not None and is_outdated:  # another change came while it was built
-                built.stop()
-            return built is not None
-        return False
+            return True
+
+    def _pause(self, error: Exception) -> None:
+        """Show why a loop was not built, and wait until the next attempt, which a change or a stop makes the next."""
+        self._has_failed = self._is_pausing = True
+        if isinstance(error, JournalUnusable):
+            self._on_unusable(error)
+            self._again.wait()
+        else:
+            self._log.error("loop_crashed", exc_info=error, retry_in_seconds=REBUILD_SECONDS)
+            self._again.wait(REBUILD_SECONDS)
+        self._is_pausing = False
 
 
 class UpdatedModels:
@@ -130,7 +189,9 @@ class UpdatedModels:
             JournalUnusable: a record cannot be read.
         """
         for name, model in _configured(dependencies.settings).items():
-            self._add(name, self._make(dependencies, model))
+            built = self._make(dependencies, model)
+            self._add(name, built)
+            self.handles[name] = _handle(built.model)
 
     def start(self) -> None:
         """Start the threads."""
@@ -151,17 +212,20 @@ class UpdatedModels:
             JournalUnusable: the record of an added model cannot be read.
             Exception: the loop of an added model cannot be built.
         """
-        models = _configured(dependencies.settings)
+        models, threads = _configured(dependencies.settings), self._threads
         new = self._make_new(dependencies, [models[name] for name in (*plan.changed, *plan.added)])
         accept()
         for name in plan.removed:
-            self._change(name, lambda: None)
+            self.handles.pop(name, None)
+            if name in threads:
+                threads[name].change(lambda: None)
         for name in (*plan.changed, *plan.added):
             if name in new:
                 self._add(name, new[name])
+                self.handles[name] = _handle(new[name].model)
                 self._threads[name].thread.start()
             else:
-                self._change(name, partial(self._make, dependencies, models[name]))
+                self._change(name, threads[name], partial(self._make, dependencies, models[name]))
 
     def records(self) -> dict[str, ModelRecord]:
         """The latest record of each model, also of those that were removed."""
@@ -170,11 +234,11 @@ class UpdatedModels:
 
     def running(self) -> dict[str, bool]:
         """For each model whether its loop runs."""
-        return {name: one.built.supervisor.is_running for name, one in self._threads.items()}
+        return {name: one.is_running for name, one in self._threads.items()}
 
     def is_moving(self) -> bool:
         """Whether each step in progress is within its time limit."""
-        return all(one.built.model.loop.is_moving() for one in self._threads.values())
+        return all(one.is_moving() for one in self._threads.values())
 
     def request_stop(self) -> None:
         """End all loops."""
@@ -205,16 +269,20 @@ class UpdatedModels:
             raise
         return new
 
-    def _change(self, name: str, build: Callable[[], BuiltLoop | None]) -> None:
+    def _change(self, name: str, one: ModelThread, build: Callable[[], BuiltLoop]) -> None:
+        """Continue a model with another loop, in its thread or, if its removal has just ended that, in a new one."""
         self.handles.pop(name, None)
-        self._threads[name].change(build)
+        if not one.change(build):
+            new = self._add(name, one.built)  # that loop was stopped: it ends at once
+            new.change(build)
+            new.thread.start()
 
-    def _add(self, name: str, built: BuiltLoop) -> None:
-        one = ModelThread(name, built, lambda built: self._on_next(name, built), self._log)
+    def _add(self, name: str, built: BuiltLoop) -> ModelThread:
+        one = ModelThread(name, built, partial(self._on_next, name), self._log, self._on_unusable)
         with self._lock:
             self._threads = {**self._threads, name: one}
             self._removed = {other: record for other, record in self._removed.items() if other != name}
-        self.handles[name] = _handle(built.model)
+        return one
 
     def _on_next(self, name: str, built: BuiltLoop | None) -> None:
         """A model's loop was built by other settings, or it was removed."""

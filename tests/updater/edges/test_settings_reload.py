@@ -15,14 +15,16 @@ from common.clock import SystemClock
 from common.logs import Logger
 from common.paths import UPDATES_SOCKET, make_run_folder, run_folder
 from common.settings import CONFIG_VARIABLE
+from common.settings_change import ReloadPlan
 from dev.harness.waiting import eventually
 from hotslot.status.v1 import status_pb2
 from hotslot.updates.v1 import updates_pb2 as pb
 from hotslot.updates.v1.updates_pb2_grpc import UpdatesServiceStub
 from tests.common.clock import KeptLog
 from updater.compose import build_model
+from updater.core.ports import JournalUnusable
 from updater.daemon import Updater, read_settings
-from updater.models import BuiltLoop, ModelThread
+from updater.models import BuiltLoop, ModelThread, UpdatedModels
 
 LIMIT_SECONDS = 10.0
 TOP = 'state_dir = "{folder}"\n[updater]\nmetrics_port = -1\n'
@@ -161,6 +163,8 @@ class FakeLoops:
 
     def __init__(self) -> None:
         self.began: list[str] = []
+        self.may_end = threading.Event()  # the step in progress is over
+        self.may_end.set()
 
     def make(self, name: str) -> BuiltLoop:
         """A loop that does nothing."""
@@ -169,57 +173,148 @@ class FakeLoops:
         def run() -> None:
             self.began.append(name)
             assert stopping.wait(LIMIT_SECONDS)
+            assert self.may_end.wait(LIMIT_SECONDS)
 
-        model: Any = SimpleNamespace(wake=threading.Event(), close=lambda: None)
-        supervisor: Any = SimpleNamespace(run=run)
+        publisher = SimpleNamespace(snapshot=SimpleNamespace(record=None))
+        loop = SimpleNamespace(publisher=publisher, is_moving=lambda: True)
+        model: Any = SimpleNamespace(
+            wake=threading.Event(), close=lambda: None, loop=loop, commands=None, progress=None
+        )
+        supervisor: Any = SimpleNamespace(run=run, is_running=True)
         return BuiltLoop(model, supervisor, stopping)
 
 
-def test_a_change_that_comes_while_a_loop_is_built_is_not_lost() -> None:
-    """The loop of the change before ends at once."""
-    loops, log = FakeLoops(), cast("Logger", KeptLog())
-    thread = ModelThread("shapes", loops.make("first"), lambda _built: None, log)
+@dataclass
+class OneThread:
+    """The thread of one model, with loops that do nothing."""
+
+    loops: FakeLoops = field(default_factory=FakeLoops)
+    log: KeptLog = field(default_factory=KeptLog)
+    nexts: list[BuiltLoop | None] = field(default_factory=list)
+    unusable: list[JournalUnusable] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        log = cast("Logger", self.log)
+        self.thread = ModelThread("shapes", self.loops.make("first"), self.nexts.append, log, self.unusable.append)
+        self.thread.thread.start()
+
+    def stop(self) -> None:
+        """End it."""
+        self.thread.stop()
+        self.join()
+
+    def join(self) -> None:
+        """Wait for its end."""
+        self.thread.thread.join(LIMIT_SECONDS)
+        assert not self.thread.thread.is_alive()
+
+
+@pytest.fixture
+def one() -> Iterator[OneThread]:
+    """The thread of one model."""
+    found = OneThread()
+    yield found
+    found.stop()
+
+
+def test_a_change_that_comes_while_a_loop_is_built_is_not_lost(one: OneThread) -> None:
+    """The loop of the last change runs."""
 
     def build_second() -> BuiltLoop:
-        thread.change(lambda: loops.make("third"))
-        return loops.make("second")
+        one.thread.change(lambda: one.loops.make("third"))
+        return one.loops.make("second")
 
-    thread.thread.start()
-    thread.change(build_second)
-    eventually(lambda: "third" in loops.began, what="the last loop runs")
-    thread.stop()
-    thread.thread.join(LIMIT_SECONDS)
-    assert not thread.thread.is_alive()
-    assert loops.began[0] == "first"
+    one.thread.change(build_second)
+    eventually(lambda: "third" in one.loops.began, what="the last loop runs")
+    assert one.loops.began[0] == "first"
 
 
-def test_a_stop_that_comes_while_a_loop_is_built_is_not_lost() -> None:
+def test_a_stop_that_comes_while_a_loop_is_built_is_not_lost(one: OneThread) -> None:
     """The process ends in good order."""
-    loops, log = FakeLoops(), cast("Logger", KeptLog())
-    thread = ModelThread("shapes", loops.make("first"), lambda _built: None, log)
 
     def build_second() -> BuiltLoop:
-        thread.stop()
-        return loops.make("second")
+        one.thread.stop()
+        return one.loops.make("second")
 
-    thread.thread.start()
-    thread.change(build_second)
-    thread.thread.join(LIMIT_SECONDS)
-    assert not thread.thread.is_alive()
+    one.thread.change(build_second)
+    one.join()
 
 
-def test_a_loop_that_cannot_be_built_is_built_again() -> None:
+def test_a_model_that_is_added_again_while_it_is_removed_keeps_its_thread(one: OneThread) -> None:
+    """The reload was answered with "applied": its loop runs."""
+
+    def remove() -> None:
+        one.thread.change(lambda: one.loops.make("second"))
+
+    one.thread.change(remove)
+    eventually(lambda: "second" in one.loops.began, what="the loop of the model that was added again runs")
+    assert None not in one.nexts
+
+
+def test_a_loop_that_cannot_be_built_is_built_again(one: OneThread) -> None:
     """Whatever fails: the thread lives, the log says so, and the process still ends in good order."""
-    loops, log = FakeLoops(), KeptLog()
-    thread = ModelThread("shapes", loops.make("first"), lambda _built: None, cast("Logger", log))
 
     def fail() -> BuiltLoop:
         raise ValueError("something that nobody foresaw")
 
-    thread.thread.start()
-    thread.change(fail)
-    eventually(lambda: log.events == ["loop_crashed"], what="the log says so")
-    assert thread.thread.is_alive()
-    thread.stop()
-    thread.thread.join(LIMIT_SECONDS)
-    assert not thread.thread.is_alive()
+    one.thread.change(fail)
+    eventually(lambda: one.log.events == ["loop_crashed"], what="the log says so")
+    assert one.thread.thread.is_alive()
+    assert not one.thread.is_running
+
+
+@pytest.mark.parametrize("is_removed", [False, True])
+def test_a_change_repairs_a_loop_that_cannot_be_built(one: OneThread, *, is_removed: bool) -> None:
+    """What could not be built is not built again: the thread takes the last change, also one that removes the model."""
+
+    def fail() -> BuiltLoop:
+        raise ValueError("a device that does not exist")
+
+    one.thread.change(fail)
+    eventually(lambda: one.log.events == ["loop_crashed"], what="the log says so")
+    one.thread.change(lambda: None if is_removed else one.loops.make("repaired"))
+    eventually(lambda: one.nexts, what="the last change is done")
+    assert one.log.events == ["loop_crashed"]
+    if is_removed:
+        one.join()
+    else:
+        eventually(lambda: "repaired" in one.loops.began, what="the repaired loop runs")
+        assert one.thread.is_running
+
+
+def test_a_journal_that_cannot_be_trusted_is_reported_when_a_loop_is_built(one: OneThread) -> None:
+    """As when a loop runs: the updates stop, and it is not tried again."""
+
+    def fail() -> BuiltLoop:
+        raise JournalUnusable("the journal is not the one that was opened")
+
+    one.thread.change(fail)
+    eventually(lambda: one.unusable, what="the fault is reported")
+    one.stop()
+    assert (len(one.unusable), one.log.events) == (1, [])
+
+
+def test_a_model_that_is_added_again_when_its_removal_ends_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thread was alive before the reload was accepted, and has ended after it."""
+    loops, log = FakeLoops(), KeptLog()
+    monkeypatch.setattr(UpdatedModels, "_make", lambda _self, _dependencies, model: loops.make(model.name))
+    models = UpdatedModels(cast("Logger", log), lambda _error: None, lambda _name: None)
+    settings = SimpleNamespace(models=[SimpleNamespace(name="shapes")], updater=SimpleNamespace(models={"shapes": 0}))
+    dependencies: Any = SimpleNamespace(settings=settings)
+    models.build(dependencies)
+    models.start()
+    eventually(lambda: loops.began == ["shapes"], what="the loop runs")
+    loops.may_end.clear()
+    models.apply(dependencies, ReloadPlan((), removed=("shapes",)), lambda: None)
+
+    def end_removal() -> None:
+        loops.may_end.set()
+        eventually(lambda: not models.threads, what="the removed model's loop has ended")
+
+    models.apply(dependencies, ReloadPlan((), added=("shapes",)), end_removal)
+    eventually(lambda: "loop_changed" in log.events, what="the new loop is built")
+    eventually(lambda: len(loops.began) == 3, what="it runs; the one before, stopped, ended at once")
+    assert list(models.handles) == ["shapes"]
+    models.request_stop()
+    for thread in models.threads:
+        thread.join(LIMIT_SECONDS)
