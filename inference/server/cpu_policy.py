@@ -66,7 +66,8 @@ class CpuPolicy:
         policy = choose_policy(self._policy, used / elapsed if elapsed > 0 else 0.0)
         if policy == self._policy:
             return
+        threads = list(self._threads())  # it fails without a free descriptor; then the next look tries again
         self._policy = policy
-        for thread in self._threads():
+        for thread in threads:
             with contextlib.suppress(OSError):  # it has ended, or a sandbox does not permit it
                 os.sched_setscheduler(thread, policy, os.sched_param(0))

@@ -1,5 +1,6 @@
 """On a single CPU the threads of a busy server do not interrupt a device call; a runner's do."""
 
+import errno
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -61,3 +62,27 @@ def test_the_policy_is_kept_with_more_cpus_or_if_another_was_chosen(cpus: int, f
 def test_a_runner_leaves_the_policy_that_it_has_inherited_from_the_server() -> None:
     """Its threads have to interrupt the device call, to prepare the next one's items meanwhile."""
     assert policies_of([leave_batch_policy], os.SCHED_BATCH) == [os.SCHED_OTHER]
+
+
+def test_a_policy_that_could_not_be_set_is_set_by_the_next_look() -> None:
+    """The threads cannot be listed without a free descriptor."""
+    clock, made, failures = ManualClock(), [], [OSError(errno.EMFILE, "too many open files")]
+
+    def list_threads() -> Sequence[int]:
+        if failures:
+            raise failures.pop()
+        return [0]
+
+    def begin() -> None:
+        made.append(CpuPolicy(clock, lambda: 1, lambda: clock.seconds, list_threads))
+
+    def fail() -> None:
+        clock.seconds += 1.0
+        with pytest.raises(OSError, match="too many"):
+            made[0].update()
+
+    def update() -> None:
+        clock.seconds += 1.0
+        made[0].update()
+
+    assert policies_of([begin, fail, update]) == [os.SCHED_OTHER, os.SCHED_OTHER, os.SCHED_BATCH]
