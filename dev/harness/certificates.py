@@ -35,7 +35,14 @@ class Authority:
         files = ("-keyout", str(self._key), "-out", str(self.certificate))
         _openssl("req", "-x509", "-newkey", *_CURVE, "-nodes", *files, "-days", "3650", "-subj", f"/CN={name}")
 
-    def sign(self, name: str, names: Sequence[str] = LOCAL, days: int = 365, key_kind: Sequence[str] = _CURVE) -> Pair:
+    def sign(
+        self,
+        name: str,
+        names: Sequence[str] = LOCAL,
+        days: int = 365,
+        key_kind: Sequence[str] = _CURVE,
+        field: str = "CN",
+    ) -> Pair:
         """Make a certificate.
 
         Args:
@@ -43,13 +50,14 @@ class Authority:
             names: its subject alternative names, as openssl writes them; none: it has no such extension.
             days: of its validity, from now.
             key_kind: of its key, as openssl takes it.
+            field: of its subject that has the name; any but CN: it has no common name.
         """
         pair = Pair(self._folder / f"{name}.crt", self._folder / f"{name}.key")
         request, extensions = self._folder / f"{name}.csr", self._folder / f"{name}.ext"
         alternative = [f"subjectAltName={','.join(names)}"] if names else []
         extensions.write_text("\n".join(["extendedKeyUsage=serverAuth,clientAuth", *alternative]) + "\n")
         files = ("-keyout", str(pair.key), "-out", str(request))
-        _openssl("req", "-newkey", *key_kind, "-nodes", *files, "-subj", f"/CN={name}")
+        _openssl("req", "-newkey", *key_kind, "-nodes", *files, "-subj", f"/{field}={name}")
         signer = ("-CA", str(self.certificate), "-CAkey", str(self._key), "-CAcreateserial")
         made = ("-in", str(request), "-out", str(pair.certificate), "-extfile", str(extensions), "-days", str(days))
         _openssl("x509", "-req", *signer, *made)

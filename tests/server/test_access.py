@@ -18,13 +18,13 @@ from common.tls import watch_certificate
 from common.tokens import make_entry, watch_tokens, write_tokens
 from dev.harness.certificates import Authority, ListenerFiles, Pair, replace_file
 from dev.harness.control import CHANNEL_OPTIONS
-from inference.server.access import DEGRADED, FAILED, OK, Access, AccessRules
+from inference.server.access import DEGRADED, FAILED, OK, Access, AccessRules, Metadata
 from inference.server.api.grpc_server import make_server
 from inference.server.api.interceptors import Callers, CallInterceptor
 from inference.server.api.standard_services import HealthApi, ReflectionApi
 from inference.server.events import CallEnded, Event
 from inference.server.health import HealthRegistry
-from inference.server.scheduling.fair_queue import CallerRules
+from inference.server.scheduling.fair_queue import Caller, CallerRules
 from tests.common.clock import KeptLog
 from tests.stack.refusal import refusal_of
 
@@ -41,6 +41,7 @@ class Serving:
     access: Access
     other_port: int = 0  # another socket of the same listener, as a name with two addresses has
     events: list[Event] = field(default_factory=list)
+    callers: list[str] = field(default_factory=list)  # of all calls
 
     @property
     def ended(self) -> list[CallEnded]:
@@ -48,11 +49,24 @@ class Serving:
         return [event for event in self.events if isinstance(event, CallEnded)]
 
 
+class NotedCallers(Callers):
+    """Callers whose names are noted."""
+
+    names: list[str]
+
+    def find(self, metadata: Metadata, peer: str, token_name: str = "", certificate_name: str = "") -> Caller:
+        """As without notes."""
+        caller = super().find(metadata, peer, token_name, certificate_name)
+        self.names.append(caller.name)
+        return caller
+
+
 @asynccontextmanager
 async def serve(access: Access, metadata_key: str = "") -> AsyncIterator[Serving]:
     """A server with health and reflection."""
     serving = Serving(0, access)
-    callers = Callers([CallerRules("shop", weight=3.0)], metadata_key, 0.0)
+    callers = NotedCallers([CallerRules("shop", weight=3.0)], metadata_key, 0.0)
+    callers.names = serving.callers
     interceptor = CallInterceptor(SystemClock(), serving.events.append, lambda *_: None, callers, access=access)
     handlers = [HealthApi(HealthRegistry([""])).handlers(), *ReflectionApi([]).handlers()]
     server = make_server(interceptor.wrap, [], handlers, lambda _: None)
@@ -154,6 +168,15 @@ async def test_a_client_certificate_is_needed_and_names_the_caller(authority: Au
         assert (await check(serving.port, authority)).startswith("UNAVAILABLE")
         assert (await check(serving.port, authority, stranger)).startswith("UNAVAILABLE")
         assert [dict(call.fields)["caller"] for call in serving.ended] == ["shop", "shop"]
+
+
+async def test_a_client_certificate_without_a_name_names_nobody(authority: Authority, tmp_path: Path) -> None:
+    """It is no proxy's: what its holder writes into the configured metadata key uses no other caller's quota."""
+    listener = ListenerFiles(tmp_path / "tls", authority.sign("server"), authority.certificate)
+    nameless = authority.sign("nameless", names=(), field="O")
+    async with serve(with_tls(listener), "x-tenant") as serving:
+        assert await check(serving.port, authority, nameless, ("x-tenant", "shop")) == "OK"
+        assert [name.partition(":")[0] for name in serving.callers] == ["ipv4"]
 
 
 @pytest.mark.fault("L25")

@@ -194,6 +194,8 @@ class CallInterceptor:
             return
         token = access.authenticate(call.service, metadata)
         certificate = certificate_name(context.auth_context()) if access.has_names else ""
+        if access.has_names and not certificate:
+            metadata = ()  # a certificate without a name is no proxy's, so its holder names nobody
         call.caller = self._callers.find(metadata, context.peer(), token, certificate)
         if token or certificate:
             call.fields["caller"] = call.caller.name
@@ -258,9 +260,7 @@ class Callers:
             caller.configure(rows.get(name) or CallerRules(name), now)
         self._configured = configured
 
-    def find(
-        self, metadata: Iterable[tuple[str, str | bytes]], peer: str, token_name: str = "", certificate_name: str = ""
-    ) -> Caller:
+    def find(self, metadata: Metadata, peer: str, token_name: str = "", certificate_name: str = "") -> Caller:
         """The caller of a call.
 
         Args:
@@ -269,15 +269,19 @@ class Callers:
             token_name: to whom its token was given; empty without one.
             certificate_name: of the client's certificate; empty without one.
         """
-        name: str | bytes = token_name
+        name = token_name
         if not name and certificate_name not in self._proxies:
             name = certificate_name
         if not name and self._key:
-            name = next((value for key, value in metadata if key == self._key), "")
-        if isinstance(name, bytes):
-            name = name.decode("utf-8", "replace")
+            name = self._read_name(metadata)
         name = (name or certificate_name)[:MAX_NAME_CHARS] or peer
         return self._configured.get(name) or self._find_unconfigured(name)
+
+    def _read_name(self, metadata: Metadata) -> str:
+        """The value of the metadata key; empty if there are several: the caller sent one, its proxy added another."""
+        values = {value for key, value in metadata if key == self._key and value}
+        name = values.pop() if len(values) == 1 else ""
+        return name.decode("utf-8", "replace") if isinstance(name, bytes) else name
 
     def _find_alive(self, name: str) -> Caller:
         caller = self._alive.get(name)

@@ -20,11 +20,13 @@ def test_a_caller_is_its_connection_without_a_metadata_key() -> None:
         ([("x-tenant", b"shop")], "shop"),
         ([("x-tenant", "")], "peer"),
         ([], "peer"),
+        ([("x-tenant", "vip"), ("x-tenant", "shop")], "peer"),
+        ([("x-tenant", "shop"), ("x-tenant", ""), ("x-tenant", "shop")], "shop"),
         ([("x-tenant", "a" * 500)], "a" * MAX_NAME_CHARS),
     ],
 )
 def test_a_caller_is_named_by_the_configured_metadata_key(metadata: list[tuple[str, str | bytes]], name: str) -> None:
-    """Behind a proxy; the name is bounded, and a call without one falls back to its connection."""
+    """Behind a proxy; the name is bounded, and a call without one, or with several, falls back to its connection."""
     assert Callers([], "X-Tenant", 0.0).find(metadata, "peer").name == name
 
 
@@ -34,6 +36,7 @@ def test_a_caller_is_named_by_the_configured_metadata_key(metadata: list[tuple[s
         ("", "batch", [("x-tenant", "vip")], "batch"),
         ("", "envoy", [("x-tenant", "vip")], "vip"),
         ("", "envoy", [], "envoy"),
+        ("", "envoy", [("x-tenant", "vip"), ("x-tenant", "shop")], "envoy"),
         ("shop", "envoy", [("x-tenant", "vip")], "shop"),
         ("shop", "batch", [], "shop"),
     ],
