@@ -1,7 +1,9 @@
 """Browsers' connections: how many there may be, and how long one may keep the console waiting.
 
 1. A request's head is complete HEAD_SECONDS after the connection was opened, or after its first byte on one that was
-used before; of a form something arrives, and of an answer something is read, every STALL_SECONDS.
+used before; of a form something arrives every STALL_SECONDS. Of an answer the client reads MIN_READ_BYTES in each
+STALL_SECONDS, or all that is left, also when the answer is complete or the connection is being closed: until it is
+read, it is held in memory.
 2. At most MAX_CONNECTIONS are open. Beyond that one is closed that waits for its client: of the peer that has most of
 these, the one that has been silent longest. A browser that sends its request when it connects is served, however
 many others wait.
@@ -20,6 +22,7 @@ from common.request_listener import choose_surplus
 MAX_CONNECTIONS = 512
 HEAD_SECONDS = 10.0
 STALL_SECONDS = 30.0
+MIN_READ_BYTES = 64 << 10
 
 
 class BoundedProtocol(H11Protocol):
@@ -41,12 +44,17 @@ class BoundedProtocol(H11Protocol):
         self.number = 0  # of its last sign of life, among all connections
         self._timer: asyncio.TimerHandle | None = None
         self._waits_for_head = False
+        self._read_timer: asyncio.TimerHandle | None = None
+        self._unread = 0  # bytes in the transport's buffer when the present STALL_SECONDS began
+        self._has_read = False  # much since then: the buffer was almost empty, even if it is full again
 
     @property
     def waits_for_client(self) -> bool:
         """Whether it goes on only when the client sends or reads something."""
         cycle = self.cycle
-        return cycle is None or cycle.response_complete or cycle.more_body or self.flow.write_paused
+        if cycle is None or cycle.response_complete or self.transport.is_closing():
+            return True
+        return cycle.more_body or self.flow.write_paused
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Take a connection in, and close another one if there are too many."""
@@ -65,39 +73,61 @@ class BoundedProtocol(H11Protocol):
             self._watch()
 
     def on_response_complete(self) -> None:
-        """Wait for another request; uvicorn limits how long for its first byte."""
+        """Wait for another request; uvicorn limits how long for its first byte, but not how long the answer is read."""
         self._cancel()
         super().on_response_complete()
+        self._watch_reading()
+        if not self.cycle.response_complete:  # the next request was here already
+            self._watch()
 
     def pause_writing(self) -> None:
         """Wait until the client reads."""
         super().pause_writing()
-        self._watch()
+        self._cancel_reading()  # of the answer before
+        self._watch_reading()
 
     def resume_writing(self) -> None:
         """Go on sending."""
         super().resume_writing()
-        self._watch()
+        self._has_read = True
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
         self._cancel()
+        self._cancel_reading()
         super().connection_lost(exc)
 
     def drop(self) -> None:
         """Close it now; what was not sent is lost."""
         self._cancel()
+        self._cancel_reading()
         self.connections.discard(self)  # the transport says so only later
         self.transport.abort()
 
     def _watch(self) -> None:
         cycle = self.cycle
-        if cycle is None or (cycle.response_complete and not self.flow.write_paused):
+        if cycle is None or cycle.response_complete:
             self._watch_head()
             return
         self._cancel()
-        if cycle.more_body or self.flow.write_paused:
+        if cycle.more_body:
             self._timer = self.loop.call_later(STALL_SECONDS, self.drop)
+
+    def _watch_reading(self) -> None:
+        """Begin to check that the client reads, unless all was sent or that is checked already."""
+        if self._read_timer is None and (unread := self.transport.get_write_buffer_size()):
+            self._unread, self._has_read = unread, False
+            self._read_timer = self.loop.call_later(STALL_SECONDS, self._check_reading)
+
+    def _check_reading(self) -> None:
+        self._read_timer = None
+        unread = self.transport.get_write_buffer_size()
+        has_read = self._has_read or unread <= max(0, self._unread - MIN_READ_BYTES)
+        # While the console adds to the buffer, the buffer's size does not tell what was read; it is small then.
+        if self.waits_for_client and not has_read:
+            self.drop()
+        else:
+            self._watch_reading()
 
     def _watch_head(self) -> None:
         """Begin to wait for a head, unless that is what it does already: further bytes do not prolong it."""
@@ -110,3 +140,8 @@ class BoundedProtocol(H11Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _cancel_reading(self) -> None:
+        if self._read_timer is not None:
+            self._read_timer.cancel()
+            self._read_timer = None

@@ -7,13 +7,15 @@ from typing import Any, cast
 
 import pytest
 import uvicorn
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from console.connections import HEAD_SECONDS, STALL_SECONDS, BoundedProtocol
+from console.connections import HEAD_SECONDS, MIN_READ_BYTES, STALL_SECONDS, BoundedProtocol
 
 POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+CLOSE = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+ANSWER_BYTES = 24 << 20  # more than the system buffers
 MOST = 8
 Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -24,6 +26,13 @@ async def app(_scope: Scope, receive: Receive, send: Send) -> None:
         pass
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
     await send({"type": "http.response.body", "body": b"ok"})
+
+
+async def answer_at_once(_scope: Scope, _receive: Receive, send: Send) -> None:
+    """Answers with a single large chunk."""
+    headers = [(b"content-length", b"%d" % ANSWER_BYTES)]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": bytes(ANSWER_BYTES)})
 
 
 class SimTimer:
@@ -98,11 +107,20 @@ class Console:
             while not is_so():  # noqa: ASYNC110  no event says so
                 await asyncio.sleep(0)
 
+    async def read(self, client: Client, count: int) -> None:
+        """Let the client read until so much less is held for it."""
+        (row,) = (cast("BoundedProtocol", row) for row in self.state.connections)
+        before = row.transport.get_write_buffer_size()
+        async with asyncio.timeout(5):
+            while row.transport.get_write_buffer_size() > before - count:
+                assert await client[0].read(count)
+                await asyncio.sleep(0)
 
-@pytest.fixture
-async def console() -> AsyncIterator[Console]:
-    """A listening console; its time is simulated."""
-    config = uvicorn.Config(app, log_config=None, access_log=False, ws="none", lifespan="off")
+
+@asynccontextmanager
+async def listen(served: ASGIApp) -> AsyncIterator[Console]:
+    """A console's listener before an application; its time is simulated."""
+    config = uvicorn.Config(served, log_config=None, access_log=False, ws="none", lifespan="off")
     config.load()
     timers, state = SimTimers(), ServerState()
     loop = cast("asyncio.AbstractEventLoop", timers)
@@ -112,6 +130,20 @@ async def console() -> AsyncIterator[Console]:
         cast("BoundedProtocol", row).drop()
     server.close()
     await server.wait_closed()
+
+
+@pytest.fixture
+async def console() -> AsyncIterator[Console]:
+    """A listening console."""
+    async with listen(app) as found:
+        yield found
+
+
+@pytest.fixture
+async def large() -> AsyncIterator[Console]:
+    """A listening console whose answers are large."""
+    async with listen(answer_at_once) as found:
+        yield found
 
 
 async def test_a_browser_is_answered_beside_any_number_of_silent_connections(console: Console) -> None:
@@ -183,6 +215,52 @@ async def test_connections_whose_request_is_being_answered_stay(console: Console
         for client in others:
             client[1].close()
     assert stays is True
+
+
+@pytest.mark.parametrize("asked", [GET, CLOSE])
+async def test_an_answer_that_is_not_read_is_not_held(large: Console, asked: bytes) -> None:
+    """Also when it is complete, and the connection is being closed."""
+    _, writer = await large.connect(asked)
+    (row,) = (cast("BoundedProtocol", row) for row in large.state.connections)
+    await large.settle(lambda: row.cycle.response_complete)
+    held = row.transport.get_write_buffer_size()
+    large.timers.advance(STALL_SECONDS - 1)  # uvicorn closes it
+    large.timers.advance(1)
+    writer.close()
+    left = row.transport.get_write_buffer_size()
+    assert (held > ANSWER_BYTES // 2, row.transport.is_closing(), left, large.state.connections) == (
+        True,
+        True,
+        0,
+        set(),
+    )
+
+
+@pytest.mark.parametrize("asked", [GET, CLOSE])
+async def test_a_large_answer_may_take_long_if_it_is_read(large: Console, asked: bytes) -> None:
+    """It arrives whole; one of which nothing more is read is dropped."""
+    client = await large.connect(asked)
+    await large.settle(lambda: any(cast("BoundedProtocol", row).flow.write_paused for row in large.state.connections))
+    for _ in range(4):
+        await large.read(client, MIN_READ_BYTES)
+        large.timers.advance(STALL_SECONDS)
+    stays = len(large.state.connections)
+    large.timers.advance(STALL_SECONDS)
+    client[1].close()
+    assert (stays, large.state.connections) == (1, set())
+
+
+async def test_a_large_answer_is_read_to_its_end(large: Console) -> None:
+    """And the connection then waits for a further request."""
+    reader, writer = client = await large.connect(GET)
+    await reader.readuntil(b"\r\n\r\n")
+    await asyncio.wait_for(reader.readexactly(ANSWER_BYTES // 2), 5)
+    large.timers.advance(1)
+    await asyncio.wait_for(reader.readexactly(ANSWER_BYTES // 2), 5)
+    await large.send(client, GET)
+    answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+    writer.close()
+    assert answer.startswith(b"HTTP/1.1 200 OK") is True
 
 
 async def read_all(reader: asyncio.StreamReader) -> bytes:
