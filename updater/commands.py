@@ -16,7 +16,8 @@ URGENT = frozenset({CommandKind.PAUSE, CommandKind.ROLLBACK})
 OnEnd = Callable[[Callable[[], None]], bool]  # has a function called at the end of a call; False if it has ended
 
 
-def _ignore_end(_function: Callable[[], None]) -> bool:
+def ignore_end(_function: Callable[[], None]) -> bool:
+    """Of a caller who stays."""
     return True
 
 
@@ -42,7 +43,7 @@ class CommandQueue:
         self._changed = threading.Condition()
         self._queue: deque[_Waiting] = deque()  # neither answered nor dropped
 
-    def ask(self, command: OperatorCommand, seconds: float, on_end: OnEnd = _ignore_end) -> CommandResult:
+    def ask(self, command: OperatorCommand, seconds: float, on_end: OnEnd = ignore_end) -> CommandResult:
         """Put a command into the queue and wait until its result is durable.
 
         Args:

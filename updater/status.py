@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from common.clock import Clock
+from updater.commands import OnEnd, ignore_end
 from updater.core.record import Event, ModelRecord
 
 
@@ -87,13 +88,32 @@ class StatusPublisher:
             self._snapshot = replace(self._snapshot, version=version, fault=fault)
             self._changed.notify_all()
 
-    def wait(self, condition: Callable[[StatusSnapshot], bool], seconds: float) -> StatusSnapshot | None:
-        """Wait until a snapshot satisfies the condition; None if none does within the time."""
-        ends = self._clock.monotonic() + seconds
+    def wait(
+        self, condition: Callable[[StatusSnapshot], bool], seconds: float, on_end: OnEnd = ignore_end
+    ) -> StatusSnapshot | None:
+        """Wait until a snapshot satisfies the condition.
+
+        Args:
+            condition: of a snapshot.
+            seconds: longest wait.
+            on_end: of the caller's call.
+
+        Returns:
+            The snapshot; None if there is none within the time, or the caller has gone.
+        """
+        ends, has_gone = self._clock.monotonic() + seconds, threading.Event()
+
+        def leave() -> None:
+            has_gone.set()
+            with self._changed:
+                self._changed.notify_all()
+
+        if not on_end(leave):
+            return None
         with self._changed:
             while not condition(self._snapshot):
                 left = ends - self._clock.monotonic()
-                if left <= 0:
+                if left <= 0 or has_gone.is_set():
                     return None
                 self._changed.wait(left)
             return self._snapshot

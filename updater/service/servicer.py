@@ -227,7 +227,7 @@ class UpdatesApi:
             is_refused = any(event.name == "hub_unanswered" for event in _list_new_events(started, snapshot))
             return snapshot.record.watch.polls > before.polls or is_refused
 
-        snapshot = handle.publisher.wait(has_polled, min(caller.seconds_left(), POLL_SECONDS))
+        snapshot = handle.publisher.wait(has_polled, min(caller.seconds_left(), POLL_SECONDS), caller.on_end)
         if snapshot is None:
             raise NotReady("the hub was not polled in time: another step is in progress", reason="UPDATER_BUSY")
         watch = snapshot.record.watch
@@ -250,7 +250,7 @@ class UpdatesApi:
                 _list_new_events(before, snapshot) or record.update
             )
 
-        snapshot = handle.publisher.wait(is_answered, min(caller.seconds_left(), POLL_SECONDS))
+        snapshot = handle.publisher.wait(is_answered, min(caller.seconds_left(), POLL_SECONDS), caller.on_end)
         if snapshot is None:
             message = "the hub has not answered yet; the update starts when it does"
             raise NotReady(message, reason="HUB_UNREACHABLE", retry_after_seconds=POLL_SECONDS)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
 from typing import Any, cast
 
 import grpc
@@ -23,6 +23,8 @@ from updater.core.record import ModelRecord
 from updater.service.callers import WORKERS
 from updater.service.golden import GoldenApi
 from updater.service.servicer import ModelHandle, SettingsCalls, UpdatesApi
+from updater.stages.commands import CommandResult
+from updater.stages.transitions import Transition
 from updater.status import StatusPublisher
 
 LIMIT_SECONDS = 10.0
@@ -44,7 +46,8 @@ class BusyUpdater:
             get_logger(),
             GoldenApi(dict, get_logger()),
         )
-        self.server = grpc.server(ThreadPoolExecutor(WORKERS))
+        self.workers = ThreadPoolExecutor(WORKERS)
+        self.server = grpc.server(self.workers)
         self.server.add_generic_rpc_handlers((api.handlers(),))
         target = unix_target(folder / "updates.sock")
         self.server.add_insecure_port(target)
@@ -56,6 +59,15 @@ class BusyUpdater:
     def waiting(self) -> int:
         """Commands in the queue."""
         return len(self.commands._queue)  # noqa: SLF001  what the loop would find
+
+    def poll(self, times: int) -> list[Any]:
+        """Callers of CheckNow whose command is applied, and who wait for a hub that does not answer."""
+        calls = [self.stub.CheckNow.future(pb.CheckNowRequest(), timeout=60) for _ in range(times)]
+        eventually(lambda: self.waiting == times, what="the commands are in the queue")
+        while (command := self.commands.oldest()) is not None:
+            assert self.commands.take(command)
+            self.commands.answer(CommandResult(command, Transition(ModelRecord(MODEL))))
+        return calls
 
     def close(self) -> None:
         """End it."""
@@ -113,3 +125,26 @@ def test_a_command_is_dropped_at_its_callers_deadline(busy: BusyUpdater) -> None
     with pytest.raises(grpc.RpcError):
         busy.stub.Pause(pb.PauseRequest(), timeout=0.2)
     eventually(lambda: busy.waiting == 0, what="the command is dropped")
+
+
+def test_callers_who_have_gone_leave_their_places(busy: BusyUpdater) -> None:
+    """Also those whose command was applied, and who waited for the answer of the hub."""
+    for call in busy.poll(4):
+        call.cancel()
+
+    def asks_again() -> bool:
+        call = busy.stub.CheckNow.future(pb.CheckNowRequest(), timeout=60)
+        eventually(lambda: call.done() or busy.waiting, what="the fifth caller waits, or is refused")
+        return not call.done()
+
+    eventually(asks_again, what="the fifth caller waits")
+
+
+def test_waiting_callers_do_not_delay_the_end_of_the_process(busy: BusyUpdater) -> None:
+    """The interpreter waits for the threads that answer them."""
+    busy.poll(4)
+    busy.server.stop(0.1).wait()
+    ended = Thread(target=busy.workers.shutdown, daemon=True)
+    ended.start()
+    ended.join(LIMIT_SECONDS)
+    assert not ended.is_alive()
