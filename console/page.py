@@ -24,7 +24,7 @@ from console.upstream import CallFailed, Upstream
 LANGUAGE_COOKIE = "hotslot_lang"
 MAX_FORM_BYTES = 256 << 10  # beside the picture
 MAX_FIELDS = 60
-MAX_HELD_BYTES = 256 << 20  # of all forms that are being read or answered
+MAX_HELD_BYTES = 256 << 20  # of all forms with pictures that are being read or answered
 FORM_SECONDS = 300.0  # for a form to arrive
 _HERE = Path(__file__).resolve().parent
 
@@ -43,7 +43,10 @@ class FormRefused(Exception):
 
 
 class FormMemory:
-    """Counts the bytes of all forms: they are kept in memory, and whoever may try a model may send large ones."""
+    """Counts the bytes of all forms that may have a picture.
+
+    They are kept in memory, and whoever may try a model may send large ones. Other forms are small, and not counted.
+    """
 
     def __init__(self, limit: int = MAX_HELD_BYTES) -> None:
         self._left = limit
@@ -196,7 +199,8 @@ async def read_form(request: Request, max_picture_bytes: int = 0) -> FormData:
     if declared > most:
         raise FormRefused("the form is too large", 413, f"{declared} > {most} bytes")
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    stream = _bounded(request, most)
+    # A form without a picture is small, and that of a login or a rollback must not be refused for others' pictures.
+    stream = _bounded(request, most, counts=max_picture_bytes > 0)
     try:
         async with asyncio.timeout(FORM_SECONDS):
             form = await _parse(request, kind, stream)
@@ -230,15 +234,26 @@ def check_csrf(request: Request, token: str) -> None:
         raise FormRefused("the page is of another session: load it again, and send the form again", 403)
 
 
-async def _bounded(request: Request, most: int) -> AsyncGenerator[bytes, None]:
-    seen, state = 0, request.scope["state"]
+async def _bounded(request: Request, most: int, *, counts: bool) -> AsyncGenerator[bytes, None]:
+    seen = 0
     async for part in request.stream():
         seen += len(part)
         if seen > most:
             raise FormRefused("the form is too large", 413, f"> {most} bytes")
-        console_of(request).form_memory.take(len(part))
-        state["form_bytes"] = seen
+        if counts:
+            hold_memory(request, len(part))
         yield part
+
+
+def hold_memory(request: Request, count: int) -> None:
+    """Count bytes of the memory of all forms until the request is answered.
+
+    Raises:
+        FormRefused: there are too many.
+    """
+    console_of(request).form_memory.take(count)
+    state = request.scope["state"]
+    state["form_bytes"] = state.get("form_bytes", 0) + count
 
 
 def text_of(form: FormData, name: str) -> str:

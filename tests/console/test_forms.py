@@ -8,7 +8,9 @@ import pytest
 from console import page
 from console.page import FormMemory, FormRefused
 from tests.console.conftest import Browser
-from tests.console.simulated_upstream import PNG, SimulatedUpstream
+from tests.console.simulated_upstream import BAD_SOURCE, PNG, SimulatedUpstream
+
+APPROVE = f"/act/approve?model=shapes&target={BAD_SOURCE}&revision=v1.3.0"
 
 
 async def test_the_forms_of_all_callers_are_bounded(browser: Browser, upstream: SimulatedUpstream) -> None:
@@ -23,6 +25,17 @@ async def test_the_forms_of_all_callers_are_bounded(browser: Browser, upstream: 
     assert (refused.status_code, served.status_code, len(upstream.asked)) == (503, 200, 1)
 
 
+async def test_pictures_that_arrive_keep_no_operator_out(browser: Browser, upstream: SimulatedUpstream) -> None:
+    """Login and commands go on while pictures take all the memory that they may."""
+    memory = browser.console.form_memory
+    memory.take(page.MAX_HELD_BYTES)
+    await browser.log_in()
+    fields = {"model": "shapes", "target": BAD_SOURCE, "revision": "v1.3.0", "reason": "looked at the pictures"}
+    answer = await browser.send("/act/approve", page=APPROVE, confirm="v1.3.0", **fields)
+    memory.give_back(page.MAX_HELD_BYTES)
+    assert (answer.status_code, len(upstream.asked)) == (303, 1)
+
+
 async def test_a_form_that_never_ends_is_not_waited_for(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
     """And what has arrived of it is forgotten."""
     monkeypatch.setattr(page, "FORM_SECONDS", 0.0)
@@ -32,7 +45,7 @@ async def test_a_form_that_never_ends_is_not_waited_for(browser: Browser, monkey
         await asyncio.Event().wait()
 
     headers = {"content-type": "application/x-www-form-urlencoded"}
-    answer = await browser.client.post("/login", content=arrive(), headers=headers)
+    answer = await browser.client.post("/try/shapes", content=arrive(), headers=headers)
     browser.console.form_memory.take(page.MAX_HELD_BYTES)
     assert answer.status_code == 408
 
