@@ -8,19 +8,20 @@ import zlib
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from common.answers import AddressPart, format_parts
 from common.engine_files import Task
-from common.golden_set import GoldenBroken, GoldenItem, format_item, parse
+from common.golden_set import MAX_SET_BYTES, SET_NAME, GoldenBroken, GoldenItem, format_item, parse
 from console.access import CSRF_FIELD
 from console.page import (
     FormRefused,
     check_csrf,
     console_of,
+    hold_memory,
     picture_of,
     read_form,
     redirect,
@@ -46,6 +47,9 @@ MAX_CHECKS = 2  # at once
 # With n answers of which none differs, the true share is below 3/n with 95 % certainty ("rule of three", Hanley and
 # Lippman-Hand, JAMA 1983).
 _RULE_OF_THREE = 3.0
+_ENTRY_MARK = b"PK\x01\x02"
+_BOUNDED_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile unpacks BZIP2 and LZMA without a limit
+_STEP_BYTES = 1 << 20
 # What zipfile raises for damaged content, by its compression.
 _DAMAGED = (
     zipfile.BadZipFile,
@@ -217,8 +221,9 @@ async def import_items(request: Request) -> Response:
     view, _ = await find_model(request)
     require_operator(request)  # before so much is read
     form = await read_form(request, MAX_EXPORT_BYTES)
+    hold_memory(request, MAX_EXPORT_BYTES)  # for what it unpacks to
     counts: Counter[str] = Counter()
-    for item, content in _read_archive(await picture_of(form, "archive"), view):
+    for item, content in await asyncio.to_thread(_read_archive, await picture_of(form, "archive"), view):
         expected = list(item.expected)
         wanted = pb.AddGoldenItemRequest(
             model=view.name,
@@ -241,23 +246,44 @@ async def import_items(request: Request) -> Response:
 def _read_archive(content: bytes, view: ModelView) -> list[tuple[GoldenItem, bytes]]:
     """The items of an archive, with their pictures.
 
+    What the archive says of itself (numbers of entries, sizes) is not believed: it is read in bounded steps.
+
     Raises:
         FormRefused: it is no such archive, or unpacks to too much.
     """
+    # zipfile makes an object of each entry when it opens an archive; each begins with this mark, or is refused there.
+    if (entries := content.count(_ENTRY_MARK)) > 2 * MAX_IMPORT_ITEMS:
+        raise FormRefused("the archive is too large", 413, f"{entries} > {2 * MAX_IMPORT_ITEMS} entries")
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            sizes: dict[str, Any] = {info.filename: info.file_size for info in archive.infolist()}
-            if sum(sizes.values()) > MAX_EXPORT_BYTES:
-                raise FormRefused("the archive is too large", 413, _EXPORT_LIMIT)
+            lines = _unpack(archive, SET_NAME, MAX_SET_BYTES).decode("utf-8")
+            if lines.count("\n") > 2 * MAX_IMPORT_ITEMS:
+                raise FormRefused("the archive is too large", 413, f"> {MAX_IMPORT_ITEMS} items")
             task = Task.VISUAL_ENTAILMENT if view.is_entailment else Task.ADDRESS_TAGGING
-            items = parse(archive.read("golden.jsonl").decode("utf-8"), task.value).items
+            items = parse(lines, task.value).items
             if len(items) > MAX_IMPORT_ITEMS:
                 raise FormRefused("the archive is too large", 413, f"{len(items)} > {MAX_IMPORT_ITEMS} items")
-            # An archive may have one large picture, and name it in each item.
-            if sum(sizes.get(item.image, 0) for item in items) > MAX_EXPORT_BYTES:
-                raise FormRefused("the archive is too large", 413, _EXPORT_LIMIT)
-            return [(item, archive.read(item.image) if item.image else b"") for item in items]
+            found, left = [], MAX_EXPORT_BYTES - len(lines)
+            for item in items:  # an archive may have one large picture, and name it in each item
+                picture = _unpack(archive, item.image, left) if item.image else b""
+                left -= len(picture)
+                found.append((item, picture))
+            return found
     except _DAMAGED as error:
         raise FormRefused("the file is no ZIP archive of golden.jsonl and its pictures") from error
     except GoldenBroken as error:
         raise FormRefused("golden.jsonl in the archive cannot be used", 400, str(error)) from error
+
+
+def _unpack(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
+    """An entry's content; takes little more memory than `most`, whatever the entry says of its size."""
+    info = archive.getinfo(name)
+    if info.compress_type not in _BOUNDED_METHODS:
+        raise NotImplementedError(f"compression method {info.compress_type}")
+    found = bytearray()
+    with archive.open(info) as entry:
+        while part := entry.read(_STEP_BYTES):
+            found += part
+            if len(found) > most:
+                raise FormRefused("the archive is too large", 413, _EXPORT_LIMIT)
+    return bytes(found)

@@ -2,11 +2,14 @@
 
 import io
 import json
+import tracemalloc
 import zipfile
 
 import pytest
 
 from console.access import AccessRules, is_known_host, is_same_origin
+from console.golden import MAX_EXPORT_BYTES, MAX_IMPORT_ITEMS
+from console.page import MAX_HELD_BYTES
 from console.sessions import Session, SessionSigner
 from console.upstream import CallFailed
 from hotslot.updates.v1 import updates_pb2 as pb
@@ -159,9 +162,8 @@ async def test_an_exported_set_can_be_imported(browser: Browser, upstream: Simul
     assert (answer.headers["location"], names) == ("/golden/shapes?added=2&known=0", ["street-1", "street-2"])
 
 
-@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
 async def test_an_archive_that_names_one_large_picture_often_is_refused(
-    browser: Browser, upstream: SimulatedUpstream, compression: int
+    browser: Browser, upstream: SimulatedUpstream
 ) -> None:
     """A kilobyte of it would unpack to gigabytes."""
     await browser.log_in()
@@ -170,7 +172,7 @@ async def test_an_archive_that_names_one_large_picture_often_is_refused(
         for number in range(300)
     ]
     made = io.BytesIO()
-    with zipfile.ZipFile(made, "w", compression) as archive:
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("golden.jsonl", "\n".join(lines) + "\n")
         archive.writestr("a.png", bytes(1 << 20))
     files = {"archive": ("g.zip", made.getvalue())}
@@ -178,6 +180,51 @@ async def test_an_archive_that_names_one_large_picture_often_is_refused(
     damaged = made.getvalue()[:60] + b"damage" + made.getvalue()[66:]
     other = await browser.send("/golden/shapes/import", page="/golden/shapes", files={"archive": ("g.zip", damaged)})
     assert (answer.status_code, other.status_code, upstream.asked) == (413, 400, [])
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+async def test_the_sizes_that_an_archive_declares_are_not_believed(
+    browser: Browser, upstream: SimulatedUpstream, compression: int
+) -> None:
+    """An entry of "ten bytes" that unpacks to megabytes takes no memory for these."""
+    await browser.log_in()
+    made, size = io.BytesIO(), 32 << 20
+    with zipfile.ZipFile(made, "w", compression) as archive:
+        archive.writestr("golden.jsonl", bytes(size))
+    declared = made.getvalue().replace(size.to_bytes(4, "little"), (10).to_bytes(4, "little"))
+    files = {"archive": ("g.zip", declared)}
+    await browser.see("/golden/shapes")
+    tracemalloc.start()
+    try:
+        answer = await browser.send("/golden/shapes/import", page="/golden/shapes", files=files)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (answer.status_code, peak < size // 4, upstream.asked) == (400, True, [])
+
+
+async def test_an_archive_of_too_many_entries_is_not_opened(browser: Browser, upstream: SimulatedUpstream) -> None:
+    """Each takes memory, whatever it is."""
+    await browser.log_in()
+    exported = io.BytesIO((await browser.client.get("/golden/shapes/export")).content)
+    with zipfile.ZipFile(exported, "a") as archive:
+        for number in range(2 * MAX_IMPORT_ITEMS):
+            archive.writestr(f"{number}", b"")
+    files = {"archive": ("g.zip", exported.getvalue())}
+    answer = await browser.send("/golden/shapes/import", page="/golden/shapes", files=files)
+    assert (answer.status_code, upstream.asked) == (413, [])
+
+
+async def test_what_archives_unpack_to_counts_as_memory_of_forms(browser: Browser, upstream: SimulatedUpstream) -> None:
+    """Small archives that arrive at the same time do not unpack to gigabytes."""
+    await browser.log_in()
+    files = {"archive": ("g.zip", (await browser.client.get("/golden/shapes/export")).content)}
+    browser.console.form_memory.take(MAX_HELD_BYTES - MAX_EXPORT_BYTES)
+    refused = await browser.send("/golden/shapes/import", page="/golden/shapes", files=files)
+    browser.console.form_memory.give_back(MAX_HELD_BYTES - MAX_EXPORT_BYTES)
+    served = await browser.send("/golden/shapes/import", page="/golden/shapes", files=files)
+    browser.console.form_memory.take(MAX_HELD_BYTES)  # nothing is held
+    assert (refused.status_code, served.status_code, len(upstream.asked)) == (503, 303, 2)
 
 
 def test_a_session_cannot_be_made_or_prolonged() -> None:
