@@ -13,9 +13,11 @@ class SimConnections:
         self.closed: list[str] = []
         self.count = self.most = 0
         self.is_looking = False
+        self.most_read = 0  # connections whose traffic was read in one go
 
     def read_traffic(self, names: Collection[str]) -> Mapping[str, Traffic]:
         """Those that a test has set."""
+        self.most_read = max(self.most_read, len(names))
         return {name: self.traffic[name] for name in names if name in self.traffic}
 
     def look(self, in_use: Collection[str], *, most: int, closes_large: bool) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from common.errors import DeadlineMissed, NotReady, Overloaded
-from inference.server.scheduling.uploads import Connections, Memory, Traffic, Upload, Watch, Watches
+from inference.server.scheduling.uploads import Connections, Memory, Traffic, TrafficReader, Upload, Watch, Watches
 
 LOOKAHEAD_BYTES = 128 << 10  # that gRPC buffers of a message that is not being read
 CALL_BYTES = 24 << 10  # of an open call: gRPC's and Python's objects, measured
@@ -78,6 +78,7 @@ class HeldBytes:
     def __init__(self, rules: HeldRules, connections: Connections, memory: Memory) -> None:
         self.rules, self.message_bytes, self.calls = rules, 0, 0
         self._network, self._memory = connections, memory
+        self._traffic = TrafficReader(connections)
         self._reserved = 0  # expected bytes of young uploads
         self._growth = self._steady_growth = 0  # that messages and calls do not explain; since when it is steady
         self._drift = 0  # of it, what is taken for the process's own
@@ -90,7 +91,8 @@ class HeldBytes:
         # By the id of the reference: its own hash and equality are those of all bytes of the picture.
         self._views: dict[int, tuple[weakref.ref[object], _Connection, int]] = {}
         self._gone: deque[weakref.ref[object]] = deque()  # filled by the garbage collector, on any thread
-        self._next_cut = self._next_check = self._last_round = -math.inf
+        self._slow: deque[Upload] = deque()  # that are to be looked at
+        self._next_cut = self._next_check = self._next_look = self._last_round = -math.inf
 
     @property
     def measured_bytes(self) -> int:
@@ -235,12 +237,16 @@ class HeldBytes:
             self._next_check = now + CHECK_SECONDS
             self._end_slow(now)
             self._end_idle(now)
+        if self._slow and now >= self._next_look:
+            self._next_look = now + CUT_SECONDS
+            self._end_quiet()
         self._look_at_connections(now)
         self._end_empty(now)
         self._begin_waiting(now)
         if len(self._connections) > MAX_CONNECTIONS:
             rows = self._connections.items()
             self._connections = {name: row for name, row in rows if row.message_bytes or row.uploads or row.calls}
+            self._traffic.keep(self._connections)
 
     def _look_at_connections(self, now: float) -> None:
         """Continue a round of looks, or begin one; idle connections are closed, and all are counted."""
@@ -310,9 +316,10 @@ class HeldBytes:
         """Uploads in the order in which they are ended.
 
         First those whose connections have received most that is no complete message, then of the connection with most
-        uploads, then the oldest. Streams with unanswered items come last.
+        uploads, then the oldest. Streams with unanswered items come last. Of many connections only some are read now.
         """
-        traffic = self._network.read_traffic({one.connection for one in uploads})
+        self._traffic.read({one.connection for one in uploads})
+        traffic = self._traffic.last
 
         def rank(upload: Upload) -> tuple[bool, bool, int, float]:
             is_amid = self._is_amid_message(upload, traffic.get(upload.connection))
@@ -327,18 +334,27 @@ class HeldBytes:
         return incomplete > max(LOOKAHEAD_BYTES // 2, received // 2)
 
     def _end_slow(self, now: float) -> None:
-        """End slow uploads: those of which nothing arrives any more, or the worst while another one waits."""
+        """End the worst of the slow uploads while another one waits; look at all of them, some in each tick."""
         slow = [one for one in self._reading if now - one.since >= SLOW_SECONDS and not one.is_unanswered]
-        traffic = self._network.read_traffic({one.connection for one in slow}) if slow else {}
-        for upload in slow:
+        if not self._slow:
+            self._slow.extend(slow)
+        is_needed = any(now - one.since >= CHECK_SECONDS for one in self._waiting)
+        if slow and is_needed and self.measured_bytes > self.rules.max_bytes // 4:
+            self._rank(slow)[0].on_end(self._full_error())
+
+    def _end_quiet(self) -> None:
+        """End those of some slow uploads of which nothing arrives any more, unless little is held by now."""
+        part = [self._slow.popleft() for _ in range(min(self._traffic.most, len(self._slow)))]
+        part = [one for one in part if one in self._reading and not one.is_unanswered]
+        if self.measured_bytes <= IDLE_BYTES:
+            return
+        traffic = self._traffic.read({one.connection for one in part})
+        for upload in part:
             seen = traffic.get(upload.connection)
             is_amid = upload.stream is None or self._is_amid_message(upload, seen)
             if is_amid and seen is not None and seen.quiet_seconds >= SLOW_SECONDS:
                 text = f"nothing of the message has arrived for {SLOW_SECONDS:g} s"
                 upload.on_end(DeadlineMissed(text, reason="UPLOAD_TOO_SLOW"))
-        is_needed = any(now - one.since >= CHECK_SECONDS for one in self._waiting)
-        if slow and is_needed and self.measured_bytes > self.rules.max_bytes // 4:
-            self._rank(slow)[0].on_end(self._full_error())
 
     def _end_idle(self, now: float) -> None:
         """End idle streams while memory grew by what nothing else explains: they may be in the middle of a message."""

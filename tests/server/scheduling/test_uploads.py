@@ -14,7 +14,7 @@ from inference.server.scheduling.held_bytes import (
     SLOW_SECONDS,
     YOUNG_SECONDS,
 )
-from inference.server.scheduling.uploads import Traffic, Watch
+from inference.server.scheduling.uploads import Traffic, TrafficReader, Watch
 from tests.server.scheduling.uploads import LARGEST, LIMIT, MIB, TICK_SECONDS, UPLOAD_SECONDS, Arrival, Items, Server
 
 PEAK_FACTOR = 1.3  # of the limit, with what arrives before it is measured
@@ -389,6 +389,38 @@ def test_those_in_the_middle_of_a_message_are_ended_first() -> None:
 
     server.wait(TICK_SECONDS)
     assert [one.reason for one in (between, *several)] == ["", "QUEUE_FULL", "", ""]
+
+
+@pytest.mark.fault("L6")
+def test_of_many_connections_some_are_read_in_each_tick() -> None:
+    """Of 500 idle streams all are looked at within a second: the one in the middle of a message is ended."""
+    server = Server(limit=1 << 30)
+    streams = [server.upload(str(number), Items()) for number in range(4 * TrafficReader.most)]
+    server.network.traffic = {one.connection: Traffic(100, 60.0) for one in streams}
+    server.network.traffic["500"] = Traffic(8 * MIB, 60.0)
+    server.own_growth = 2 * IDLE_BYTES
+    server.wait(SLOW_SECONDS + 1.0)
+
+    assert [one.connection for one in streams if one.reason] == ["500"]
+    assert streams[500].reason == "UPLOAD_TOO_SLOW"
+    assert server.network.most_read <= TrafficReader.most
+
+
+@pytest.mark.fault("L6")
+def test_of_many_connections_those_in_the_middle_of_a_message_are_found_while_too_much_is_held() -> None:
+    """Within a few ticks, whichever of 500 they are, even if they were between messages when they were last read."""
+    server = Server(limit=1 << 30)
+    streams = [server.upload(str(number), Items()) for number in range(4 * TrafficReader.most)]
+    amid = {"0", "200", "500"}
+    server.network.traffic = {one.connection: Traffic(100, 0.0) for one in streams}
+    server.own_growth = 2 * IDLE_BYTES
+    server.wait(SLOW_SECONDS + 1.0)
+    server.network.traffic |= {name: Traffic(8 * MIB, 0.0) for name in amid}
+    server.own_growth = 3 * (1 << 30) // 4 + MIB
+    server.wait(8 * TICK_SECONDS)
+
+    assert all(one.reason == "QUEUE_FULL" for one in streams if one.connection in amid)
+    assert server.network.most_read <= TrafficReader.most
 
 
 def test_only_streams_that_were_idle_for_long_are_ended() -> None:
