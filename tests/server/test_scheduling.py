@@ -2,12 +2,15 @@
 
 import asyncio
 import contextlib
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from common.errors import DeadlineMissed, Overloaded
 from hotslot.entailment.v1 import entailment_pb2
+from inference.server.api import stream
 from inference.server.api.entailment import ENTAILMENT
 from inference.server.api.interceptors import current_call
 from inference.server.api.predict import PredictApi, PredictRules, TaskStream
@@ -27,6 +30,7 @@ from inference.server.settings import ServerSettings
 from tests.server.simulated_connections import SimConnections, SimMemory
 from tests.server.simulator import UNIT_SECONDS, ManualClock, World, ask
 from tests.server.stream_caller import StreamCaller
+from tests.stack.refusal import status_refusal
 
 
 def source(name: str, *, stream: int = 0, quota: float = 0.0, now: float = 0.0) -> Source:
@@ -155,11 +159,16 @@ def stream_messages(name: str, count: int) -> list[bytes]:
 
 
 def open_stream(
-    world: World, caller: StreamCaller, *others: World, of: Caller | None = None, max_outstanding: int = 32
+    world: World,
+    caller: StreamCaller,
+    *others: World,
+    of: Caller | None = None,
+    max_outstanding: int = 32,
+    max_bytes: int = 1 << 30,
 ) -> "asyncio.Task[None]":
     """A stream of a caller on the world's model, and on those of others."""
     rules = PredictRules(InputLimits(1000, 100), StreamRules(max_outstanding), max_deadline_seconds=60.0)
-    held = HeldBytes(HeldRules(1 << 30, 1 << 25, 12.0), SimConnections(), SimMemory())
+    held = HeldBytes(HeldRules(max_bytes, 1 << 25, 12.0), SimConnections(), SimMemory())
     models = Models([world.manager, *(other.manager for other in others)])
     api = PredictApi(ENTAILMENT, models, rules, world.clock, world.events.append, world.drain, held)
     if of is not None:
@@ -172,10 +181,19 @@ def open_stream(
     return asyncio.create_task(run())
 
 
+async def wait_until(is_so: Callable[[], bool]) -> None:
+    """Let the loop run until something is so."""
+    for _ in range(100_000):
+        if is_so():
+            return
+        await asyncio.sleep(0)
+    raise TimeoutError
+
+
 async def end_streams(streams: "list[asyncio.Task[None]]") -> None:
     """Cancel streams."""
-    for stream in streams:
-        stream.cancel()
+    for reading in streams:
+        reading.cancel()
     await asyncio.gather(*streams, return_exceptions=True)
 
 
@@ -205,7 +223,69 @@ async def test_a_quota_holds_streams_whatever_models_there_are(tmp_path: Path, c
         streams.append(open_stream(world, callers[-1], *others, of=limited))
         await world.wait(0.05, 0.05)
     assert limited.quota_wait(world.clock.seconds) > 0
-    assert sum(caller.sent for caller in callers) <= 2
+    assert 0 < world.manager.requests.intake.admission.requests <= 2 * 16
+    await end_streams(streams)
+
+
+class LateCaller(StreamCaller):
+    """A caller whose stream is read for long before it sends."""
+
+    def __init__(self, messages: Iterable[bytes], sends: asyncio.Event) -> None:
+        super().__init__(messages)
+        self.sends = sends
+
+    async def _read(self) -> Any:  # noqa: ANN401  gRPC's end of stream is no message
+        await self.sends.wait()
+        return await super()._read()
+
+
+@pytest.mark.fault("L2")
+async def test_messages_beyond_a_quota_are_refused_if_many_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each holds memory, and all streams were read while the quota was not used up; few wait on."""
+    monkeypatch.setattr(stream, "ACCEPT_SECONDS", 0.001)
+    world = await World(tmp_path, capacity=Capacity(1000, 1 << 30)).serving()
+    world.holds_items = True
+    limited, sends = Caller(CallerRules("nightly"), Quota(10.0, world.clock.seconds)), asyncio.Event()
+    callers, streams = list[StreamCaller](), list[asyncio.Task[None]]()
+    for number in range(MAX_AHEAD + 8):
+        callers.append(LateCaller([message(*(("", f"{number} {k}") for k in range(16)))], sends))
+        callers[-1].read_answers(1)
+        streams.append(open_stream(world, callers[-1], of=limited))
+        await world.wait(0.02, 0.02)
+    sends.set()
+    await wait_until(lambda: sum(bool(caller.results) for caller in callers) == 8)
+    errors = [status_refusal(result.error) for caller in callers for result in caller.results]
+    assert {error.reason for error in errors} == {"QUOTA_EXCEEDED"}
+    assert all(error.retry_seconds for error in errors)
+    assert [len(caller.results) for caller in callers].count(16) == 8
+    assert world.manager.requests.intake.admission.requests == 16
+    await end_streams(streams)
+
+
+@pytest.mark.parametrize("quota", [10.0, 0.0])
+async def test_a_message_that_waits_for_its_turn_is_refused_if_memory_is_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: float
+) -> None:
+    """Of a caller over its quota, and of one with many streams; nothing else would end its wait."""
+    monkeypatch.setattr(stream, "ACCEPT_SECONDS", 0.001)
+    world = await World(tmp_path, capacity=Capacity(1000, 1 << 30)).serving()
+    world.holds_items = True
+    limited = Caller(CallerRules("nightly"), Quota(quota, world.clock.seconds) if quota else None)
+    limited.use_quota(1000, world.clock.seconds)
+    sends = asyncio.Event()
+    count = 1 if quota else 2 * MAX_AHEAD
+    callers = [LateCaller([message(("", f"{number}"))], sends) for number in range(count)]
+    streams = list[asyncio.Task[None]]()
+    for caller in callers:
+        caller.read_answers(1)
+        streams.append(open_stream(world, caller, of=limited, max_bytes=10))
+        await world.wait(0.02, 0.02)
+    sends.set()
+    await wait_until(lambda: any(caller.results for caller in callers))
+    reasons = {status_refusal(result.error).reason for caller in callers for result in caller.results}
+    assert reasons == {"QUOTA_EXCEEDED" if quota else "QUEUE_FULL"}
     await end_streams(streams)
 
 
@@ -216,11 +296,11 @@ async def test_a_stream_waits_for_its_turn_at_each_model_that_its_messages_name(
     world.holds_items = True
     items = [[("other" if k == 0 else "shapes", f"{n} {k}") for k in range(31)] for n in range(8)]
     caller = StreamCaller([message(*rows) for rows in items])
-    stream = open_stream(world, caller, other, max_outstanding=1000)
+    reading = open_stream(world, caller, other, max_outstanding=1000)
     caller.read_answers(100)
     await world.wait(0.2)
     assert caller.sent < 4
-    await end_streams([stream])
+    await end_streams([reading])
 
 
 @pytest.mark.fault("L2")
@@ -239,7 +319,7 @@ async def test_streams_are_read_no_further_than_the_device_needs(tmp_path: Path)
     for caller in callers:
         caller.read_answers(100)
     for _ in range(100):
-        if all(stream.done() for stream in streams):
+        if all(reading.done() for reading in streams):
             break
         await world.wait(0.05)
     assert [len(caller.results) for caller in callers] == [40] * 20

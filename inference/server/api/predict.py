@@ -1,7 +1,7 @@
 """Predict and StreamPredict of any task: one request a call, or items in a stream."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,7 +10,7 @@ import grpc
 from google.protobuf.message import Message
 
 from common.clock import Clock
-from common.errors import HotslotError, InputRefused, NotFound
+from common.errors import HotslotError, InputRefused, NotFound, Overloaded
 from inference.server.api import convert
 from inference.server.api.interceptors import current_call, has_reached_deadline
 from inference.server.api.reading import Context, MessageReader
@@ -21,7 +21,7 @@ from inference.server.model.manager import ModelManager
 from inference.server.model.models import Models
 from inference.server.model.stats import IncomingItem
 from inference.server.request import PendingRequest, Prediction, RequestTags
-from inference.server.scheduling.admission import Drain, draining_error
+from inference.server.scheduling.admission import MIN_RETRY_SECONDS, Drain, Refusal, draining_error
 from inference.server.scheduling.fair_queue import Source
 from inference.server.scheduling.held_bytes import HeldBytes
 from inference.server.scheduling.turns import MAX_TURN_ROWS, Reader, TurnGate
@@ -173,6 +173,10 @@ class PredictApi:
 
     # For streams.
 
+    def now(self) -> float:
+        """The clock, seconds."""
+        return self._clock.monotonic()
+
     def find_turns(self, model: str) -> TurnGate | None:
         """Where the streams of a model wait for their turns; None if there is no such model."""
         try:
@@ -193,10 +197,15 @@ class PredictApi:
         source: Source,
         *,
         is_duplicate: bool,
+        refusal: Refusal | None = None,
     ) -> PendingRequest:
-        """Accept one item."""
+        """Accept one item, or refuse it."""
         with IncomingItem(self._emit) as item:
             convert.check_item_id(item_id, is_duplicate=is_duplicate)
+            if refusal is not None:
+                item.model = self.find_model(self.api.model_of(request)).options.model
+                retry = max(MIN_RETRY_SECONDS, refusal.excess_seconds)
+                raise refusal.error(refusal.message, reason=refusal.reason, retry_after_seconds=retry)
             tags = current_call.get().tags
             tags = RequestTags(tags.request_id, item_id, tags.routing_key, tags.version, tags.trace)
             return self.accept(item, request, deadline_seconds, source, tags)
@@ -245,8 +254,13 @@ class TaskStream:
         """Parse a message."""
         return self._api.parse_items(raw)
 
-    def may_accept(self, items: list[tuple[str, Any]]) -> bool:
-        """Whether the items of a message may be accepted now; then their rows are charged to the stream."""
+    def may_accept(self, items: list[tuple[str, Any]], had_turn: Collection[TurnGate] = ()) -> bool:
+        """Whether the items of a message may be accepted now; then their rows are charged to the stream.
+
+        Args:
+            items: of the message.
+            had_turn: where the stream has waited for a turn with this message.
+        """
         rows = self._count_rows(items)
         if self._source.caller.rules is not self._rules:
             self._take_rights()
@@ -254,7 +268,7 @@ class TaskStream:
             gate.leave(self._readers.pop(gate))
         for gate in rows:
             self._readers.setdefault(gate, Reader(self._source.caller, self._source.flow))
-        if not all(gate.may_accept(self._readers[gate]) for gate in rows):
+        if not all(gate in had_turn or gate.may_accept(self._readers[gate]) for gate in rows):
             return False
         for gate, count in rows.items():
             gate.on_read(self._readers[gate], count)
@@ -262,10 +276,26 @@ class TaskStream:
 
     async def accept_in_turn(self, items: list[tuple[str, Any]]) -> None:
         """Wait until they may be accepted."""
-        while not self.may_accept(items):
-            for gate, reader in self._readers.items():
-                if not gate.may_accept(reader):
+        had_turn = set[TurnGate]()  # one that has passed meanwhile was a turn nevertheless
+        while not self.may_accept(items, had_turn):
+            for gate, reader in list(self._readers.items()):
+                if gate not in had_turn and not gate.may_accept(reader):
                     await gate.wait(reader)
+                    if reader.allowance:
+                        had_turn.add(gate)
+
+    def find_refusal(self, *, is_memory_short: bool) -> Refusal | None:
+        """Why the items of a message that has waited for long are refused; None: it waits on.
+
+        Beyond its quota, few streams of a caller may wait with a message; and none if others need the memory.
+        """
+        quota = self._source.caller.quota_wait(self._api.now())
+        is_one_of_few = all(gate.reads_ahead(reader) for gate, reader in self._readers.items())
+        if quota > 0 and (is_memory_short or not is_one_of_few):
+            return Refusal(Overloaded, "QUOTA_EXCEEDED", "the caller's quota is used up", quota)
+        if is_memory_short:
+            return Refusal(Overloaded, "QUEUE_FULL", "it waits for its turn, and others need the memory that it holds")
+        return None
 
     def _take_rights(self) -> None:
         """Use its caller's rights as they are now."""
@@ -294,9 +324,12 @@ class TaskStream:
         deadline_seconds: float | None,
         *,
         is_duplicate: bool,
+        refusal: Refusal | None,
     ) -> PendingRequest:
-        """Accept one item."""
-        return self._api.begin(item_id, request, deadline_seconds, self._source, is_duplicate=is_duplicate)
+        """Accept one item, or refuse it."""
+        return self._api.begin(
+            item_id, request, deadline_seconds, self._source, is_duplicate=is_duplicate, refusal=refusal
+        )
 
     def cancel_request(self, pending: PendingRequest, *, has_expired: bool) -> None:
         """Cancel a request whose caller is gone."""

@@ -95,10 +95,18 @@ class MessageReader:
         finally:
             self._held.close_watch(watch)
 
-    def hold_message(self, raw: bytes) -> memoryview:
-        """Count a message as held, until the result is released, because its items are not accepted yet."""
+    @property
+    def is_memory_short(self) -> bool:
+        """Whether complete messages hold much of the memory that there is for them."""
+        return self._held.is_short
+
+    def hold_message(self, raw: bytes, *, has_copies: bool) -> memoryview:
+        """Count a message as held, until the result is released, because its items are not accepted yet.
+
+        With copies of its pictures and texts, if there are any.
+        """
         view = memoryview(raw)
-        self._held.hold(self._connection, view, len(raw))
+        self._held.hold(self._connection, view, (1 + has_copies) * len(raw))
         return view
 
     def hold(self, request: PendingRequest) -> None:

@@ -9,9 +9,10 @@ from common.errors import DeadlineMissed, HotslotError, InputRefused, NotReady, 
 from inference.server.api.interceptors import current_call, has_reached_deadline
 from inference.server.api.reading import Context, MessageReader
 from inference.server.request import PendingRequest, Prediction
-from inference.server.scheduling.admission import Drain, draining_error
+from inference.server.scheduling.admission import Drain, Refusal, draining_error
 
 MAX_RESULTS_PER_MESSAGE = 64
+ACCEPT_SECONDS = 2.0  # after which it is asked whether the items of a message that was read may wait on
 WRITE_PAUSE_SECONDS = 0.001  # after a message, while items are open: the outcomes of this time share the next one
 
 
@@ -32,6 +33,10 @@ class StreamTask(Protocol):
 
     async def accept_in_turn(self, items: list[tuple[str, Any]]) -> None:
         """Wait until they may be accepted."""
+        ...
+
+    def find_refusal(self, *, is_memory_short: bool) -> Refusal | None:
+        """Why the items of a message that has waited for long are refused; None: it waits on."""
         ...
 
     def skip_turn(self) -> None:
@@ -57,8 +62,9 @@ class StreamTask(Protocol):
         deadline_seconds: float | None,
         *,
         is_duplicate: bool,
+        refusal: Refusal | None,
     ) -> PendingRequest:
-        """Accept one item; `is_duplicate`: an unanswered item of the stream has its id.
+        """Accept one item, or refuse it; `is_duplicate`: an unanswered item of the stream has its id.
 
         Raises:
             HotslotError: the item is refused.
@@ -173,15 +179,14 @@ class ItemStream:
             self._finish("", error)
             self._pause_if_full()
             return
-        if not self._task.may_accept(items):
-            with self._reader.hold_message(raw):
-                await self._task.accept_in_turn(items)
+        refusal = None if self._task.may_accept(items) else await self._wait_accepted(items, raw)
         left = self._context.time_remaining()
         for item_id, request in items:
             self._call.received += 1
             self._unwritten += 1
             try:
-                pending = self._task.begin(item_id, request, left, is_duplicate=item_id in self._open)
+                is_duplicate = item_id in self._open
+                pending = self._task.begin(item_id, request, left, is_duplicate=is_duplicate, refusal=refusal)
             except HotslotError as error:
                 self._finish(item_id, error)
                 continue
@@ -189,6 +194,25 @@ class ItemStream:
             self._reader.hold(pending)
             pending.outcome.add_done_callback(self._when_done(item_id))
         self._pause_if_full()
+
+    async def _wait_accepted(self, items: list[tuple[str, Any]], raw: bytes) -> Refusal | None:
+        """Wait until the items of a message may be accepted; returns why they are refused, if they are.
+
+        It holds memory that others may need, and its caller's quota may hold it back for hours.
+        """
+        waiting = asyncio.create_task(self._task.accept_in_turn(items))
+        try:
+            with self._reader.hold_message(raw, has_copies=len(items) > 1):
+                while not (await asyncio.wait({waiting}, timeout=ACCEPT_SECONDS))[0]:
+                    refusal = self._task.find_refusal(is_memory_short=self._reader.is_memory_short)
+                    if refusal is not None:
+                        waiting.cancel()
+                        await asyncio.wait({waiting})
+                        return refusal
+                waiting.result()
+                return None
+        finally:
+            waiting.cancel()
 
     def _pause_if_full(self) -> None:
         if self._unwritten >= self._rules.max_outstanding:

@@ -105,6 +105,11 @@ class HeldBytes:
         return self._explained_bytes + self.measured_bytes + self._reserved
 
     @property
+    def is_short(self) -> bool:
+        """Whether complete messages hold more than half of the limit."""
+        return self.message_bytes > self.rules.max_bytes // 2
+
+    @property
     def is_busy(self) -> bool:
         """Whether uploads could soon exceed the limit: to be measured more often."""
         return bool(self._reading) and self.total > self.rules.max_bytes // 2

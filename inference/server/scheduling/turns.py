@@ -87,20 +87,23 @@ class ReadTurns:
         return min(times, default=None)
 
     def may_read(self, reader: Reader, now: float, *, is_free: bool) -> bool:
-        """Whether a stream may read now; `is_free`: it has no unanswered item."""
-        if reader.caller.quota is not None and reader.caller.quota_wait(now) > 0:
-            return False
-        return reader.allowance > 0 or (
-            is_free and self._waiting.goes_first(reader.flow) and self._read_ahead(reader, now, now + GRANT_SECONDS)
-        )
+        """Whether a stream may read now; `is_free`: it has no unanswered item.
+
+        A free one may although it is over its quota: its items wait.
+        """
+        if reader.allowance and reader.caller.quota_wait(now) <= 0:
+            return True
+        return is_free and self._waiting.goes_first(reader.flow) and self._read_ahead(reader, now, now + GRANT_SECONDS)
 
     def may_accept(self, reader: Reader, now: float) -> bool:
         """Whether the items of a message that a stream has read may be accepted now.
 
-        If not, it came long after its turn, or without one, and enough others of its caller's did so: it waits for
-        another turn.
+        If not, it came long after its turn, or without one, and its caller is over its quota or enough others of its
+        streams did so: it waits for another turn.
         """
-        return reader in self._reading or self._read_ahead(reader, now, math.inf)
+        if reader in self._reading:
+            return True
+        return self._read_ahead(reader, now, math.inf) and reader.caller.quota_wait(now) <= 0
 
     def on_read(self, reader: Reader, rows: int, now: float) -> None:
         """Record a message that is accepted, in a turn or not; rows beyond the turn are charged to its stream."""
@@ -117,11 +120,11 @@ class ReadTurns:
     def skip(self, reader: Reader, now: float) -> bool:
         """Let a stream whose items are all answered read without its turn; returns whether it waited, and may read."""
         self._leave_place(reader)
-        if reader in self._reading or not self.knows(reader) or not self.goes_first(reader, now):
+        if reader in self._reading or not self.knows(reader) or not self._waiting.goes_first(reader.flow):
             return False
         if not self._read_ahead(reader, now, now + GRANT_SECONDS):
             return False
-        self._leave_queue(reader)
+        self.stop_waiting(reader)
         return True
 
     def goes_first(self, reader: Reader, now: float) -> bool:
@@ -138,19 +141,33 @@ class ReadTurns:
         """Whether a stream waits, or counts as reading in its turn."""
         return bool(self._over_quota) or reader in self._reading or reader in self._waiting.entries
 
+    def stop_waiting(self, reader: Reader) -> None:
+        """Let a stream wait for a turn no more."""
+        self._waiting.remove(reader)
+        if self._over_quota:
+            self._over_quota = [row for row in self._over_quota if row[2] is not reader]
+            heapq.heapify(self._over_quota)
+
     def leave(self, reader: Reader) -> None:
         """Forget a stream that has ended."""
-        self._leave_queue(reader)
+        self.stop_waiting(reader)
         self._leave_place(reader)
         self._reading.pop(reader, None)
+
+    def reads_ahead(self, reader: Reader) -> bool:
+        """Whether a stream is one of its caller's few that read without a turn."""
+        return reader in self._ahead.get(reader.flow.caller, {})
 
     def _read_ahead(self, reader: Reader, now: float, until: float) -> bool:
         """Count a stream that reads without a turn, if not too many of its caller's do; returns whether it is counted.
 
-        Without a message it counts for a moment only, like one that has a turn.
+        Without a message it counts for a moment only, like one that has a turn; while its caller is over its quota, for
+        as long as it reads: what all of them send would wait in memory.
         """
         ahead = self._ahead.setdefault(reader.flow.caller, {})
         if reader not in ahead and len(ahead) >= MAX_AHEAD:
+            if reader.caller.quota_wait(now) > 0:
+                return False
             for idle in [one for one, end in ahead.items() if end <= now]:
                 del ahead[idle]
             if len(ahead) >= MAX_AHEAD:
@@ -164,12 +181,6 @@ class ReadTurns:
             ahead.pop(reader, None)
             if not ahead:
                 del self._ahead[reader.flow.caller]
-
-    def _leave_queue(self, reader: Reader) -> None:
-        self._waiting.remove(reader)
-        if self._over_quota:
-            self._over_quota = [row for row in self._over_quota if row[2] is not reader]
-            heapq.heapify(self._over_quota)
 
     def _take_next(self, now: float) -> Reader | None:
         """The next stream that is within its quota; those that are not are set aside until they are."""
@@ -200,9 +211,8 @@ class TurnGate:
 
         Args:
             reader: the stream.
-            is_free: whether it has no unanswered item. It reads without a turn then, if it is within its quota, owes
-                nothing to those that wait, and few streams of its caller do so: if it has nothing more to send, only a
-                read tells.
+            is_free: whether it has no unanswered item. It reads without a turn then, if it owes nothing to those that
+                wait, and few streams of its caller do so: if it has nothing more to send, only a read tells.
         """
         return self._is_closed or self._turns.may_read(reader, self._clock.monotonic(), is_free=is_free)
 
@@ -214,6 +224,9 @@ class TurnGate:
         self.grant()
         try:
             await turn
+        except asyncio.CancelledError:
+            self._turns.stop_waiting(reader)
+            raise
         finally:
             reader.on_turn = lambda: None
 
@@ -235,6 +248,10 @@ class TurnGate:
     def may_accept(self, reader: Reader) -> bool:
         """Whether the items of a message that a stream has read may be accepted now, and not in its next turn."""
         return self._is_closed or self._turns.may_accept(reader, self._clock.monotonic())
+
+    def reads_ahead(self, reader: Reader) -> bool:
+        """Whether a stream is one of its caller's few that read without a turn."""
+        return self._turns.reads_ahead(reader)
 
     def on_read(self, reader: Reader, rows: int) -> None:
         """Record a message that is accepted."""

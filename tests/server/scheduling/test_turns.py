@@ -170,18 +170,30 @@ async def test_a_stream_without_unanswered_items_does_not_wait(gate: TurnGate) -
     assert (reader.allowance, len(gate)) == (0, 0)
 
 
-async def test_a_stream_over_its_quota_waits_even_without_unanswered_items(gate: TurnGate) -> None:
-    """A caller with one item at a time is held to its quota too."""
+def test_a_stream_over_its_quota_reads_without_unanswered_items_and_its_message_waits() -> None:
+    """It may have ended; and a caller with one item at a time is held to its quota too."""
     limited = Caller(CallerRules("limited"), Quota(10.0, 0.0))
     limited.use_quota(15, 0.0)
-    (reader,) = streams(1, limited)
-    assert not gate.may_read(reader, is_free=True)
-    waiting = asyncio.ensure_future(gate.wait(reader))
-    await asyncio.sleep(0)
-    gate.skip(reader)
-    await asyncio.sleep(0)
-    assert not waiting.done()
-    waiting.cancel()
+    turns, (reader, busy) = ReadTurns(0.5), streams(2, limited)
+    assert turns.may_read(reader, 0.0, is_free=True)
+    assert not turns.may_accept(reader, 0.0)
+    assert not turns.may_read(busy, 0.0, is_free=False)
+    turns.wait(busy)
+    assert turns.grant(64, 0.0) == []
+    assert turns.skip(busy, 0.0)  # its items are answered
+    assert turns.may_accept(reader, 0.6)
+
+
+def test_few_streams_of_a_caller_over_its_quota_read_however_long_it_takes() -> None:
+    """What they send waits in memory; within the quota a stream without a message counts for a moment only."""
+    limited = Caller(CallerRules("limited"), Quota(10.0, 0.0))
+    limited.use_quota(1010, 0.0)
+    turns, readers = ReadTurns(0.5), streams(MAX_AHEAD + 1, limited)
+    assert [turns.may_read(reader, n * GRANT_SECONDS, is_free=True) for n, reader in enumerate(readers)].count(
+        False
+    ) == 1
+    assert not turns.may_read(readers[-1], 99.0, is_free=True)
+    assert turns.may_read(readers[-1], 101.0, is_free=True)
 
 
 def test_a_stream_that_owes_rows_to_those_that_wait_does_not_read_without_a_turn() -> None:
