@@ -60,7 +60,7 @@ def build_app(options: Options, open_upstream: Callable[[], Upstream], clock: Cl
             base_path=options.rules.base_path,
         )
         app.state.parts = watching.RenderedParts()
-        app.state.check_places = asyncio.Semaphore(golden.MAX_CHECKS)
+        app.state.check_places = golden.CheckPlaces()
         asking = asyncio.create_task(live.run())
         try:
             yield

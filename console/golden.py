@@ -7,11 +7,12 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import cast
 
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from common.answers import AddressPart, format_parts
 from common.engine_files import Task
@@ -44,6 +45,7 @@ MAX_IMPORT_ITEMS = 500
 _EXPORT_LIMIT = f"> {MAX_EXPORT_BYTES >> 20} MiB"
 _SHOWN_WRONG = 50
 MAX_CHECKS = 2  # at once
+MAX_WAITING_CHECKS = 16
 # With n answers of which none differs, the true share is below 3/n with 95 % certainty ("rule of three", Hanley and
 # Lippman-Hand, JAMA 1983).
 _RULE_OF_THREE = 3.0
@@ -74,6 +76,29 @@ class CheckProgress:
     judged: int = 0  # answers with an expectation
     failed: int = 0
     wrong: list[tuple[str, str, str, str]] | None = None  # item, text, expected, answer; the first ones
+
+
+class CheckPlaces:
+    """Places for checks: each asks the live model as fast as it answers, so only a few run, and some wait."""
+
+    def __init__(self) -> None:
+        self._running = asyncio.Semaphore(MAX_CHECKS)
+        self._count = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no further check may wait: one that waits holds a connection that the console does not close."""
+        return self._count >= MAX_CHECKS + MAX_WAITING_CHECKS
+
+    @asynccontextmanager
+    async def take(self) -> AsyncIterator[None]:
+        """Wait for a place, and keep it until the block ends."""
+        self._count += 1
+        try:
+            async with self._running:
+                yield
+        finally:
+            self._count -= 1
 
 
 async def browse(request: Request) -> Response:
@@ -126,13 +151,17 @@ async def run_check(request: Request) -> Response:
     A page elsewhere can make a browser load an address of ours: the token keeps it from beginning a check.
     """
     check_csrf(request, request.query_params.get(CSRF_FIELD, ""))
-    console, places = console_of(request), cast("asyncio.Semaphore", request.app.state.check_places)
+    console, places = console_of(request), cast("CheckPlaces", request.app.state.check_places)
     view, _ = await find_model(request)
     items = [item async for item in list_golden_items(console_of(request).upstream, view.name)]
+    if places.is_full:
+        return PlainTextResponse("too many checks wait; this one begins later\n", 503)
 
     async def events() -> AsyncIterator[str]:
         progress = CheckProgress(len(items), wrong=[])
-        async with places:  # each check asks the live model as fast as it answers
+        if places.is_full:  # others began since then; the browser connects again
+            return
+        async with places.take():
             for item in items:
                 if not console.sessions.is_valid(session_of(request)):
                     break

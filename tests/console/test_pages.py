@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from console.golden import MAX_CHECKS
+from console.golden import MAX_CHECKS, MAX_WAITING_CHECKS
 from console.words import CHINESE, choose_language
 from hotslot.updates.v1 import updates_pb2 as pb
 from tests.console.conftest import Browser
@@ -223,6 +223,23 @@ async def test_only_a_few_checks_run_at_once(browser: Browser, upstream: Simulat
     upstream.answers.set()
     ended = [(await one).status_code for one in (*running, further)]
     assert (asks_nothing, ended) == (True, [200] * (MAX_CHECKS + 1))
+
+
+async def test_only_some_checks_wait(browser: Browser, upstream: SimulatedUpstream) -> None:
+    """Each holds a connection that is not closed for others; a further one is refused, and may come again."""
+    own = await find_check(browser)
+    upstream.answers.clear()
+    begun = [asyncio.create_task(browser.client.get(own)) for _ in range(MAX_CHECKS + MAX_WAITING_CHECKS)]
+    async with asyncio.timeout(10):
+        for _ in range(MAX_CHECKS):
+            await upstream.predictions.acquire()
+        for _ in range(200):
+            await asyncio.sleep(0)
+        refused = await browser.client.get(own)
+    upstream.answers.set()
+    ended = {(await one).status_code for one in begun}
+    again = await browser.client.get(own)
+    assert (refused.status_code, ended, again.status_code) == (503, {200}, 200)
 
 
 async def test_a_check_asks_every_item_of_the_live_model(browser: Browser) -> None:
