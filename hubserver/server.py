@@ -93,7 +93,7 @@ class HubServer:
             left = list(self._open.items())
         for _, held in left:
             with contextlib.suppress(OSError):
-                held.socket.shutdown(socket.SHUT_RDWR)
+                _shut_down(held.socket)
         ends = self._clock.monotonic() + _STOP_SECONDS
         for thread, _ in left:
             thread.join(max(0.0, ends - self._clock.monotonic()))
@@ -124,7 +124,7 @@ class HubServer:
             return False
         thread = next(thread for thread, held in reversed(self._open.items()) if held.peer == most)
         with contextlib.suppress(OSError):
-            self._open.pop(thread).socket.shutdown(socket.SHUT_RDWR)
+            _shut_down(self._open.pop(thread).socket)
         return True
 
     def _converse(self, held: HeldConnection) -> None:
@@ -144,3 +144,11 @@ class HubServer:
                 self._listener.wait_again(held, connection.received)
             else:
                 self._listener.close(held)
+
+
+def _shut_down(connection: socket.socket) -> None:
+    """End a connection on which another thread may be sending.
+
+    `ssl.SSLSocket.shutdown` first forgets the encryption, and what that thread sends next would leave in plain text.
+    """
+    socket.socket.shutdown(connection, socket.SHUT_RDWR)

@@ -6,7 +6,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from http import HTTPStatus
 from pathlib import Path
@@ -259,3 +259,34 @@ def test_a_hub_speaks_tls(tmp_path: Path) -> None:
             made.server.stop()
             assert time.monotonic() - began < 1.5
             assert idle.fileno() >= 0
+
+
+def test_a_response_is_aborted_without_plain_text(tmp_path: Path) -> None:
+    """`SSLSocket.shutdown` first forgets the encryption: what the response's thread sends next would be readable."""
+    authority = Authority(tmp_path / "ca")
+    listener = ListenerFiles(tmp_path / "tls", authority.sign("hub"))
+    contexts = ServerContexts(watch_certificate(listener.files, KeptLog(), SimClock()))
+    forgotten = list[int]()
+
+    class Recorded(ssl.SSLSocket):
+        def shutdown(self, how: int) -> None:
+            forgotten.append(how)
+            super().shutdown(how)
+
+    def make_context() -> ssl.SSLContext:
+        context = contexts.current()
+        context.sslsocket_class = Recorded
+        return context
+
+    trusting = ssl.create_default_context(cafile=authority.certificate)
+    with hub(tmp_path, HubServerOptions(tls=make_context)) as made, ExitStack() as stack:
+        made.publish("v1.0.0", {"weights.bin": bytes(24 << 20)})
+        plain = stack.enter_context(socket.create_connection(("127.0.0.1", int(made.url.rpartition(":")[2])), 10))
+        client = stack.enter_context(trusting.wrap_socket(plain, server_hostname="127.0.0.1"))
+        client.sendall(f"GET {API}/repo?Revision=v1.0.0&FilePath=weights.bin HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        began = client.recv(15)
+        made.server.stop()
+        with suppress(OSError):
+            while client.recv(1 << 20):
+                pass
+    assert (began, forgotten) == (b"HTTP/1.1 200 OK", [])
