@@ -77,10 +77,11 @@ class CommandQueue:
         message = "the updater is busy with a step that cannot be interrupted; ask again"
         raise NotReady(message, reason="UPDATER_BUSY", retry_after_seconds=seconds)
 
-    def oldest(self) -> OperatorCommand | None:
-        """The command to be applied next."""
+    def oldest(self, record: ModelRecord) -> OperatorCommand | None:
+        """The command to be applied next: the oldest of those that need not wait for the stage to end."""
         with self._changed:
-            return self._queue[0].command if self._queue else None
+            waiting = [one.command for one in self._queue]
+        return next((command for command in waiting if not must_wait(record, command.kind)), None)
 
     def take(self, command: OperatorCommand) -> bool:
         """Claim a command before it is applied; False if its caller has given up."""

@@ -262,7 +262,7 @@ class ModelLoop:
             committed_converts_to=""
             if committed is None
             else self._read("the committed source", lambda: ports.store.converts_to(committed), ""),
-            command=dependencies.commands.oldest(),
+            command=dependencies.commands.oldest(self._record),
         )
 
     def _read(self, what: str, read: Callable[[], _F], unknown: _F) -> _F:

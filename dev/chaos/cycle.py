@@ -8,7 +8,6 @@ Each reading of the clock advances it by half a second, so that nothing waits.
 import pickle
 import sys
 import threading
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
@@ -134,17 +133,16 @@ class Operator(CommandQueue):
     held for approval. After a fault, a new operator finds the record as it is, and does the same.
     """
 
-    def __init__(self, wake: threading.Event, record: Callable[[], ModelRecord]) -> None:
-        """Give commands for the record that `record` returns."""
+    def __init__(self, wake: threading.Event) -> None:
+        """Give commands for the record that the loop has."""
         super().__init__(wake)
-        self._record = record
         self._has_paused = False
         self._command: OperatorCommand | None = None  # given, not answered yet
 
-    def oldest(self) -> OperatorCommand | None:
+    def oldest(self, record: ModelRecord) -> OperatorCommand | None:
         """The next command; the same one until it is answered."""
         if self._command is None:
-            self._command = self._choose(self._record())
+            self._command = self._choose(record)
         return self._command
 
     def take(self, command: OperatorCommand) -> bool:
@@ -216,7 +214,7 @@ class Cycle:
         self.state.mkdir(parents=True, exist_ok=True)
         self.journal = Journal(self.state / "journal.db")
         clock, wake, stopping = RunningClock(), threading.Event(), threading.Event()
-        commands = Operator(wake, lambda: self.record)
+        commands = Operator(wake)
         shared = StoreOptions(self.state, StagingLimits(reserve_bytes=0))
         self._server = PersistentServer(folder / "server.pickle", self.state)
         names = count(1)

@@ -16,6 +16,7 @@ from updater.stages.commands import CommandResult
 
 LIMIT_SECONDS = 10.0
 ALL_KINDS = tuple(CommandKind)
+RECORD = ModelRecord(MODEL)  # in which no command must wait
 
 
 @dataclass
@@ -76,7 +77,7 @@ def test_a_caller_who_has_gone_changes_nothing(world: World, queue: CommandQueue
     """Whether he hung up, or his time was over: the command is not applied by any later step."""
     before = world.record
     Caller(queue, kind).ask().go()
-    assert queue.oldest() is None
+    assert queue.oldest(RECORD) is None
     assert step(world).quarantine == before.quarantine
     assert "operator_acted" not in world.event_names()[-1:]
     assert world.record.paused == before.paused
@@ -122,7 +123,7 @@ def test_who_waits_too_short_for_a_full_disk_is_told_so(world: World, queue: Com
     world.disk.journal_fails = True
     caller = Caller(queue, seconds=0.2)
     caller.ask()
-    while queue.oldest() is not None:
+    while queue.oldest(RECORD) is not None:
         step(world)
     caller.wait()
     assert caller.failure is not None
@@ -136,14 +137,14 @@ def test_a_write_that_hangs_leaves_its_caller_in_no_false_belief(
     """He is told to look, not that nothing was done; and if it fails in the end, it is not tried again."""
     monkeypatch.setattr(commands, "_WRITE_SECONDS", 0.01)
     caller = Caller(queue, seconds=LIMIT_SECONDS).ask()
-    command = queue.oldest()
+    command = queue.oldest(RECORD)
     assert command is not None
     assert queue.take(command)
     caller.go()
     assert caller.failure is not None
     assert caller.failure.reason == "COMMAND_UNCONFIRMED"
     queue.give_back(command, "the journal cannot be written")
-    assert queue.oldest() is None
+    assert queue.oldest(RECORD) is None
 
 
 class FailingObserver(NoObserver):

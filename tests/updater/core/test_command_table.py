@@ -124,18 +124,30 @@ _REFUSED = {
 }
 
 
+@pytest.mark.parametrize("first", [CommandKind.STEP, CommandKind.PROMOTE])
+@pytest.mark.parametrize("kind", [CommandKind.ROLLBACK, CommandKind.PAUSE])
+def test_a_command_that_must_wait_delays_no_urgent_one(two: World, first: CommandKind, kind: CommandKind) -> None:
+    """Whoever takes a trial back while it begins does not wait for somebody's step of the rollout."""
+    bring(two, Stage.ACTIVATING, Rollout.CANARY)
+    two.operators.leave(OperatorCommand(first, ""))
+    urgent = two.operators.leave(OperatorCommand(kind, ""))
+    two.tick()
+    assert urgent.result is not None
+    assert urgent.result.refusal is None
+
+
 @pytest.mark.parametrize(("kind", "stage"), _CELLS)
 def test_each_cell_of_the_table_is_what_happens(two: World, kind: CommandKind, stage: Stage) -> None:
     """Applied at once, refused with a reason, or left in the queue until the stage has ended; then all is well."""
     bring(two, stage, Rollout.CANARY if kind in (CommandKind.STEP, CommandKind.PROMOTE) else Rollout.TRIAL)
     effect, before = TABLE[kind][stage], two.record
     if effect is CommandEffect.WAIT:
-        two.operators.leave(OperatorCommand(kind, argument_of(two, kind)))
+        waiting = two.operators.leave(OperatorCommand(kind, argument_of(two, kind)))
         two.tick()
-        assert two.operators.oldest() is not None
+        assert waiting.result is None
         assert (two.record.paused, two.quarantined) == (before.paused, {row.revision for row in before.quarantine})
         two.settle()
-        assert two.operators.oldest() is None
+        assert waiting.result is not None
         return
 
     refusal = two.command(kind, argument_of(two, kind))

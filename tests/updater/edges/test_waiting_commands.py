@@ -64,7 +64,7 @@ class BusyUpdater:
         """Callers of CheckNow whose command is applied, and who wait for a hub that does not answer."""
         calls = [self.stub.CheckNow.future(pb.CheckNowRequest(), timeout=60) for _ in range(times)]
         eventually(lambda: self.waiting == times, what="the commands are in the queue")
-        while (command := self.commands.oldest()) is not None:
+        while (command := self.commands.oldest(ModelRecord(MODEL))) is not None:
             assert self.commands.take(command)
             self.commands.answer(CommandResult(command, Transition(ModelRecord(MODEL))))
         return calls
@@ -117,7 +117,7 @@ def test_waiting_commands_leave_the_status_its_threads(busy: BusyUpdater) -> Non
         for call in group:
             call.cancel()
     eventually(lambda: busy.waiting == 0, what="commands of callers who have gone are dropped")
-    assert busy.commands.oldest() is None
+    assert busy.commands.oldest(ModelRecord(MODEL)) is None
 
 
 def test_a_command_is_dropped_at_its_callers_deadline(busy: BusyUpdater) -> None:
