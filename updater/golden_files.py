@@ -36,7 +36,14 @@ class _PictureHashes:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._known: dict[Path, tuple[Stamp, str]] = {}
-        self.ends = math.inf  # clock.monotonic() from which no further picture is read
+        self._seconds = self._ends = math.inf
+
+    def begin(self, seconds: float) -> None:
+        """A look begins: from this many seconds after its first picture on, no further one is read.
+
+        So each look reads one at least, however long the set itself and what is known of its pictures take.
+        """
+        self._seconds, self._ends = seconds, math.inf
 
     def hash(self, path: Path, what: str) -> str:
         """SHA-256 of a picture; raises GoldenBroken, and _NotReadYet."""
@@ -44,8 +51,10 @@ class _PictureHashes:
         known = self._known.get(path)
         if known is not None and known[0] == stamp:
             return known[1]
-        if self._clock.monotonic() >= self.ends:
+        now = self._clock.monotonic()
+        if now >= self._ends:
             raise _NotReadYet
+        self._ends = min(self._ends, now + self._seconds)
         found = hash_picture(path, what)
         self._known[path] = (stamp, found)
         return found
@@ -99,7 +108,7 @@ class GoldenFiles:
             return GoldenFacts("")
         signature = self._stat_files(self._folder)
         if signature != self._signature:
-            self._hashes.ends = self._clock.monotonic() + self._look_seconds
+            self._hashes.begin(self._look_seconds)
             self._facts = self._reload(self._folder)
             if not self._facts.is_read:
                 self._signature = None

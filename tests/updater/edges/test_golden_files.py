@@ -15,10 +15,11 @@ from dev.harness.simulated_server import SimServer
 from hotslot.control.v1 import control_pb2 as pb
 from hotslot.entailment.v1 import entailment_pb2
 from tests.updater.simulators import bundle_of
+from updater import golden_files
 from updater.control.prober import ComputeCost, Prober
 from updater.core.facts import ServerState
 from updater.core.rules import GateRules
-from updater.golden_files import GoldenFiles
+from updater.golden_files import GoldenFiles, Stamp
 from updater.stages.gate_verdict import GateVerdict, judge
 
 TASK = Task.VISUAL_ENTAILMENT
@@ -71,6 +72,22 @@ def test_a_large_set_is_read_in_several_looks(tmp_path: Path) -> None:
     changed = files.facts()
     assert changed.is_read
     assert changed.digest == read_folder(tmp_path, TASK.value).digest
+
+
+def test_a_set_that_is_slow_to_list_is_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look reads a picture, also where the lines and what is known of the others take all of its time."""
+    write_set(tmp_path, 3)
+    disk = SlowDisk()
+
+    def stat(path: Path) -> Stamp:
+        disk.seconds += 5.0
+        return stat_file(path)
+
+    stat_file = golden_files._stat_file  # noqa: SLF001  a disk that answers slowly
+    monkeypatch.setattr(golden_files, "_stat_file", stat)
+    files = GoldenFiles(tmp_path, TASK, clock=disk, look_seconds=5.0)
+    looks = [files.facts() for _ in range(3)]
+    assert [look.is_read for look in looks] == [False, False, True]
 
 
 @pytest.mark.parametrize("way", ["written over", "renamed over"])
