@@ -4,7 +4,7 @@ import asyncio
 import heapq
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from common.clock import Clock
 from inference.server.request import Flow
@@ -13,6 +13,7 @@ from inference.server.scheduling.fair_queue import Caller, FairQueue
 TURN_ROWS = 32  # that a stream of weight 1 may read in its turn; the last message may have more
 MAX_TURN_ROWS = 512
 MAX_AHEAD = 32  # streams of a caller that have unanswered items, or read now, without having had a turn for them
+QUOTA_LOOK_SECONDS = 1.0  # after which it is asked again whether a caller is over its quota: a reload may raise it
 GRANT_SECONDS = 0.01  # a message that was already received is read within this time; a later one was not there yet
 
 
@@ -45,13 +46,13 @@ class ReadTurns:
     def __init__(self, interactive_share: float) -> None:
         self.unsent_rows = 0  # of stream items that were read and not sent
         self._waiting: FairQueue[Reader] = FairQueue(interactive_share)
-        self._over_quota: list[tuple[float, int, Reader]] = []  # heap: when it is within its quota again
+        self._over_quota: dict[Caller, _SetAside] = {}
+        self._look_at: float | None = None  # when a caller may be within its quota again
         self._reading: dict[Reader, float] = {}  # until when each counts
         self._ahead: dict[str, dict[Reader, float]] = {}  # by caller: those that read ahead; until when each counts
-        self._numbers = itertools.count()
 
     def __len__(self) -> int:
-        return len(self._waiting) + len(self._over_quota)
+        return len(self._waiting) + sum(len(aside) for aside in self._over_quota.values())
 
     def wait(self, reader: Reader) -> None:
         """Let a stream wait for its turn; `grant` gives it.
@@ -68,8 +69,8 @@ class ReadTurns:
         """Give turns to the streams that are next, and return them."""
         for idle in [reader for reader, until in self._reading.items() if until <= now]:
             del self._reading[idle]
-        while self._over_quota and self._over_quota[0][0] <= now:
-            self.wait(heapq.heappop(self._over_quota)[2])
+        for caller in [one for one in self._over_quota if one.quota_wait(now) <= 0]:
+            self._put_back(caller)
         chosen = []
         counted = self.unsent_rows + sum(reader.allowance for reader in self._reading)
         while counted < look_ahead_rows and (reader := self._take_next(now)) is not None:
@@ -77,11 +78,12 @@ class ReadTurns:
             counted += reader.turn_rows
             self._reading[reader] = now + GRANT_SECONDS
             chosen.append(reader)
+        self._set_look(now)
         return chosen
 
     def next_grant_at(self) -> float | None:
         """When `grant` may give a turn without a further event; None: never."""
-        times = [self._over_quota[0][0]] if self._over_quota else []
+        times = [] if self._look_at is None else [self._look_at]
         if self._reading and self._waiting:
             times.append(min(self._reading.values()))
         return min(times, default=None)
@@ -134,19 +136,21 @@ class ReadTurns:
 
     def take_all(self) -> list[Reader]:
         """Remove and return all streams that wait."""
-        over_quota, self._over_quota = self._over_quota, []
-        return [*self._waiting.take_all(), *(reader for _, _, reader in over_quota)]
+        over_quota, self._over_quota = self._over_quota, {}
+        return [*self._waiting.take_all(), *(reader for aside in over_quota.values() for reader in aside)]
 
     def knows(self, reader: Reader) -> bool:
         """Whether a stream waits, or counts as reading in its turn."""
-        return bool(self._over_quota) or reader in self._reading or reader in self._waiting.entries
+        return reader in self._reading or reader in self._waiting or reader in self._over_quota.get(reader.caller, ())
 
     def stop_waiting(self, reader: Reader) -> None:
         """Let a stream wait for a turn no more."""
         self._waiting.remove(reader)
-        if self._over_quota:
-            self._over_quota = [row for row in self._over_quota if row[2] is not reader]
-            heapq.heapify(self._over_quota)
+        aside = self._over_quota.get(reader.caller)
+        if aside is not None:
+            aside.remove(reader)
+            if not len(aside):
+                del self._over_quota[reader.caller]
 
     def leave(self, reader: Reader) -> None:
         """Forget a stream that has ended."""
@@ -185,12 +189,75 @@ class ReadTurns:
     def _take_next(self, now: float) -> Reader | None:
         """The next stream that is within its quota; those that are not are set aside until they are."""
         while (reader := self._waiting.peek()) is not None:
-            pause = reader.caller.quota_wait(now)
-            if pause <= 0:
-                return self._waiting.pop()
+            if reader.caller.quota_wait(now) <= 0:
+                self._waiting.pop()
+                if reader.caller in self._over_quota:
+                    self._put_back(reader.caller)
+                return reader
+            aside = self._over_quota.setdefault(reader.caller, _SetAside())
+            aside.add(reader, self._waiting.entries[reader].leaf.start)
             self._waiting.remove(reader)
-            heapq.heappush(self._over_quota, (now + pause, next(self._numbers), reader))
         return None
+
+    def _put_back(self, caller: Caller) -> None:
+        """Let the next stream of a caller wait for its turn again: only one, its turn may use up the quota."""
+        aside = self._over_quota[caller]
+        if aside.latest is not None and aside.latest in self._waiting:
+            return
+        reader = aside.pop()
+        if not len(aside):
+            del self._over_quota[caller]
+        self._waiting.put(reader, reader.turn_rows, reader.flow)
+
+    def _set_look(self, now: float) -> None:
+        """Set when the quotas are looked at next; not later than was set before."""
+        if not self._over_quota:
+            self._look_at = None
+            return
+        pauses = [pause for caller in self._over_quota if (pause := caller.quota_wait(now)) > 0]
+        at = now + min(pauses, default=QUOTA_LOOK_SECONDS)
+        if self._look_at is None or self._look_at <= now or at < self._look_at:
+            self._look_at = min(at, now + QUOTA_LOOK_SECONDS)
+
+
+class _SetAside:
+    """Streams of a caller that is over its quota, by the tags with which they waited."""
+
+    def __init__(self) -> None:
+        self.latest: Reader | None = None  # that was taken
+        self._entries: dict[Reader, int] = {}
+        self._heap: list[tuple[float, int, Reader]] = []
+        self._numbers = itertools.count()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, reader: object) -> bool:
+        return reader in self._entries
+
+    def __iter__(self) -> Iterator[Reader]:
+        return iter(self._entries)
+
+    def add(self, reader: Reader, tag: float) -> None:
+        """Set a stream aside."""
+        number = self._entries[reader] = next(self._numbers)
+        heapq.heappush(self._heap, (tag, number, reader))
+
+    def remove(self, reader: Reader) -> None:
+        """Forget a stream; its place in the heap is empty then."""
+        self._entries.pop(reader, None)
+        if len(self._heap) > 2 * len(self._entries) + 64:
+            self._heap = [row for row in self._heap if self._entries.get(row[2]) == row[1]]
+            heapq.heapify(self._heap)
+
+    def pop(self) -> Reader:
+        """Take the next stream; there must be one."""
+        while True:
+            _, number, reader = heapq.heappop(self._heap)
+            if self._entries.get(reader) == number:
+                del self._entries[reader]
+                self.latest = reader
+                return reader
 
 
 class TurnGate:

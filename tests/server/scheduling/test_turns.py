@@ -5,7 +5,15 @@ import asyncio
 import pytest
 
 from inference.server.scheduling.fair_queue import Caller, CallerRules, Quota
-from inference.server.scheduling.turns import GRANT_SECONDS, MAX_AHEAD, TURN_ROWS, Reader, ReadTurns, TurnGate
+from inference.server.scheduling.turns import (
+    GRANT_SECONDS,
+    MAX_AHEAD,
+    QUOTA_LOOK_SECONDS,
+    TURN_ROWS,
+    Reader,
+    ReadTurns,
+    TurnGate,
+)
 
 
 def streams(count: int, caller: Caller | None = None) -> list[Reader]:
@@ -273,3 +281,88 @@ def test_what_is_left_of_an_old_turn_is_no_credit() -> None:
     while other not in (granted := turns.grant(1, now := now + GRANT_SECONDS)):
         before += len(granted)
     assert before <= 1
+
+
+def test_a_stream_that_has_ended_takes_no_place_although_its_items_end_later() -> None:
+    """Its items are cancelled after it has left, while another caller is over its quota."""
+    limited = Caller(CallerRules("limited"), Quota(1.0, 0.0))
+    limited.use_quota(1000, 0.0)
+    turns, (held,), gone = ReadTurns(0.5), streams(1, limited), streams(MAX_AHEAD)
+    turns.wait(held)
+    turns.grant(64, 0.0)
+    for reader in gone:
+        assert turns.may_accept(reader, 0.0)
+        turns.on_read(reader, 1, 0.0)
+        turns.leave(reader)
+        assert not turns.skip(reader, 0.0)
+        assert not turns.reads_ahead(reader)
+
+
+@pytest.mark.parametrize("rules", [CallerRules("limited"), CallerRules("limited", rows_per_second=1e4)])
+def test_streams_wait_no_longer_for_a_quota_that_was_raised(rules: CallerRules) -> None:
+    """A reload lifts or raises it: within a second they have their turns."""
+    limited = Caller(CallerRules("limited", rows_per_second=1.0), Quota(1.0, 0.0))
+    limited.use_quota(1000, 0.0)
+    turns, readers = ReadTurns(0.5), streams(3, limited)
+    for reader in readers:
+        turns.wait(reader)
+    assert turns.grant(512, 0.0) == []
+    limited.configure(rules, 0.5)
+    at = turns.next_grant_at() or 0.0
+    assert turns.grant(512, at) == readers
+    assert 0 < at <= QUOTA_LOOK_SECONDS
+
+
+class CountedCaller(Caller):
+    """Counts how often its quota is looked at."""
+
+    looks = 0
+
+    def quota_wait(self, now: float) -> float:
+        """As of any caller."""
+        self.looks += 1
+        return super().quota_wait(now)
+
+
+def test_many_streams_over_their_quota_cost_little_at_each_turn() -> None:
+    """Only the next one of a caller is looked at, not all that wait."""
+    limited = CountedCaller(CallerRules("limited"), Quota(10.0, 0.0))
+    limited.use_quota(20, 0.0)
+    turns, readers = ReadTurns(0.5), streams(1000, limited)
+    for reader in readers:
+        turns.wait(reader)
+    turns.grant(TURN_ROWS, 0.0)
+    limited.looks, now = 0, 0.0
+    order = []
+    for _ in range(100):
+        now = turns.next_grant_at() or now
+        for reader in turns.grant(TURN_ROWS, now):
+            order.append(reader)
+            limited.use_quota(4, now)
+            turns.on_read(reader, TURN_ROWS, now)
+            turns.wait(reader)
+    assert limited.looks < 100 * 10
+    assert order == readers[: len(order)]
+    assert len(order) > 90
+
+
+def test_streams_of_a_caller_share_its_quota_by_rows() -> None:
+    """One that sends messages of 64 rows has its turn less often than one of 8, also when they wait for the quota."""
+    limited = Caller(CallerRules("limited"), Quota(100.0, 0.0))
+    limited.use_quota(200, 0.0)
+    turns, (large, small) = ReadTurns(0.5), streams(2, limited)
+    rows, now = {large: 64, small: 8}, 0.0
+    read = dict.fromkeys(rows, 0)
+    for reader in rows:
+        turns.wait(reader)
+    turns.grant(TURN_ROWS, now)
+    for _ in range(600):
+        now = turns.next_grant_at() or now
+        for reader in turns.grant(1, now):
+            while reader.allowance:
+                turns.on_read(reader, rows[reader], now)
+                limited.use_quota(rows[reader], now)
+                read[reader] += rows[reader]
+            turns.wait(reader)
+        turns.grant(0, now)
+    assert read[large] == pytest.approx(read[small], rel=0.05)
