@@ -3,7 +3,7 @@
 1. A request's head is complete HEAD_SECONDS after the connection was opened, or after its first byte on one that was
 used before; of a form something arrives every STALL_SECONDS. Of an answer the client reads MIN_READ_BYTES in each
 STALL_SECONDS, or all that is left, also when the answer is complete or the connection is being closed: until it is
-read, it is held in memory.
+read, it is held in memory. All clients together leave at most MAX_UNREAD_BYTES unread.
 2. At most MAX_CONNECTIONS are open. Beyond that one is closed that waits for its client: of the peer that has most of
 these, the one that has been silent longest. A browser that sends its request when it connects is served, however
 many others wait.
@@ -23,12 +23,14 @@ MAX_CONNECTIONS = 512
 HEAD_SECONDS = 10.0
 STALL_SECONDS = 30.0
 MIN_READ_BYTES = 64 << 10
+MAX_UNREAD_BYTES = 256 << 20
 
 
 class BoundedProtocol(H11Protocol):
     """uvicorn's protocol with these limits."""
 
     max_connections = MAX_CONNECTIONS
+    max_unread_bytes = MAX_UNREAD_BYTES
     _numbers = itertools.count()
 
     def __init__(
@@ -85,6 +87,7 @@ class BoundedProtocol(H11Protocol):
         super().pause_writing()
         self._cancel_reading()  # of the answer before
         self._watch_reading()
+        self._bound_unread()
 
     def resume_writing(self) -> None:
         """Go on sending."""
@@ -118,6 +121,15 @@ class BoundedProtocol(H11Protocol):
         if self._read_timer is None and (unread := self.transport.get_write_buffer_size()):
             self._unread, self._has_read = unread, False
             self._read_timer = self.loop.call_later(STALL_SECONDS, self._check_reading)
+
+    def _bound_unread(self) -> None:
+        """Drop large answers, those of the peer that has most first, until the others fit."""
+        rows = [row for row in self.connections if isinstance(row, BoundedProtocol) and row.flow.write_paused]
+        sizes = {row: row.transport.get_write_buffer_size() for row in rows}
+        while sum(sizes.values()) > self.max_unread_bytes:
+            row = choose_surplus(sizes)
+            del sizes[row]
+            row.drop()
 
     def _check_reading(self) -> None:
         self._read_timer = None

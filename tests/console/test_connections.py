@@ -71,6 +71,7 @@ class Bounded(BoundedProtocol):
     """With few connections."""
 
     max_connections = MOST
+    max_unread_bytes = 2 * ANSWER_BYTES
 
 
 class Console:
@@ -248,6 +249,22 @@ async def test_a_large_answer_may_take_long_if_it_is_read(large: Console, asked:
     large.timers.advance(STALL_SECONDS)
     client[1].close()
     assert (stays, large.state.connections) == (1, set())
+
+
+async def test_what_all_clients_have_not_read_is_bounded(large: Console) -> None:
+    """However they read: the oldest large answers are dropped, and a further one is sent."""
+    clients = []
+    for _ in range(4):
+        clients.append(await large.connect(GET))
+        newest = max((cast("BoundedProtocol", row) for row in large.state.connections), key=lambda row: row.number)
+        await large.settle(lambda row=newest: row.cycle.response_complete)  # type: ignore[misc]
+    held = sum(cast("BoundedProtocol", row).transport.get_write_buffer_size() for row in large.state.connections)
+    reader, _ = clients[-1]
+    await reader.readuntil(b"\r\n\r\n")
+    whole = await asyncio.wait_for(reader.readexactly(ANSWER_BYTES), 5)
+    for _, other in clients:
+        other.close()
+    assert (held <= 2 * ANSWER_BYTES, len(whole)) == (True, ANSWER_BYTES)
 
 
 async def test_a_large_answer_is_read_to_its_end(large: Console) -> None:
