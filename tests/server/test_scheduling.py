@@ -25,7 +25,7 @@ from inference.server.request import Flow, PendingRequest, Priority
 from inference.server.scheduling.admission import Capacity
 from inference.server.scheduling.fair_queue import Caller, CallerRules, Quota, Source
 from inference.server.scheduling.held_bytes import HeldBytes, HeldRules
-from inference.server.scheduling.turns import MAX_AHEAD, TURN_ROWS
+from inference.server.scheduling.turns import GRANT_SECONDS, MAX_AHEAD, TURN_ROWS, Reader
 from inference.server.settings import ServerSettings
 from tests.server.simulated_connections import SimConnections, SimMemory
 from tests.server.simulator import UNIT_SECONDS, ManualClock, World, ask
@@ -158,6 +158,18 @@ def stream_messages(name: str, count: int) -> list[bytes]:
     return [message(("", f"{name} {number}")) for number in range(count)]
 
 
+def hold_bytes(max_bytes: int = 1 << 30) -> HeldBytes:
+    """What counts the bytes of messages."""
+    return HeldBytes(HeldRules(max_bytes, 1 << 25, 12.0), SimConnections(), SimMemory())
+
+
+def build_api(world: World, *others: World, held: HeldBytes, max_outstanding: int = 32) -> PredictApi:
+    """The API of the world's model, and of those of others."""
+    rules = PredictRules(InputLimits(1000, 100), StreamRules(max_outstanding), max_deadline_seconds=60.0)
+    models = Models([world.manager, *(other.manager for other in others)])
+    return PredictApi(ENTAILMENT, models, rules, world.clock, world.events.append, world.drain, held)
+
+
 def open_stream(
     world: World,
     caller: StreamCaller,
@@ -167,16 +179,14 @@ def open_stream(
     max_bytes: int = 1 << 30,
 ) -> "asyncio.Task[None]":
     """A stream of a caller on the world's model, and on those of others."""
-    rules = PredictRules(InputLimits(1000, 100), StreamRules(max_outstanding), max_deadline_seconds=60.0)
-    held = HeldBytes(HeldRules(max_bytes, 1 << 25, 12.0), SimConnections(), SimMemory())
-    models = Models([world.manager, *(other.manager for other in others)])
-    api = PredictApi(ENTAILMENT, models, rules, world.clock, world.events.append, world.drain, held)
+    held = hold_bytes(max_bytes)
+    api = build_api(world, *others, held=held, max_outstanding=max_outstanding)
     if of is not None:
         current_call.get().caller = of
 
     async def run() -> None:
         with MessageReader(caller.context, held, world.clock) as reader:
-            await ItemStream(caller.context, TaskStream(api), rules.stream, world.drain, reader).run()
+            await ItemStream(caller.context, TaskStream(api), api.rules.stream, world.drain, reader).run()
 
     return asyncio.create_task(run())
 
@@ -301,6 +311,29 @@ async def test_a_stream_waits_for_its_turn_at_each_model_that_its_messages_name(
     await world.wait(0.2)
     assert caller.sent < 4
     await end_streams([reading])
+
+
+async def test_a_message_waits_for_one_turn_at_each_model_that_it_names(tmp_path: Path) -> None:
+    """The turn at the first passes while the stream waits at the second, and is not waited for again."""
+    world = await World(tmp_path / "a", capacity=Capacity(1000, 1 << 30)).serving()
+    other = World(tmp_path / "b", model="other")
+    StreamCaller([])
+    api, caller = build_api(world, other, held=hold_bytes()), current_call.get().caller
+    task, gates = TaskStream(api), [world.manager.requests.intake.turns, other.manager.requests.intake.turns]
+    for gate in gates:
+        gate.add_unsent(1000)
+        assert all(gate.may_accept(Reader(caller, caller.stream_flow(1000 + n))) for n in range(MAX_AHEAD))
+    waiting = asyncio.create_task(task.accept_in_turn(api.parse_items(message(("shapes", "a"), ("other", "b")))))
+    for gate in gates:
+        await world.settle()
+        assert not waiting.done()
+        gate.remove_unsent(1000)
+        gate.grant()
+        await world.settle()
+        gate.add_unsent(1000)
+        world.clock.seconds += 2 * GRANT_SECONDS
+        gate.grant()
+    await wait_until(waiting.done)
 
 
 @pytest.mark.fault("L2")
