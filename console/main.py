@@ -14,6 +14,7 @@ from common.tokens import watch_tokens
 from console.access import AccessRules
 from console.app import Options, build_app
 from console.connections import BoundedProtocol
+from console.memory import return_large_blocks
 from console.upstream import ServerAddress, Upstream
 
 _BACKLOG = 1024
@@ -41,6 +42,7 @@ def run(
         ListenFailed: says what is wrong with the address.
         FileUnusable: the tokens file cannot be used.
     """
+    return_large_blocks()
     clock = SystemClock()
     tokens = None if section.tokens_file is None else watch_tokens(section.tokens_file, log, clock)
     address = parse_address(section.host, section.port)
