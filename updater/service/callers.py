@@ -1,10 +1,11 @@
 """Who waits for the answer to a call of UpdatesService, and how many may: each waits in a thread of the server."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
-from threading import BoundedSemaphore
+from threading import Lock
 
 import grpc
 
@@ -13,7 +14,7 @@ from updater.commands import OnEnd
 
 COMMAND_SECONDS = 25.0
 _SPARE_SECONDS = 1.0  # of a caller's time, for the way back
-_PLACES = 4  # commands of one group that wait at the same time
+_PLACES = 4  # commands of one group to one model that wait at the same time
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,29 +43,38 @@ class CommandGroup(Enum):
     HUB = auto()  # waits for the hub, too
 
 
+_MODELS = 16  # whose commands wait at the same time
 # Beside the threads in which commands wait, eight answer all other calls: whatever waits, the status is answered.
-WORKERS = len(CommandGroup) * _PLACES + 8
+WORKERS = len(CommandGroup) * _PLACES * _MODELS + 8
 
 
 class CommandPlaces:
-    """Limits the commands that wait. From any thread."""
+    """Limits the commands that wait: of each model, so that one in a long step refuses no command to another.
+
+    From any thread.
+    """
 
     def __init__(self) -> None:
         """No command waits."""
-        self._places = {group: BoundedSemaphore(_PLACES) for group in CommandGroup}
+        self._lock = Lock()
+        self._taken: Counter[tuple[str, CommandGroup]] = Counter()
 
     @contextmanager
-    def take(self, group: CommandGroup) -> Iterator[None]:
-        """Within the block a command has a place.
+    def take(self, model: str, group: CommandGroup) -> Iterator[None]:
+        """Within the block a command to a model has a place.
 
         Raises:
             NotReady: "UPDATER_BUSY": all places of its group are taken.
         """
-        places = self._places[group]
-        if not places.acquire(blocking=False):
-            message = f"{_PLACES} such commands wait already; nothing was changed, ask again"
-            raise NotReady(message, reason="UPDATER_BUSY", retry_after_seconds=1.0)
+        with self._lock:
+            of_group = sum(count for (_, other), count in self._taken.items() if other is group)
+            if self._taken[model, group] >= _PLACES or of_group >= _PLACES * _MODELS:
+                message = "as many such commands wait as may; nothing was changed, ask again"
+                raise NotReady(message, reason="UPDATER_BUSY", retry_after_seconds=1.0)
+            self._taken[model, group] += 1
         try:
             yield
         finally:
-            places.release()
+            with self._lock:
+                self._taken[model, group] -= 1
+                self._taken += Counter()  # drops what is zero: a model may be removed

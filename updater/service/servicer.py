@@ -167,10 +167,14 @@ class UpdatesApi:
         return handle
 
     def _command(
-        self, answer: Callable[[M, Caller], Message], group: CommandGroup, request: M, caller: Caller
+        self,
+        answer: Callable[[Any, Caller], Message],
+        group: CommandGroup,
+        request: Any,  # noqa: ANN401  of any command
+        caller: Caller,
     ) -> Message:
         """Apply a command, unless as many of its group wait as may."""
-        with self._places.take(group):
+        with self._places.take(self._find_name(request.model), group):
             return answer(request, caller)
 
     # Queries.
@@ -311,13 +315,16 @@ class UpdatesApi:
         handle = self._models.get(model)
         return None if handle is None else handle.publisher.snapshot.record
 
-    def _find_model(self, model: str) -> ModelHandle:
+    def _find_name(self, model: str) -> str:
         if model and model not in self._names:
             raise build_unknown_error(model)
         if not model and len(self._names) != 1:
             message = f"several models are configured, name one of them: {', '.join(self._names)}"
             raise InputRefused(message, reason="MODEL_REQUIRED", field="model")
-        handle = self._models.get(model or self._names[0])
+        return model or self._names[0]
+
+    def _find_model(self, model: str) -> ModelHandle:
+        handle = self._models.get(self._find_name(model))
         if handle is None:
             self._journal()  # raises if the journal is the reason
             raise NotReady("the updater is starting", reason="UPDATER_BUSY", retry_after_seconds=1.0)

@@ -20,7 +20,7 @@ from hotslot.updates.v1 import updates_pb2 as pb
 from hotslot.updates.v1.updates_pb2_grpc import UpdatesServiceStub
 from updater.commands import CommandQueue
 from updater.core.record import ModelRecord
-from updater.service.callers import WORKERS
+from updater.service.callers import WORKERS, CommandGroup, CommandPlaces
 from updater.service.golden import GoldenApi
 from updater.service.servicer import ModelHandle, SettingsCalls, UpdatesApi
 from updater.stages.commands import CommandResult
@@ -28,7 +28,7 @@ from updater.stages.transitions import Transition
 from updater.status import StatusPublisher
 
 LIMIT_SECONDS = 10.0
-MODEL = "shapes"
+MODEL, OTHER = "shapes", "other"
 
 
 class BusyUpdater:
@@ -37,9 +37,11 @@ class BusyUpdater:
     def __init__(self, folder: Path) -> None:
         self.commands = CommandQueue(Event())
         handle = ModelHandle(StatusPublisher(ModelRecord(MODEL), SystemClock()), self.commands)
-        settings = SettingsCalls(lambda: (MODEL,), status_pb2.SettingsStatus, lambda **_: cast("Any", None))
+        self.other_commands = CommandQueue(Event())
+        other = ModelHandle(StatusPublisher(ModelRecord(OTHER), SystemClock()), self.other_commands)
+        settings = SettingsCalls(lambda: (MODEL, OTHER), status_pb2.SettingsStatus, lambda **_: cast("Any", None))
         api = UpdatesApi(
-            {MODEL: handle},
+            {MODEL: handle, OTHER: other},
             settings,
             lambda: cast("Any", None),
             lambda _digest: None,
@@ -62,7 +64,7 @@ class BusyUpdater:
 
     def poll(self, times: int) -> list[Any]:
         """Callers of CheckNow whose command is applied, and who wait for a hub that does not answer."""
-        calls = [self.stub.CheckNow.future(pb.CheckNowRequest(), timeout=60) for _ in range(times)]
+        calls = [self.stub.CheckNow.future(pb.CheckNowRequest(model=MODEL), timeout=60) for _ in range(times)]
         eventually(lambda: self.waiting == times, what="the commands are in the queue")
         while (command := self.commands.oldest(ModelRecord(MODEL))) is not None:
             assert self.commands.take(command)
@@ -103,9 +105,9 @@ def test_waiting_commands_leave_the_status_its_threads(busy: BusyUpdater) -> Non
     """Ten of each kind: four of a group wait, the others are told at once that they do not; the status is answered."""
     calls: dict[str, list[Any]] = {"rollback": [], "resume": [], "check": []}
     for _ in range(10):
-        calls["rollback"].append(busy.stub.Rollback.future(pb.RollbackRequest(), timeout=60))
-        calls["resume"].append(busy.stub.Resume.future(pb.ResumeRequest(), timeout=60))
-        calls["check"].append(busy.stub.CheckNow.future(pb.CheckNowRequest(), timeout=60))
+        calls["rollback"].append(busy.stub.Rollback.future(pb.RollbackRequest(model=MODEL), timeout=60))
+        calls["resume"].append(busy.stub.Resume.future(pb.ResumeRequest(model=MODEL), timeout=60))
+        calls["check"].append(busy.stub.CheckNow.future(pb.CheckNowRequest(model=MODEL), timeout=60))
     eventually(lambda: busy.waiting == 12, what="four of each group wait")
     eventually(lambda: all(sum(call.done() for call in group) == 6 for group in calls.values()), what="refused")
     refused = [call for group in calls.values() for call in group if call.done()]
@@ -123,7 +125,7 @@ def test_waiting_commands_leave_the_status_its_threads(busy: BusyUpdater) -> Non
 def test_a_command_is_dropped_at_its_callers_deadline(busy: BusyUpdater) -> None:
     """Also where the caller did not hang up."""
     with pytest.raises(grpc.RpcError):
-        busy.stub.Pause(pb.PauseRequest(), timeout=0.2)
+        busy.stub.Pause(pb.PauseRequest(model=MODEL), timeout=0.2)
     eventually(lambda: busy.waiting == 0, what="the command is dropped")
 
 
@@ -133,7 +135,7 @@ def test_callers_who_have_gone_leave_their_places(busy: BusyUpdater) -> None:
         call.cancel()
 
     def asks_again() -> bool:
-        call = busy.stub.CheckNow.future(pb.CheckNowRequest(), timeout=60)
+        call = busy.stub.CheckNow.future(pb.CheckNowRequest(model=MODEL), timeout=60)
         eventually(lambda: call.done() or busy.waiting, what="the fifth caller waits, or is refused")
         return not call.done()
 
@@ -148,3 +150,23 @@ def test_waiting_callers_do_not_delay_the_end_of_the_process(busy: BusyUpdater) 
     ended.start()
     ended.join(LIMIT_SECONDS)
     assert not ended.is_alive()
+
+
+def test_a_model_in_a_long_step_refuses_no_command_to_another(busy: BusyUpdater) -> None:
+    """Its places are its own: a rollback of a healthy model is carried out."""
+    stuck = [busy.stub.Rollback.future(pb.RollbackRequest(model=MODEL), timeout=60) for _ in range(5)]
+    eventually(lambda: any(call.done() for call in stuck), what="four wait, the fifth is refused")
+    healthy = busy.stub.Rollback.future(pb.RollbackRequest(model=OTHER), timeout=60)
+    command = eventually(lambda: busy.other_commands.oldest(ModelRecord(OTHER)), what="the command is in the queue")
+    assert command is not None
+    assert busy.other_commands.take(command)
+    busy.other_commands.answer(CommandResult(command, Transition(ModelRecord(OTHER))))
+    assert healthy.exception(LIMIT_SECONDS) is None
+
+
+def test_a_removed_model_leaves_nothing_among_the_places() -> None:
+    """And its last command leaves its place to nobody."""
+    places = CommandPlaces()
+    with places.take("a", CommandGroup.STEP), places.take("b", CommandGroup.STEP):
+        pass
+    assert not places._taken  # noqa: SLF001  what grows with the names of models
