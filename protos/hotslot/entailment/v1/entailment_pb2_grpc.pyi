@@ -96,7 +96,9 @@ class EntailmentServiceStub:
     items without an answer can be sent again elsewhere. The server reads ahead
     only a bounded number of items, and under load each stream in its turn; a
     caller that sends faster, or does not read its answers, is slowed down by
-    flow control. Items are not refused for load.
+    flow control. Items are not refused for load, but for those of a message that
+    waits long for its turn while memory is short (QUEUE_FULL), or beyond the
+    caller's quota (QUOTA_EXCEEDED).
     """
 
 @_typing.type_check_only
@@ -159,7 +161,9 @@ class EntailmentServiceAsyncStub(EntailmentServiceStub):
     items without an answer can be sent again elsewhere. The server reads ahead
     only a bounded number of items, and under load each stream in its turn; a
     caller that sends faster, or does not read its answers, is slowed down by
-    flow control. Items are not refused for load.
+    flow control. Items are not refused for load, but for those of a message that
+    waits long for its turn while memory is short (QUEUE_FULL), or beyond the
+    caller's quota (QUOTA_EXCEEDED).
     """
 
 class EntailmentServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -231,7 +235,9 @@ class EntailmentServiceServicer(metaclass=_abc_1.ABCMeta):
         items without an answer can be sent again elsewhere. The server reads ahead
         only a bounded number of items, and under load each stream in its turn; a
         caller that sends faster, or does not read its answers, is slowed down by
-        flow control. Items are not refused for load.
+        flow control. Items are not refused for load, but for those of a message that
+        waits long for its turn while memory is short (QUEUE_FULL), or beyond the
+        caller's quota (QUOTA_EXCEEDED).
         """
 
 def add_EntailmentServiceServicer_to_server(servicer: EntailmentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

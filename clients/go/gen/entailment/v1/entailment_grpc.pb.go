@@ -97,7 +97,9 @@ type EntailmentServiceClient interface {
 	// items without an answer can be sent again elsewhere. The server reads ahead
 	// only a bounded number of items, and under load each stream in its turn; a
 	// caller that sends faster, or does not read its answers, is slowed down by
-	// flow control. Items are not refused for load.
+	// flow control. Items are not refused for load, but for those of a message that
+	// waits long for its turn while memory is short (QUEUE_FULL), or beyond the
+	// caller's quota (QUOTA_EXCEEDED).
 	StreamPredict(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[StreamPredictRequest, StreamPredictResponse], error)
 }
 
@@ -197,7 +199,9 @@ type EntailmentServiceServer interface {
 	// items without an answer can be sent again elsewhere. The server reads ahead
 	// only a bounded number of items, and under load each stream in its turn; a
 	// caller that sends faster, or does not read its answers, is slowed down by
-	// flow control. Items are not refused for load.
+	// flow control. Items are not refused for load, but for those of a message that
+	// waits long for its turn while memory is short (QUEUE_FULL), or beyond the
+	// caller's quota (QUOTA_EXCEEDED).
 	StreamPredict(grpc.BidiStreamingServer[StreamPredictRequest, StreamPredictResponse]) error
 	mustEmbedUnimplementedEntailmentServiceServer()
 }
