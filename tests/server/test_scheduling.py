@@ -336,6 +336,26 @@ async def test_a_message_waits_for_one_turn_at_each_model_that_it_names(tmp_path
     await wait_until(waiting.done)
 
 
+async def test_a_message_beyond_a_quota_waits_on_when_the_items_before_it_are_answered(tmp_path: Path) -> None:
+    """Although the stream owes rows to others that wait."""
+    world = await World(tmp_path, capacity=Capacity(1000, 1 << 30)).serving()
+    StreamCaller([])
+    api, gate = build_api(world, held=hold_bytes()), world.manager.requests.intake.turns
+    limited = current_call.get().caller = Caller(CallerRules("nightly"), Quota(1.0, world.clock.seconds))
+    task, items = TaskStream(api), api.parse_items(message(*(("", str(n)) for n in range(64))))
+    other = Caller(CallerRules("other"))
+    gate.add_unsent(1000)
+    waits = [asyncio.create_task(gate.wait(Reader(other, other.stream_flow(1000))))]
+    await world.settle()
+    assert task.may_accept(items)
+    limited.use_quota(64, world.clock.seconds)
+    waits.append(asyncio.create_task(task.accept_in_turn(items)))
+    await world.settle()
+    task.skip_turn()
+    assert task.find_refusal(is_memory_short=False) is None
+    await end_streams(waits)
+
+
 @pytest.mark.fault("L2")
 async def test_streams_are_read_no_further_than_the_device_needs(tmp_path: Path) -> None:
     """Twenty streams could send 32 items each: little is read ahead, and the rest as it is needed."""

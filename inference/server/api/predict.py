@@ -227,6 +227,7 @@ class TaskStream:
         self._api = api
         self._number, self._rules = next(_stream_numbers), caller.rules
         self._source = Source(caller, caller.stream_flow(self._number))
+        self._holds_message = False
         gate = api.find_turns("")
         self._readers = {api.turns_before_model if gate is None else gate: Reader(caller, self._source.flow)}
 
@@ -241,7 +242,9 @@ class TaskStream:
                 await gate.wait(reader)
 
     def skip_turn(self) -> None:
-        """Let it read at once."""
+        """Let it read at once; one that waits with a message beyond its quota keeps its place."""
+        if self._holds_message and self._source.caller.quota_wait(self._api.now()) > 0:
+            return
         for gate, reader in self._readers.items():
             gate.skip(reader)
 
@@ -277,6 +280,13 @@ class TaskStream:
     async def accept_in_turn(self, items: list[tuple[str, Any]]) -> None:
         """Wait until they may be accepted."""
         had_turn = set[TurnGate]()  # one that has passed meanwhile was a turn nevertheless
+        self._holds_message = True
+        try:
+            await self._wait_for_all(items, had_turn)
+        finally:
+            self._holds_message = False
+
+    async def _wait_for_all(self, items: list[tuple[str, Any]], had_turn: set[TurnGate]) -> None:
         while not self.may_accept(items, had_turn):
             for gate, reader in list(self._readers.items()):
                 if gate not in had_turn and not gate.may_accept(reader):
