@@ -44,8 +44,9 @@ class CommandGroup(Enum):
 
 
 _MODELS = 16  # whose commands wait at the same time
-# Beside the threads in which commands wait, eight answer all other calls: whatever waits, the status is answered.
-WORKERS = len(CommandGroup) * _PLACES * _MODELS + 8
+GOLDEN_PLACES = 4  # calls about golden sets, which read files, at the same time
+# Beside the threads in which these wait, eight answer all other calls: whatever waits, the status is answered.
+WORKERS = len(CommandGroup) * _PLACES * _MODELS + GOLDEN_PLACES + 8
 
 
 class CommandPlaces:

@@ -1,15 +1,23 @@
 """Golden sets through UpdatesService: page by page, picture by picture, and with an item more."""
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from common.engine_files import Task
-from common.errors import HotslotError
+from common.errors import HotslotError, NotReady
 from common.logs import get_logger
+from dev.harness.waiting import eventually
 from hotslot.updates.v1 import updates_pb2 as pb
+from updater.core.facts import GoldenFacts
+from updater.golden_files import GoldenFiles
+from updater.service import golden
+from updater.service.callers import GOLDEN_PLACES
 from updater.service.golden import GoldenApi, GoldenPlace
+
+LIMIT_SECONDS = 10.0
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(8)
 DOG = pb.GoldenItem(item="dog", texts=["there is a dog"], expected=["yes"])
@@ -98,3 +106,71 @@ def test_a_wrong_call_is_refused_with_its_reason(
         call(api)
     error = refused.value
     assert (error.reason, error.field, "/" in str(error)) == (reason, field, False)
+
+
+class BusyDisk:
+    """A disk that answers when it may."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked = threading.Semaphore(0)
+        self.may_answer = threading.Event()
+        monkeypatch.setattr(GoldenFiles, "facts", self.facts)
+
+    def facts(self) -> GoldenFacts:
+        """None yet."""
+        self.asked.release()
+        assert self.may_answer.wait(LIMIT_SECONDS)
+        return GoldenFacts("", problem="EMPTY")
+
+
+def read_in_thread(api: GoldenApi, seconds: float = LIMIT_SECONDS) -> threading.Thread:
+    """A call that is refused in the end."""
+
+    def read() -> None:
+        with pytest.raises(HotslotError):
+            api.list_items(pb.ListGoldenItemsRequest(model="shapes"), seconds)
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_reading_takes_a_few_threads_at_most(api: GoldenApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fifth call is refused at once; who waits for another one's reading waits no longer than it may."""
+    disk = BusyDisk(monkeypatch)
+    threads = [read_in_thread(api)]
+    assert disk.asked.acquire(timeout=LIMIT_SECONDS)
+    with pytest.raises(NotReady, match="for another call"):
+        api.list_items(pb.ListGoldenItemsRequest(model="shapes"), 0.01)
+    with pytest.raises(NotReady, match="for another call"):
+        add_within(api, 0.01)
+    monkeypatch.setattr(golden, "LOCK_SECONDS", LIMIT_SECONDS)
+    threads += [read_in_thread(api) for _ in range(GOLDEN_PLACES - 1)]
+    eventually(lambda: api._calls._value == 0, what="all places are taken")  # noqa: SLF001
+    with pytest.raises(NotReady, match="as many calls") as refused:
+        api.picture(pb.GetGoldenPictureRequest(model="addresses", item="x"), LIMIT_SECONDS)
+    assert refused.value.reason == "UPDATER_BUSY"
+    disk.may_answer.set()
+    for thread in threads:
+        thread.join(LIMIT_SECONDS)
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def add_within(api: GoldenApi, seconds: float) -> None:
+    """Add one item, in so many seconds."""
+    api.add(pb.AddGoldenItemRequest(model="shapes", item=DOG, picture=PNG), seconds)
+
+
+def test_a_large_set_is_read_in_the_time_of_the_calls(api: GoldenApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each reads on where the one before ended; one with time enough reads it whole."""
+    for name in "abc":
+        total = add(api, pb.GoldenItem(item=name, texts=["x"]), picture=PNG + name.encode()).total_items
+    assert total == 3
+    monkeypatch.setattr(golden, "LOOK_SECONDS", 0.0)  # a picture in each look
+    other = GoldenApi(api._places, get_logger())  # noqa: SLF001
+    for _ in range(2):
+        with pytest.raises(NotReady, match="not read to its end"):
+            other.list_items(pb.ListGoldenItemsRequest(model="shapes"), 0.0)
+    assert other.list_items(pb.ListGoldenItemsRequest(model="shapes"), 0.0).total_items == 3
+    third = GoldenApi(api._places, get_logger())  # noqa: SLF001
+    assert third.list_items(pb.ListGoldenItemsRequest(model="shapes"), LIMIT_SECONDS).total_items == 3
