@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tests.runner.visits import list_runner_files
 
-MAX_FILES = 8
+MAX_FILES = 9
 
 
 async def test_a_predict_visits_few_files_of_the_runner(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tests.server.visits import list_server_files
 
-MAX_FILES = 17
+MAX_FILES = 18
 
 
 async def test_a_predict_visits_few_files(tmp_path: Path) -> None:

@@ -278,8 +278,8 @@ def test_what_is_left_of_an_old_turn_is_no_credit() -> None:
     for reader in readers:
         turns.wait(reader)
     before = 0
-    while other not in (granted := turns.grant(1, now := now + GRANT_SECONDS)):
-        before += len(granted)
+    while other not in (turned := turns.grant(1, now := now + GRANT_SECONDS)):
+        before += len(turned)
     assert before <= 1
 
 
