@@ -107,7 +107,10 @@ NO_REASON = [
         "CANCELLED",
         "the caller has cancelled it; or it arrived while a server ended: send it again, as the clients do",
     ),
-    ("UNIMPLEMENTED", "the request is compressed (`grpc-encoding`): send it as it is; else the server is not hotslot, or an older one"),
+    (
+        "UNIMPLEMENTED",
+        "the request is compressed (`grpc-encoding`): send it as it is. Else the server is not hotslot, or an old one",
+    ),
 ]
 
 
