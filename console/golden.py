@@ -308,7 +308,7 @@ def _unpack(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
     """An entry's content; takes little more memory than `most`, whatever the entry says of its size."""
     info = archive.getinfo(name)
     if info.compress_type not in _BOUNDED_METHODS:
-        raise NotImplementedError(f"compression method {info.compress_type}")
+        raise zipfile.BadZipFile(f"compression method {info.compress_type}")
     found = bytearray()
     with archive.open(info) as entry:
         while part := entry.read(_STEP_BYTES):
