@@ -60,8 +60,7 @@ class OwnCounts:
         for one in outcomes:
             kind = kind_of(one)
             self.groups[one.group, kind] += 1
-            if kind:
-                self.items[kind, "" if kind in ("answered", _MAY_BE_ANYTHING) else one.reason] += 1
+            self.items[kind, "" if kind in ("answered", _MAY_BE_ANYTHING) else one.reason] += 1
             self.rows += one.rows * (kind == "answered")
             self.unknown_rows += one.rows * (kind == _MAY_BE_ANYTHING)
 
@@ -88,9 +87,9 @@ class OwnCounts:
 
 
 def kind_of(one: Outcome) -> str:
-    """The metrics' name of an outcome; empty for what is no item to the server."""
+    """The metrics' name of an outcome."""
     if one.group == "invalid" and one.request == OVERSIZED_REQUEST:
-        return ""
+        return _MAY_BE_ANYTHING  # the transport ends it, which the server sees as a caller who leaves
     if one.code in _KINDS:
         return _KINDS[one.code]
     if one.code == "RESOURCE_EXHAUSTED" or one.reason == "DEADLINE_TOO_SHORT":

@@ -36,7 +36,8 @@ CALL_SECONDS = histogram(
 # Items.
 ITEMS = counter(
     "hotslot_items_total",
-    "Items, each counted once when its outcome is known: unary requests, stream items, and messages that do not parse.",
+    "Items, each counted once when its outcome is known: unary requests, stream items, and messages that do not parse. "
+    "A unary request that is too large for the transport is cancelled.",
     *_REVISION,
     "device",
     "outcome",

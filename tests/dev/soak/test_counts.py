@@ -75,8 +75,8 @@ def test_metrics_are_compared_with_what_callers_saw() -> None:
     assert list(own.differences(Told(0, told=right, answered=12))) == []
     lost = right - Counter({("invalid", "IMAGE_MISSING"): 1, ("answered", ""): 2})
     assert list(own.differences(Told(0, told=lost, answered=9))) == [
-        "answered : 5 seen by callers, 4 in the metrics, 2 of unknown outcome",
+        "answered : 5 seen by callers, 4 in the metrics, 3 of unknown outcome",
         "invalid IMAGE_MISSING: 1 seen by callers, 0 in the metrics, 0 of unknown outcome",
-        "6 items in the metrics, 9 sent, 2 of them of unknown outcome",
+        "6 items in the metrics, 10 sent, 3 of them of unknown outcome",
         "9 rows answered in the metrics, 10 received",
     ]
