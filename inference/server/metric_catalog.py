@@ -36,8 +36,7 @@ CALL_SECONDS = histogram(
 # Items.
 ITEMS = counter(
     "hotslot_items_total",
-    "Items, each counted once when its outcome is known: unary requests, stream items, and messages that do not parse. "
-    "A unary request that is too large for the transport is cancelled.",
+    "Items, counted once, at their outcome: unary requests (oversized: cancelled), stream items, malformed messages.",
     *_REVISION,
     "device",
     "outcome",
