@@ -22,7 +22,7 @@ from inference.server.api.stream import StreamRules
 from inference.server.api.task import InputLimits
 from inference.server.model.models import Models
 from inference.server.scheduling.held_bytes import CALL_BYTES, MAX_SMALL, HeldBytes, HeldRules
-from inference.server.scheduling.uploads import Upload
+from tests.server.scheduling.uploads import Arrival
 from tests.server.simulated_connections import SimConnections, SimMemory
 from tests.server.simulator import World
 from tests.server.stream_caller import StreamCaller
@@ -213,7 +213,7 @@ async def test_of_observers_only_some_are_read_without_waiting() -> None:
     """Nobody keeps a message of a health check small: further ones wait as pictures do."""
     held, picture = HeldBytes(HeldRules(3 << 20, 32 << 20, 12.0), SimConnections(), SimMemory()), Picture()
     held.hold("caller", picture, 3 << 20)
-    observers = [Upload("observer", is_small=True) for _ in range(MAX_SMALL + 1)]
+    observers = [Arrival("observer", is_small=True) for _ in range(MAX_SMALL + 1)]
 
     assert [held.ask(one, 0.0) for one in observers] == [True] * MAX_SMALL + [False]
 

@@ -1,5 +1,6 @@
 """What holds memory for callers: messages that arrive, calls that stay open, and what is known of their connections."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -78,7 +79,7 @@ class Stream(Protocol):
         ...
 
 
-class Upload:
+class Upload(ABC):
     """A message that is to be read, or is being read; without a stream it is that of a unary call."""
 
     __slots__ = ("connection", "expected", "is_reserved", "is_small", "since", "stream")
@@ -100,13 +101,13 @@ class Upload:
         """Whether it belongs to a stream without items, so that it is allowed to take any time."""
         return self.stream is not None and not self.stream.unwritten_items
 
+    @abstractmethod
     def on_turn(self) -> None:
         """It may be read now, after it had to wait."""
-        raise NotImplementedError
 
+    @abstractmethod
     def on_end(self, error: HotslotError) -> None:
         """It is not read any further."""
-        raise NotImplementedError
 
 
 class Memory(Protocol):
@@ -121,7 +122,7 @@ class Memory(Protocol):
         ...
 
 
-class Watch:
+class Watch(ABC):
     """An open call whose message has been read, and that stays to be told of changes."""
 
     __slots__ = ("connection",)
@@ -129,9 +130,9 @@ class Watch:
     def __init__(self, connection: str) -> None:
         self.connection = connection
 
+    @abstractmethod
     def on_end(self, error: HotslotError) -> None:
         """It is ended, to make room for another one."""
-        raise NotImplementedError
 
 
 class Watches:

@@ -175,6 +175,7 @@ def test_a_candidate_that_was_unloaded_is_not_activated(world: World) -> None:
     world.control.retire(other.load_id)
     updater.thaw()
     world.wait_committed(revision)
+    assert world.serving() == revision
 
 
 @pytest.mark.fault("R15")

@@ -238,6 +238,7 @@ def test_a_stop_that_comes_while_a_loop_is_built_is_not_lost(one: OneThread) -> 
 
     one.thread.change(build_second)
     one.join()
+    assert not one.thread.thread.is_alive()
 
 
 def test_a_model_that_is_added_again_while_it_is_removed_keeps_its_thread(one: OneThread) -> None:
