@@ -112,6 +112,7 @@ def test_many_small_gzip_bombs_hold_no_memory(small_server: Stack) -> None:
 
     with holds_little(small_server):
         asyncio.run(ask_together(small_server.port, send))
+    assert small_server.check(question()) == "r1"
 
 
 @pytest.mark.fault("L7")
