@@ -215,8 +215,12 @@ class PreparePool:
                 self.pictures.add(content, outcome, self._clock.monotonic() - began)
 
     def _decode(self, job: PrepareJob, content: bytes, pictures: PictureFormat) -> Pixels:
-        """Decode a picture; a decoder that crashes is replaced once, since the system may have killed it."""
-        for _ in range(MAX_CRASHES):
+        """Decode a picture; a decoder that crashes is replaced once, since the system may have killed it.
+
+        One that had ended before it read the picture does not count: the system may have killed all idle ones.
+        """
+        crashes = 0
+        while crashes < MAX_CRASHES:
             request = DecodeRequest(len(content), pictures.side, pictures.options, job.cost or QUICK_COST)
             decoder = self.decoders.take()
             try:
@@ -226,6 +230,9 @@ class PreparePool:
             except DecoderEnded as end:
                 self.decoders.drop(decoder)
                 self._log("decoder_ended", level="warning", item_id=job.item.item_id, cause=end.cause.value)
+                crashes += end.cause is EndCause.CRASHED
+                if end.cause is EndCause.GONE and (reason := job.item.find_drop_reason(self._clock.monotonic())):
+                    raise NotPrepared(reason) from end
                 if end.cause in _FAILURES:
                     raise NotPrepared(_FAILURES[end.cause]) from end
                 if end.cause is EndCause.TOO_SLOW:

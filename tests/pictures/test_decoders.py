@@ -134,6 +134,32 @@ def test_a_picture_that_takes_much_longer_than_estimated_ends_its_decoder(
     assert caught.value.cause is EndCause.TOO_SLOW
 
 
+def test_a_decoder_that_ended_before_it_read_a_picture_was_not_ended_by_it(decoder: DecoderProcess) -> None:
+    """Whether it is gone already, or ends while the picture waits for it; once it decodes, the picture counts."""
+    stopped, decoding = DecoderProcess(SystemClock(), WALL_SECONDS), DecoderProcess(SystemClock(), WALL_SECONDS)
+    for started in (stopped, decoding):
+        started.wait_ready()
+
+    def kill(process: DecoderProcess) -> bool:
+        os.kill(process.pid, signal.SIGKILL)
+        return True
+
+    kill(decoder)
+    os.kill(stopped.pid, signal.SIGSTOP)
+    with pytest.raises(DecoderEnded) as gone:
+        ask(decoder, SMALL)
+    with pytest.raises(DecoderEnded) as gone_later:
+        ask(stopped, SMALL, is_wanted=lambda: kill(stopped))
+    with pytest.raises(DecoderEnded) as crashed:
+        ask(decoding, LARGE, NO_COST, may_go_on=lambda _: kill(decoding))
+
+    assert [caught.value.cause for caught in (gone, gone_later, crashed)] == [
+        EndCause.GONE,
+        EndCause.GONE,
+        EndCause.CRASHED,
+    ]
+
+
 def test_a_decoder_is_killed_when_its_picture_is_not_wanted_any_more(decoder: DecoderProcess) -> None:
     """For example because the caller has gone."""
     with pytest.raises(DecoderEnded) as caught:
@@ -231,7 +257,7 @@ def test_a_pool_replaces_a_decoder_that_has_ended(pool: DecoderPool) -> None:
     third = pool.take()
     pool.give_back(third)
 
-    assert caught.value.cause is EndCause.CRASHED
+    assert caught.value.cause is EndCause.GONE
     assert pixels.shape == (SIDE, SIDE, 3)
     assert (pool.ended, second.pid != first.pid) == (1, True)
     assert third is second

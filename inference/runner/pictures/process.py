@@ -43,6 +43,7 @@ class EndCause(Enum):
     """Why a decoder has ended."""
 
     CRASHED = "crashed"  # by itself, or killed by the system
+    GONE = "gone"  # before it had read the picture, which has no part in it
     TOO_SLOW = "too slow"  # killed: the picture took much longer than its estimate
     STARVED = "starved"  # killed: the picture took too long because the process got too little CPU time
     UNWANTED = "unwanted"  # killed: nobody waits for the picture
@@ -130,8 +131,7 @@ class DecoderProcess:
         """
         watch = _Watch(self.pid, self._clock, self._wall_seconds, is_wanted)
         watch.allow(request.quick.seconds)
-        self._send([request.pack(), content], watch.find_end)
-        response = self._read_response(watch)
+        response = self._ask(request, content, watch)
         if response.kind == ESTIMATED:
             if not may_go_on(response.cost):
                 self._send([DROP], watch.find_end)
@@ -176,6 +176,23 @@ class DecoderProcess:
                 yield refusal
             else:
                 yield pixels
+
+    def _ask(self, request: DecodeRequest, content: bytes, watch: "_Watch") -> Response:
+        """Send a picture and read the first answer.
+
+        A decoder reads the whole picture before it looks at it. If it ends earlier, the kernel refuses what is sent, or
+        reports that bytes were left unread: unix(7), EPIPE and ECONNRESET. After that the answer just ends.
+
+        Raises:
+            DecoderEnded: GONE if it had not read the picture.
+        """
+        try:
+            self._send([request.pack(), content], watch.find_end)
+            return self._read_response(watch)
+        except DecoderEnded as end:
+            if isinstance(end.__cause__, ConnectionError):
+                raise DecoderEnded(EndCause.GONE) from end
+            raise
 
     def _read_pixels(self, request: DecodeRequest, response: Response, watch: "_Watch") -> Pixels:
         """Read what follows the header of an answer that is no estimate.
