@@ -17,7 +17,7 @@ _FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
 
 
 def main() -> int:
-    """Run the rounds, and print each round's last line and how often each test has failed."""
+    """Run the rounds; print each round's last line, the output of one that failed, and how often each test failed."""
     parser = argparse.ArgumentParser(prog="python -m dev.scripts.rounds", description=__doc__)
     parser.add_argument("--rounds", type=int, default=10, help="how often all of them run")
     parser.add_argument("paths", nargs="*", help="files or folders of tests (default: all)")
@@ -28,7 +28,10 @@ def main() -> int:
         is_beside = number % 2 == 0
         with taking_a_core() if is_beside else contextlib.nullcontext():
             output = run_tests(options.paths)
-        failed.update(set(_FAILED.findall(output)))
+        failures = set(_FAILED.findall(output))
+        failed.update(failures)
+        if failures:
+            print(output, flush=True)
         how = "beside a busy process" if is_beside else "alone"
         last = output.strip().rpartition("\n")[2]
         print(f"round {number} {how}, {time.monotonic() - begun:.0f} s: {last}", flush=True)
