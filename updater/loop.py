@@ -1,7 +1,6 @@
 """One model's loop: read the facts, refresh the record, decide one step, perform it, write the record, repeat."""
 
 import contextlib
-import os
 import signal
 import threading
 from collections.abc import Callable
@@ -77,7 +76,8 @@ class CrashPoints:
             return
         is_stop = self._armed.startswith(_STOP_PREFIX)
         self._armed = ""
-        os.kill(os.getpid(), signal.SIGSTOP if is_stop else signal.SIGKILL)
+        # To this thread: the process may give a signal of its own to another one, and this one would go on meanwhile.
+        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP if is_stop else signal.SIGKILL)
 
 
 @dataclass(frozen=True, slots=True)
