@@ -98,8 +98,8 @@ def _change_slots(
             return Loaded(control.load(effect.bundle_digest, effect.device, *change))
         case ActivateLoad():
             lease = effect.trial_lease_seconds
-            state = control.activate(effect.load_id, lease, *change, percent=effect.percent, copies=effect.copies)
-            return Activated(state.incarnation)
+            control.activate(effect.load_id, lease, *change, percent=effect.percent, copies=effect.copies)
+            return Activated()
         case CopyRequests():
             control.copy_requests(effect.load_id, effect.copies, *change)
         case SetPercent():

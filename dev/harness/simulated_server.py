@@ -210,7 +210,7 @@ class SimServer:
         *,
         percent: float | None = None,
         copies: ShadowCopies | None = None,
-    ) -> ServerState:
+    ) -> None:
         self._reach()
         self._check(expected_generation)
         number = self._known(load_id)
@@ -230,7 +230,6 @@ class SimServer:
             self.shadow = None if copies is None else SimShadow(load_id, copies)
             self.generation += 1
             self.activated.append(self._held(number).bundle_digest)
-        return self.state(deadline_seconds)
 
     def copy_requests(
         self,
@@ -239,27 +238,23 @@ class SimServer:
         transaction_id: str,
         expected_generation: int,
         deadline_seconds: float,
-    ) -> ServerState:
+    ) -> None:
         self._reach()
         self._check(expected_generation)
         if self._known(load_id) == self.active:
             raise EffectFailed(EffectFailure(FailureKind.TRANSIENT, "SLOT_IN_USE", "it answers callers"))
         self.shadow = SimShadow(load_id, copies)
-        return self.state(deadline_seconds)
 
     def set_percent(
         self, load_id: str, percent: float, transaction_id: str, expected_generation: int, deadline_seconds: float
-    ) -> ServerState:
+    ) -> None:
         self._reach()
         self._check(expected_generation)
         if not self.is_on_trial or self._known(load_id) != self.active:
             raise EffectFailed(EffectFailure(FailureKind.TRANSIENT, "NOT_ON_TRIAL", "this load is not on trial"))
         self.percent = percent
-        return self.state(deadline_seconds)
 
-    def commit(
-        self, load_id: str, transaction_id: str, expected_generation: int, deadline_seconds: float
-    ) -> ServerState:
+    def commit(self, load_id: str, transaction_id: str, expected_generation: int, deadline_seconds: float) -> None:
         self._reach()
         self._check(expected_generation)
         if self._known(load_id) != self.active:
@@ -269,7 +264,6 @@ class SimServer:
             self._close("COMMITTED")
         if self.fallback is not None and self._held(self.active).device != self.fallback.fallback_device:
             self.fallback = None
-        return self.state(deadline_seconds)
 
     def retire(
         self,
@@ -279,7 +273,7 @@ class SimServer:
         deadline_seconds: float,
         *,
         gap_lease_seconds: float | None = None,
-    ) -> ServerState:
+    ) -> None:
         self._reach()
         self._check(expected_generation)
         number = self._find(load_id)
@@ -296,7 +290,6 @@ class SimServer:
             self.shadow = None
             self.slots[number] = None
             self.previous = -1 if number == self.previous else self.previous
-        return self.state(deadline_seconds)
 
     # Helpers.
 

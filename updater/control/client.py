@@ -113,7 +113,7 @@ class ControlClient:
         *,
         percent: float | None = None,
         copies: ShadowCopies | None = None,
-    ) -> ServerState:
+    ) -> None:
         """Call ActivateSlot: start a trial, extend its lease, or (lease 0) reactivate the previous slot."""
         change, shadow = self._change(transaction_id, expected_generation), _to_shadow(copies)
         request = pb.ActivateSlotRequest(
@@ -125,7 +125,6 @@ class ControlClient:
         )
         with _classified_errors():
             self._stub.ActivateSlot(request, timeout=deadline_seconds)
-        return self.state(deadline_seconds)
 
     def copy_requests(
         self,
@@ -134,32 +133,27 @@ class ControlClient:
         transaction_id: str,
         expected_generation: int,
         deadline_seconds: float,
-    ) -> ServerState:
+    ) -> None:
         """Call SetTraffic: a candidate answers copies of requests."""
         change, mode = self._change(transaction_id, expected_generation), pb.TRAFFIC_MODE_SHADOW
         request = pb.SetTrafficRequest(change=change, load_id=load_id, mode=mode, shadow=_to_shadow(copies))
         with _classified_errors():
             self._stub.SetTraffic(request, timeout=deadline_seconds)
-        return self.state(deadline_seconds)
 
     def set_percent(
         self, load_id: str, percent: float, transaction_id: str, expected_generation: int, deadline_seconds: float
-    ) -> ServerState:
+    ) -> None:
         """Call SetTraffic: the trial gets another percentage of the requests."""
         change, mode = self._change(transaction_id, expected_generation), pb.TRAFFIC_MODE_CANARY
         request = pb.SetTrafficRequest(change=change, load_id=load_id, mode=mode, percent=percent)
         with _classified_errors():
             self._stub.SetTraffic(request, timeout=deadline_seconds)
-        return self.state(deadline_seconds)
 
-    def commit(
-        self, load_id: str, transaction_id: str, expected_generation: int, deadline_seconds: float
-    ) -> ServerState:
+    def commit(self, load_id: str, transaction_id: str, expected_generation: int, deadline_seconds: float) -> None:
         """Call CommitSlot."""
         request = pb.CommitSlotRequest(change=self._change(transaction_id, expected_generation), load_id=load_id)
         with _classified_errors():
             self._stub.CommitSlot(request, timeout=deadline_seconds)
-        return self.state(deadline_seconds)
 
     def retire(
         self,
@@ -169,7 +163,7 @@ class ControlClient:
         deadline_seconds: float,
         *,
         gap_lease_seconds: float | None = None,
-    ) -> ServerState:
+    ) -> None:
         """Call RetireSlot."""
         change = self._change(transaction_id, expected_generation)
         request = pb.RetireSlotRequest(change=change, load_id=load_id)
@@ -177,7 +171,6 @@ class ControlClient:
             request.gap_lease.CopyFrom(_to_duration(gap_lease_seconds))
         with _classified_errors():
             self._stub.RetireSlot(request, timeout=deadline_seconds)
-        return self.state(deadline_seconds)
 
     def probe(self, request: pb.ProbeSlotRequest, deadline_seconds: float) -> pb.ProbeSlotResponse:
         """Call ProbeSlot for this model.

@@ -264,8 +264,6 @@ class Gated:
 class Activated:
     """The candidate answers callers on trial."""
 
-    server_incarnation: str
-
 
 @dataclass(frozen=True, slots=True)
 class Probed:

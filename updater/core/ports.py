@@ -133,7 +133,7 @@ class Control(Protocol):
         *,
         percent: float | None = None,
         copies: ShadowCopies | None = None,
-    ) -> ServerState:
+    ) -> None:
         """Call ActivateSlot: begin a trial, extend its lease, or activate the previous slot again (lease 0)."""
         ...
 
@@ -144,19 +144,17 @@ class Control(Protocol):
         transaction_id: str,
         expected_generation: int,
         deadline_seconds: float,
-    ) -> ServerState:
+    ) -> None:
         """Call SetTraffic: a candidate answers copies of requests."""
         ...
 
     def set_percent(
         self, load_id: str, percent: float, transaction_id: str, expected_generation: int, deadline_seconds: float
-    ) -> ServerState:
+    ) -> None:
         """Call SetTraffic: the trial gets another percentage of the requests."""
         ...
 
-    def commit(
-        self, load_id: str, transaction_id: str, expected_generation: int, deadline_seconds: float
-    ) -> ServerState:
+    def commit(self, load_id: str, transaction_id: str, expected_generation: int, deadline_seconds: float) -> None:
         """Call CommitSlot."""
         ...
 
@@ -168,7 +166,7 @@ class Control(Protocol):
         deadline_seconds: float,
         *,
         gap_lease_seconds: float | None = None,
-    ) -> ServerState:
+    ) -> None:
         """Call RetireSlot."""
         ...
 

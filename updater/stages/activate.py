@@ -39,18 +39,19 @@ def apply_result(record: ModelRecord, effect: Effect, result: Result, facts: Fac
     """The candidate is on trial, or could not be activated."""
     match result:
         case Activated():
-            return apply_activated(record, result, facts)
+            return apply_activated(record, facts)
         case EffectFailure() if isinstance(effect, ActivateLoad):
             return _apply_failed(record, result, facts, rules)
         case _:
             return reconcile.apply_result(record, effect, result, facts, rules)
 
 
-def apply_activated(record: ModelRecord, result: Activated, facts: Facts) -> Transition:
-    """The candidate answers callers: its trial is observed."""
-    record = transitions.enter(
-        record, Stage.OBSERVING, server_incarnation=result.server_incarnation, probes_good=0, probes_bad=0
-    )
+def apply_activated(record: ModelRecord, facts: Facts) -> Transition:
+    """The candidate answers callers: its trial is observed.
+
+    It began in the server that was looked at, which alone knows the load; that server may have ended since.
+    """
+    record = transitions.enter(record, Stage.OBSERVING, probes_good=0, probes_bad=0)
     return transitions.with_event(record, facts, "trial_began", f"{record.under_way.revision} answers on trial")
 
 

@@ -7,7 +7,6 @@ from tests.updater.core.crash_world import (
     CPU,
     GONE,
     OTHER,
-    THIS,
     Card,
     Kind,
     Published,
@@ -144,7 +143,7 @@ def _ask_server(  # noqa: PLR0911  one line a case
         server = server._replace(
             active=slot, on_trial=True, previous=server.active, traffic=0, shadow=-1, percent=percent
         )
-    return world._replace(server=server), act.Activated(THIS)
+    return world._replace(server=server), act.Activated()
 
 
 def _tell_server(

@@ -11,7 +11,7 @@ from tests.updater.core.crash_world import LEFT_SECONDS, Budget, Kind, World
 from updater.core import breaker as breakers
 from updater.core import witness
 from updater.core.breaker import Breaker, BreakerRules, BreakerState
-from updater.core.effects import Activated, SetPercent
+from updater.core.effects import SetPercent
 from updater.core.facts import Facts, Release
 from updater.core.record import ModelRecord, Stage
 from updater.core.rules import Rollout, Rules
@@ -60,8 +60,8 @@ def no_quarantine() -> Iterator[None]:
 def min_version_raised_at_activation() -> Iterator[None]:
     """The minimal version rises with the trial, not with the commit."""
 
-    def activated(record: ModelRecord, result: Activated, facts: Facts) -> Transition:
-        record, events = _activated(record, result, facts)
+    def activated(record: ModelRecord, facts: Facts) -> Transition:
+        record, events = _activated(record, facts)
         return Transition(replace(record, min_version=record.under_way.revision), events)
 
     with patch.object(activate, "apply_activated", activated):

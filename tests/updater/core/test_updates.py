@@ -1,9 +1,11 @@
 """Updates from the hub to their end, with crashes of the updater and of the server."""
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
+from dev.harness.simulated_server import SimServer
 from tests.updater.core.world import RULES, World
 from tests.updater.simulators import Quality, bundle_of
 from updater.core.breaker import BreakerState
@@ -193,6 +195,28 @@ def test_a_server_that_crashes_in_a_trial_starts_with_the_old_model(world: World
     world.publish("1.1.0")
     world.tick_until(Stage.OBSERVING)
     world.crash_server()
+    world.settle()
+
+    assert world.serving == "1.0.0"
+    assert world.quarantined == {"1.1.0"}
+
+
+@pytest.mark.fault("K2")
+def test_a_server_that_crashes_right_after_a_trial_has_begun_is_not_the_one_that_answers_next(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trial is to blame, although the next server has none and is up before the updater looks."""
+    activate = SimServer.activate
+
+    def activate_and_crash(server: SimServer, *change: Any, **options: Any) -> None:  # noqa: ANN401  as `activate` has
+        activate(server, *change, **options)
+        world.crash_server()
+
+    world.publish("1.1.0")
+    world.tick_until(Stage.ACTIVATING)
+    with monkeypatch.context() as patched:
+        patched.setattr(SimServer, "activate", activate_and_crash)
+        world.tick()
     world.settle()
 
     assert world.serving == "1.0.0"

@@ -137,15 +137,18 @@ def test_a_trial_is_started_extended_and_rolled_back(server: Server) -> None:
     """The previous slot stays loaded, and is activated again."""
     load_id = load(server, server.good)
     before = server.control.state(LIMIT)
-    state = server.control.activate(load_id, 60.0, "test", before.generation, LIMIT)
+    server.control.activate(load_id, 60.0, "test", before.generation, LIMIT)
+    state = server.control.state(LIMIT)
     assert state.trial is not None
     assert (load_id, server.good) == (state.trial.load_id, state.trial.bundle_digest)
     assert before.active_load_id == state.trial.previous_load_id
     assert state.generation > before.generation
-    again = server.control.activate(load_id, 600.0, "test", state.generation, LIMIT)
+    server.control.activate(load_id, 600.0, "test", state.generation, LIMIT)
+    again = server.control.state(LIMIT)
     assert again.trial is not None
     assert again.trial.lease_left_seconds > 100
-    back = server.control.activate(before.active_load_id, 0.0, "test", again.generation, LIMIT)
+    server.control.activate(before.active_load_id, 0.0, "test", again.generation, LIMIT)
+    back = server.control.state(LIMIT)
     assert back.trial is None
     assert before.active_load_id == back.active_load_id
     assert back.last_trial is not None
@@ -158,11 +161,12 @@ def test_a_commit_ends_a_trial_and_may_be_repeated(server: Server, request: pyte
     load_id = load(server, server.good)
     server.control.activate(load_id, 60.0, "test", 0, LIMIT)
     for _ in range(2):
-        state = server.control.commit(load_id, "test", 0, LIMIT)
+        server.control.commit(load_id, "test", 0, LIMIT)
+        state = server.control.state(LIMIT)
         assert state.trial is None
         assert load_id == state.active_load_id
-    state = server.control.retire(before, "test", 0, LIMIT)
-    assert before not in {slot.load_id for slot in state.slots}
+    server.control.retire(before, "test", 0, LIMIT)
+    assert before not in {slot.load_id for slot in server.control.state(LIMIT).slots}
 
 
 def test_only_a_trial_is_committed(server: Server) -> None:

@@ -30,7 +30,7 @@ from tests.updater.simulators import Quality, SimGolden
 from tests.updater.stories.failing_disk import FailingDisk, Killed
 from updater.core.breaker import BreakerState
 from updater.core.effects import EffectFailure, ShadowCopies
-from updater.core.facts import CommandKind, GoldenFacts, OperatorCommand, Release, ServerState
+from updater.core.facts import CommandKind, GoldenFacts, OperatorCommand, Release
 from updater.core.ports import EffectFailed, JournalUnusable
 from updater.core.record import Event, ModelRecord, Outcome, Stage, UpdateKind
 from updater.core.rules import Rules
@@ -143,13 +143,12 @@ class StoryServer(SimServer):
         *,
         percent: float | None = None,
         copies: ShadowCopies | None = None,
-    ) -> ServerState:
+    ) -> None:
         """Begin a trial, extend it, or go back."""
         began, change = len(self.activated), (transaction_id, expected_generation, deadline_seconds)
-        state = super().activate(load_id, trial_lease_seconds, *change, percent=percent, copies=copies)
+        super().activate(load_id, trial_lease_seconds, *change, percent=percent, copies=copies)
         for bundle in self.activated[began:]:
             self.world.check_intent(bundle)
-        return state
 
 
 class StoryWorld:
