@@ -102,7 +102,7 @@ def build_model(
         golden=Prober(files, control, settings.task, shared.clock, guard),
         store=_build_store(shared, settings.name, guard, others, progress),
         converter=ChildConverter(
-            shared.store.state, ConvertLimits(), shared.conversion.convert, shared.store.limits.reserve_bytes
+            shared.store.state, ConvertLimits(), guard, shared.conversion.convert, shared.store.limits.reserve_bytes
         ),
         clock=shared.clock,
     )

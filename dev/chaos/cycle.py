@@ -224,7 +224,7 @@ class Cycle:
             control=self._server,
             golden=PerfectGolden(),
             store=BundleStore(shared, MODEL, clock, lambda: None, References, digest_of_scripted),
-            converter=ChildConverter(self.state, ConvertLimits(), convert_scripted),
+            converter=ChildConverter(self.state, ConvertLimits(), lambda: None, convert_scripted),
             clock=clock,
         )
         parts = LoopDependencies(

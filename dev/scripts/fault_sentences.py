@@ -18,7 +18,7 @@ SENTENCES: Mapping[str, str] = {
     "K13": "One input kills every runner that computes it: alone, in a batch of sixteen, during a trial.",
     "K14": "The GPU is out of memory; the other slot holds nothing, a candidate, a trial, or the previous model.",
     "K15": "A revision on trial hangs while callers have short deadlines.",
-    "K16": "Ctrl-C or SIGTERM ends the stack during a trial, also during the first install.",
+    "K16": "Ctrl-C or SIGTERM ends the stack during a conversion or a trial, also during the first install.",
     "K17": "The updater is dead during a trial, so that nobody extends the trial.",
     "D1": "The disk is full: at the first byte, in the middle of a file, at the journal's commit, at the pointer.",
     "D2": "fsync fails with an input/output error.",

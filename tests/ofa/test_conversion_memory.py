@@ -77,7 +77,7 @@ def test_the_updater_gets_the_numbers(sources: Callable[[str], Path], tmp_path: 
     def refuse(*_arguments: object, **_named: object) -> None:
         raise ConversionRefused("DOES_NOT_FIT", "no room", 400, 100)
 
-    converter = ChildConverter(tmp_path, ConvertLimits(), refuse)  # type: ignore[arg-type]
+    converter = ChildConverter(tmp_path, ConvertLimits(), lambda: None, refuse)  # type: ignore[arg-type]
     with pytest.raises(EffectFailed) as caught:
         converter.seal(sources("plain"), "r", "float32", 60.0, None)
 

@@ -290,24 +290,32 @@ def _row(model: str, installed: Installed) -> Committed:
 
 # Failures of the child process that say nothing about the revision.
 _NOT_REVISIONS_FAULT = frozenset({"DISK_FULL", "CONVERT_FAILED", "IO_FAILED", "SOURCE_UNREADABLE", "TIME_LIMIT"})
+_OF_A_KILLED_CHILD = frozenset({"CONVERT_FAILED", "OUT_OF_MEMORY"})
 
 
 class ChildConverter:
     """The port `Converter`: converts in a child process with limits, and seals into one state folder."""
 
     def __init__(
-        self, state: Path, limits: ConvertLimits, convert: Convert = run_convert, reserve_bytes: int = 0
+        self,
+        state: Path,
+        limits: ConvertLimits,
+        check_stop: Callable[[], None],
+        convert: Convert = run_convert,
+        reserve_bytes: int = 0,
     ) -> None:
         """Convert nothing yet.
 
         Args:
             state: the state folder.
             limits: of the child; its timeout is lowered to each call's deadline.
+            check_stop: called when a child was killed, as an updater that stops does; raises if that is why.
             convert: converts a folder.
             reserve_bytes: of the disk, that stay free.
         """
         self._reserve_bytes = reserve_bytes
         self._state = state
+        self._check_stop = check_stop
         self._limits = limits
         self._convert = convert
 
@@ -324,6 +332,8 @@ class ChildConverter:
                 folder, self._state, revision, limits, stored, digest=verified, provenance=provenance
             )
         except ConversionRefused as error:
+            if error.reason in _OF_A_KILLED_CHILD:
+                self._check_stop()
             if error.reason in checks.UNCHANGED.reasons:
                 raise make_check_failure(checks.UNCHANGED, error.reason, str(error), FailureKind.TRANSIENT) from error
             if error.reason in MEMORY_REASONS:

@@ -71,7 +71,7 @@ class HostileHub:
             control=cast("Control", None),  # neither step has to do with a server
             golden=cast("Golden", None),
             store=BundleStore(shared, MODEL, clock, lambda: None, References, digest_of_scripted),
-            converter=ChildConverter(state, ConvertLimits(), convert_scripted),
+            converter=ChildConverter(state, ConvertLimits(), lambda: None, convert_scripted),
             clock=clock,
         )
         staged = perform(StageRevision(ID, revision, "", is_fresh=False, max_bytes=1 << 30), ports)

@@ -82,7 +82,7 @@ def bench(tmp_path: Path) -> StoreFixture:
         tmp_path,
         DirectoryHub(tmp_path / "hub", MODEL, clock),
         BundleStore(shared, MODEL, clock, lambda: None, References, digest_of_scripted),
-        ChildConverter(tmp_path / "state", ConvertLimits(), convert_scripted),
+        ChildConverter(tmp_path / "state", ConvertLimits(), lambda: None, convert_scripted),
     )
 
 

@@ -89,7 +89,8 @@ def staged_by_the_core(bench: HubBench, digest: str) -> object:
     store = BundleStore(StoreOptions(state, StagingLimits(0)), MODEL, bench.clock, lambda: None, References)
     hub = bench.hub
     hub.release(REVISION, WHOLE)  # has seen that all of it is there: no more questions but those for bytes
-    ports = Ports(hub, server, SimGolden(server, {}), store, ChildConverter(state, ConvertLimits()), bench.clock)
+    converter = ChildConverter(state, ConvertLimits(), lambda: None)
+    ports = Ports(hub, server, SimGolden(server, {}), store, converter, bench.clock)
     return perform(StageRevision(ID, REVISION, digest, False, 1 << 30), ports)
 
 

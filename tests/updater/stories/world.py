@@ -19,7 +19,7 @@ from typing import Any
 
 from cli.hub import publish
 from common.bundle import POINTER_NAME, BundleBroken, bundle_folder, read_bundle, read_committed
-from common.sealing import ConvertLimits
+from common.sealing import Convert, ConvertLimits
 from dev.harness.revisions import MODEL, convert_scripted, model_folder
 from dev.harness.scripted_updater import digest_of_scripted
 from dev.harness.simulated_card import Card
@@ -90,14 +90,16 @@ class StoryHub(DirectoryHub):
 
 
 class Book:
-    """Follows by events which contents have failed."""
+    """Follows by events which contents have failed; keeps the names of all events."""
 
     def __init__(self) -> None:
         """Start empty."""
         self.condemned: set[str] = set()  # source digests that failed and were not let out since
+        self.events: list[str] = []
 
     def record_written(self, record: ModelRecord, events: Sequence[Event]) -> None:
         """Events are durable."""
+        self.events += [event.name for event in events]
         for event in events:
             update = event.update
             if update is None or update.kind is UpdateKind.FAILBACK:  # then the device has failed, not what was on it
@@ -171,6 +173,7 @@ class StoryWorld:
         self.server.world = self
         self.golden = SimGolden(self.server, self.qualities)
         self.golden.set_facts = GoldenFacts("golden", questions=40, expected=20, min_accuracy=0.5)
+        self.convert: Convert = convert_scripted  # of an updater that is started from now on
         self.book = Book()
         self.violations: list[str] = []
         self.starts = 0  # lives of the updater
@@ -234,6 +237,10 @@ class StoryWorld:
         except (Killed, JournalUnusable):
             self.end_updater()
         self.passes(pause or 0.01)
+
+    def request_stop(self) -> None:
+        """Ask the updater to stop, as a signal does, in the middle of a step."""
+        self._stopping.set()
 
     def end_updater(self, *, orderly: bool = False) -> None:
         """End the updater; if it is asked to stop, it records that."""
@@ -426,7 +433,7 @@ class StoryWorld:
             control=self.server,
             golden=self.golden,
             store=BundleStore(shared, MODEL, self.clock, guard, References, digest_of_scripted),
-            converter=ChildConverter(self.state, ConvertLimits(), convert_scripted),
+            converter=ChildConverter(self.state, ConvertLimits(), guard, self.convert),
             clock=self.clock,
         )
         return LoopDependencies(
