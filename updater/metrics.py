@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Gauge
 
 from common.logs import Logger
+from common.metric_catalog import MetricSpec
 from common.metrics import create_counter, create_gauge
 from updater import metric_catalog as catalog
 from updater.core.breaker import BreakerState
@@ -60,22 +61,24 @@ class MetricsObserver:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         """Register the metrics."""
+        self._registry = registry
+        self._gauges: list[Gauge] = []  # all of them have the label model
         self._outcomes = create_counter(catalog.UPDATES, registry)
         self._errors = create_counter(catalog.ERRORS, registry)
-        self._stage = create_gauge(catalog.STAGE, registry)
-        self._quarantine = create_gauge(catalog.QUARANTINED, registry)
-        self._paused = create_gauge(catalog.PAUSED, registry)
-        self._committed = create_gauge(catalog.COMMITTED_INFO, registry)
-        self._breakers = create_gauge(catalog.BREAKER_STATE, registry)
-        self._breaker_left = create_gauge(catalog.BREAKER_LEFT, registry)
-        self._hub_answered = create_gauge(catalog.HUB_ANSWERED, registry)
-        self._changed = create_gauge(catalog.HUB_CHANGED, registry)
-        self._newest = create_gauge(catalog.HUB_NEWEST, registry)
-        self._names = create_gauge(catalog.HUB_NAMES, registry)
-        self._left_out = create_gauge(catalog.HUB_LEFT_OUT, registry)
-        self._mix_distance = create_gauge(catalog.MIX_DISTANCE, registry)
-        self._republished = create_gauge(catalog.REPUBLISHED, registry)
-        self._failed_downloads = create_gauge(catalog.FAILED_DOWNLOADS, registry)
+        self._stage = self._add_gauge(catalog.STAGE)
+        self._quarantine = self._add_gauge(catalog.QUARANTINED)
+        self._paused = self._add_gauge(catalog.PAUSED)
+        self._committed = self._add_gauge(catalog.COMMITTED_INFO)
+        self._breakers = self._add_gauge(catalog.BREAKER_STATE)
+        self._breaker_left = self._add_gauge(catalog.BREAKER_LEFT)
+        self._hub_answered = self._add_gauge(catalog.HUB_ANSWERED)
+        self._changed = self._add_gauge(catalog.HUB_CHANGED)
+        self._newest = self._add_gauge(catalog.HUB_NEWEST)
+        self._names = self._add_gauge(catalog.HUB_NAMES)
+        self._left_out = self._add_gauge(catalog.HUB_LEFT_OUT)
+        self._mix_distance = self._add_gauge(catalog.MIX_DISTANCE)
+        self._republished = self._add_gauge(catalog.REPUBLISHED)
+        self._failed_downloads = self._add_gauge(catalog.FAILED_DOWNLOADS)
         self._snapshot: dict[str, str] = {}
 
     def record_written(self, record: ModelRecord, events: Sequence[Event]) -> None:
@@ -115,9 +118,7 @@ class MetricsObserver:
 
     def forget(self, model: str) -> None:
         """Remove what is shown of a model that is not kept up to date any more; counters stay."""
-        shown = (self._stage, self._quarantine, self._paused, self._committed, self._breakers, self._breaker_left)
-        hub = (self._hub_answered, self._changed, self._newest, self._names, self._left_out, self._republished)
-        for gauge in (*shown, *hub):
+        for gauge in self._gauges:
             gauge.remove_by_labels({"model": model})
         self._snapshot.pop(model, None)
 
@@ -125,6 +126,12 @@ class MetricsObserver:
         """Count the error."""
         del message
         self._errors.labels(model, error).inc()
+
+    def _add_gauge(self, spec: MetricSpec) -> Gauge:
+        """A gauge from which `forget` removes a model."""
+        gauge = create_gauge(spec, self._registry)
+        self._gauges.append(gauge)
+        return gauge
 
     def _show_committed(self, record: ModelRecord) -> None:
         revision = "" if record.committed is None else record.committed.revision

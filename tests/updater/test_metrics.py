@@ -1,13 +1,15 @@
 """The updater's metrics are those of its catalog."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from common.clock import SystemClock
 from common.logs import get_logger
-from common.metric_catalog import Reading
+from common.metric_catalog import MetricKind, Reading
 from common.metrics import ReadingCollector, create_registry
 from common.process_metrics import make_process_reader
 from common.settings_reload import SETTINGS_METRICS
+from tests.updater.core.world import MODEL, World
 from updater.core.record import Event, ModelRecord, Stage
 from updater.metric_catalog import CATALOG, GOLDEN_SET, LOOP_RUNNING
 from updater.metrics import MetricsObserver
@@ -43,3 +45,23 @@ def test_failed_downloads_are_counted_until_one_succeeds() -> None:
     assert count_after() == 0
     assert count_after("staging_failed", "content_mismatched", "staging_failed") == 3
     assert count_after("revision_staged") == 0
+
+
+def test_a_removed_model_has_no_gauge_any_more() -> None:
+    """Each gauge of a model goes with it: an alert on one would fire until the updater is restarted."""
+    registry = create_registry()
+    observer, world = MetricsObserver(registry), World()
+    world.install("1.0.0")
+    observer.record_written(world.record, [])
+    observer.record_written(replace(world.record, model="other"), [])
+    gauges = {spec.name for spec in CATALOG.metrics if spec.kind is MetricKind.GAUGE and "model" in spec.labels}
+
+    def shown(model: str) -> set[str]:
+        samples = [sample for family in registry.collect() for sample in family.samples]
+        return {sample.name for sample in samples if sample.labels.get("model") == model}
+
+    read_at_scrapes = {LOOP_RUNNING.name, GOLDEN_SET.name}
+    assert shown(MODEL) == shown("other") == gauges - read_at_scrapes
+    observer.forget(MODEL)
+    assert shown(MODEL) == set()
+    assert shown("other") == gauges - read_at_scrapes
