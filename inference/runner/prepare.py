@@ -14,7 +14,7 @@ from inference.runner.pictures.channel import DecodeRequest
 from inference.runner.pictures.cost import Cost
 from inference.runner.pictures.file import FIELD, PictureRefused
 from inference.runner.pictures.joined import JoinedPictures
-from inference.runner.pictures.pool import DecoderPool
+from inference.runner.pictures.pool import DecoderPool, DecodersMissing
 from inference.runner.pictures.process import DecoderEnded, EndCause, PictureDropped
 from inference.runner.pictures.tally import DECODED, PictureTally
 from inference.runner.prepare_queue import (
@@ -29,7 +29,9 @@ from inference.runner.prepare_queue import (
 from inference.runner.reporting import describe_error
 from inference.wire import Picture
 
-TIMEOUT_SHARE = 0.4  # of the limit on a preparation: a decoder ends before the server doubts this process
+# Of the limit on a preparation: within it a decoder, or its replacement, gets the picture, and each of them has as long
+# by the clock. Together that is less than the limit, at which the server ends this process.
+TIMEOUT_SHARE = 0.4
 PREPARE_TIMEOUT: Failure = ("PREPARE_TIMEOUT", "the picture was not decoded in time: the machine is overloaded")
 _FAILURES = {EndCause.UNWANTED: EXPIRED, EndCause.STARVED: PREPARE_TIMEOUT}
 MAX_CRASHES = 2  # decoders that one picture may end
@@ -99,7 +101,8 @@ class PreparePool:
         self._on_end = on_end
         self._processes = max(1, processes)
         places = self._processes + PLACES_KEPT
-        self.decoders = DecoderPool(places, TIMEOUT_SHARE * timeout_seconds, clock, log)
+        self._wait_seconds = TIMEOUT_SHARE * timeout_seconds
+        self.decoders = DecoderPool(places, self._wait_seconds, clock, log)
         self._queue = PrepareQueue(places, memory_bytes)
         self.pictures = PictureTally()
         self._begun: dict[int, float] = {}  # by item id: when its preparation began
@@ -218,11 +221,17 @@ class PreparePool:
         """Decode a picture; a decoder that crashes is replaced once, since the system may have killed it.
 
         One that had ended before it read the picture does not count: the system may have killed all idle ones.
+
+        Raises:
+            NotPrepared: no decoder could be started in time, or the item is not wanted any more.
         """
         crashes = 0
         while crashes < MAX_CRASHES:
             request = DecodeRequest(len(content), pictures.side, pictures.options, job.cost or QUICK_COST)
-            decoder = self.decoders.take()
+            try:
+                decoder = self.decoders.take(partial(self._may_wait, job.item))
+            except DecodersMissing as missing:
+                raise self._no_decoder(job.item) from missing
             try:
                 pixels = decoder.decode(
                     request, content, lambda cost: self._may_go_on(job, cost), lambda: self._is_wanted(job)
@@ -231,8 +240,6 @@ class PreparePool:
                 self.decoders.drop(decoder)
                 self._log("decoder_ended", level="warning", item_id=job.item.item_id, cause=end.cause.value)
                 crashes += end.cause is EndCause.CRASHED
-                if end.cause is EndCause.GONE and (reason := job.item.find_drop_reason(self._clock.monotonic())):
-                    raise NotPrepared(reason) from end
                 if end.cause in _FAILURES:
                     raise NotPrepared(_FAILURES[end.cause]) from end
                 if end.cause is EndCause.TOO_SLOW:
@@ -257,11 +264,14 @@ class PreparePool:
         """The pixels of a picture that was decoded together with others.
 
         Raises:
+            NotPrepared: no decoder could be started in time, or the item is not wanted any more.
             PictureDropped: it has to be decoded alone.
         """
         job.is_alone = True
         try:
-            outcome = joined.read(number)
+            outcome = joined.read(number, partial(self._may_wait, job.item))
+        except DecodersMissing as missing:
+            raise self._no_decoder(job.item) from missing
         except DecoderEnded as end:
             # The picture that has ended it is this one or one of the next: alone each has only itself to fear.
             self._log("decoder_ended", level="warning", item_id=job.item.item_id, cause=end.cause.value)
@@ -274,6 +284,14 @@ class PreparePool:
             raise Postponed(outcome.seconds)
         job.look(outcome)
         raise PictureDropped
+
+    def _may_wait(self, item: PendingItem) -> bool:
+        """Whether a preparation that has begun goes on to wait for a decoder."""
+        now = self._clock.monotonic()
+        return now - self._begun[item.item_id] < self._wait_seconds and item.find_drop_reason(now) is None
+
+    def _no_decoder(self, item: PendingItem) -> NotPrepared:
+        return NotPrepared(item.find_drop_reason(self._clock.monotonic()) or PREPARE_TIMEOUT)
 
     def _may_go_on(self, job: PrepareJob, cost: Cost) -> bool:
         """Whether a picture that is not quick is decoded now; a slow one is postponed unless the server allowed it."""

@@ -50,6 +50,11 @@ def pool() -> Iterator[DecoderPool]:
     pool.close()
 
 
+def always() -> bool:
+    """Whether a test waits for a decoder."""
+    return True
+
+
 def ask(
     decoder: DecoderProcess,
     content: bytes,
@@ -198,7 +203,7 @@ def test_a_further_decoder_starts_at_low_priority(pool: DecoderPool) -> None:
     changes: list[tuple[int, bool]] = []
     pool.set_priority = lambda pid, is_needed: changes.append((pid, is_needed))
 
-    first, second = pool.take(), pool.take()
+    first, second = pool.take(always), pool.take(always)
     pool.give_back(second)
     pool.give_back(first)
 
@@ -211,7 +216,7 @@ def test_a_decoder_that_starts_is_listed(pool: DecoderPool) -> None:
     seen: list[list[int]] = []
     pool.set_priority = lambda _pid, _is_needed: seen.append(pool.pids)
 
-    decoder = pool.take()
+    decoder = pool.take(always)
     pool.give_back(decoder)
 
     assert seen[:2] == [[decoder.pid], [decoder.pid]]
@@ -245,16 +250,16 @@ def test_a_child_that_started_while_its_parent_yielded_the_cpus_gets_its_policy_
 
 def test_a_pool_replaces_a_decoder_that_has_ended(pool: DecoderPool) -> None:
     """Another one takes its place; of several that are idle, the last used one is used again."""
-    first = pool.take()
+    first = pool.take(always)
     os.kill(first.pid, signal.SIGKILL)
     with pytest.raises(DecoderEnded) as caught:
         ask(first, SMALL)
     pool.drop(first)
 
-    second = pool.take()
+    second = pool.take(always)
     pixels = ask(second, SMALL)
     pool.give_back(second)
-    third = pool.take()
+    third = pool.take(always)
     pool.give_back(third)
 
     assert caught.value.cause is EndCause.GONE

@@ -36,6 +36,11 @@ def pool() -> Iterator[DecoderPool]:
     pool.close()
 
 
+def always() -> bool:
+    """Whether a test waits for a decoder."""
+    return True
+
+
 def join(pool: DecoderPool, contents: Sequence[bytes]) -> JoinedPictures:
     """These pictures, for one decoder."""
     joined = JoinedPictures(pool)
@@ -49,10 +54,10 @@ def test_each_picture_has_its_own_outcome(pool: DecoderPool) -> None:
     expected = [np.asarray(render(plan_picture(one, SIDE, OPTIONS), OPTIONS.rendering)) for one in (PNG, JPEG)]
     joined = join(pool, [PNG, b"hello", LARGE, JPEG, b""])
 
-    first, refused, estimated, last, empty = [joined.read(number) for number in range(5)]
+    first, refused, estimated, last, empty = [joined.read(number, always) for number in range(5)]
     joined.close()
     others = join(pool, [PNG])
-    again = others.read(0)
+    again = others.read(0, always)
     others.close()
 
     assert isinstance(first, np.ndarray)
@@ -69,11 +74,11 @@ def test_each_picture_has_its_own_outcome(pool: DecoderPool) -> None:
 def test_a_picture_that_is_not_wanted_any_more_is_passed_over(pool: DecoderPool) -> None:
     """Its pixels are read for none of the others; the decoder can be used again."""
     joined = join(pool, [PNG, b"hello", JPEG, b"hello"])
-    found = joined.read(2)
+    found = joined.read(2, always)
     joined.close()
 
     others = join(pool, [b"hello"])
-    refused = others.read(0)
+    refused = others.read(0, always)
     others.close()
 
     assert isinstance(found, np.ndarray)
@@ -84,18 +89,18 @@ def test_a_picture_that_is_not_wanted_any_more_is_passed_over(pool: DecoderPool)
 @pytest.mark.fault("L8")
 def test_pictures_of_a_decoder_that_has_ended_are_dropped(pool: DecoderPool) -> None:
     """One of them has ended it: each has to be decoded alone."""
-    decoder = pool.take()
+    decoder = pool.take(always)
     pool.give_back(decoder)
     os.kill(decoder.pid, signal.SIGKILL)
     joined = join(pool, [PNG, JPEG, PNG])
 
     with pytest.raises(DecoderEnded):
-        joined.read(0)
+        joined.read(0, always)
     for number in (1, 2):
         with pytest.raises(PictureDropped):
-            joined.read(number)
+            joined.read(number, always)
     joined.close()
-    other = pool.take()
+    other = pool.take(always)
     pool.give_back(other)
 
     assert other.pid != decoder.pid
@@ -108,7 +113,7 @@ def test_a_decoder_in_the_middle_of_an_answer_is_not_given_back(
     pool: DecoderPool, monkeypatch: pytest.MonkeyPatch, failing: int
 ) -> None:
     """No memory for a picture's pixels: the next caller's picture does not get the rest of the answers as its own."""
-    decoder = pool.take()
+    decoder = pool.take(always)
     pool.give_back(decoder)
     joined = join(pool, [PNG, JPEG, PNG])
     allocate, calls = np.empty, iter(range(100))
@@ -120,11 +125,11 @@ def test_a_decoder_in_the_middle_of_an_answer_is_not_given_back(
 
     monkeypatch.setattr(np, "empty", fail_once)
     with pytest.raises(MemoryError) if failing == 0 else contextlib.nullcontext():
-        joined.read(0)
+        joined.read(0, always)
     joined.close()
     monkeypatch.undo()
     others = join(pool, [b"hello"])
-    refused = others.read(0)
+    refused = others.read(0, always)
     others.close()
 
     assert isinstance(refused, PictureRefused)

@@ -1,25 +1,34 @@
 """Decoders of a pool that prepares items: what fails at one item changes no other one."""
 
+import errno
 import os
 import queue
 import signal
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from common.clock import SystemClock
-from dev.bench.null_engine import NullEngine
+from common.clock import Clock, SystemClock
+from dev.bench.null_engine import NullEngine, NullItem
+from dev.harness.waiting import eventually
 from hotslot.runner.v1 import runner_pb2
-from inference.runner.engines.base import PictureFormat
+from inference.runner.engines.base import Item, PictureFormat, Pixels
 from inference.runner.items import ENGINE_FAILED, PendingItem
+from inference.runner.pictures import pool as decoder_pool
 from inference.runner.pictures.cost import MIB
 from inference.runner.pictures.options import PictureOptions
-from inference.runner.prepare import MAX_CRASHES, PreparePool
+from inference.runner.pictures.process import DecoderEnded, EndCause
+from inference.runner.prepare import MAX_CRASHES, TIMEOUT_SHARE, PreparePool
+from inference.runner.prepare_queue import PLACES_KEPT
+from tests.common.clock import SimClock
 from tests.pictures.files import draw, encode
 
 CLOCK = SystemClock()
+LIMIT_SECONDS = 10.0  # of waits that take a tick
+TIMEOUT_SECONDS = 1.0  # of a preparation, after which the server would end the runner
 
 
 def picture_engine() -> NullEngine:
@@ -29,11 +38,82 @@ def picture_engine() -> NullEngine:
     return engine
 
 
-def picture_item(number: int, picture: bytes) -> PendingItem:
-    """An item about a picture, which may take long."""
+def picture_item(number: int, picture: bytes, clock: Clock = CLOCK, *, may_take_long: bool = True) -> PendingItem:
+    """An item about a picture."""
     task = runner_pb2.EntailmentTask(statements=["a dog"])
-    message = runner_pb2.Item(item_id=number, entailment=task, may_take_long=True)
-    return PendingItem(number, 0, number, CLOCK.monotonic() + 60.0, message, picture)
+    message = runner_pb2.Item(item_id=number, entailment=task, may_take_long=may_take_long)
+    return PendingItem(number, 0, number, clock.monotonic() + 60.0, message, picture)
+
+
+def reason_of(item: PendingItem) -> str:
+    """Why an item has failed."""
+    assert item.outcome is not None
+    return item.outcome.failure.reason
+
+
+class SimulatedDecoder:
+    """A decoder without a process; a test says what becomes of a picture, in a subclass."""
+
+    pid = 0
+
+    def __init__(self, _clock: Clock, _wall_seconds: float) -> None:
+        self.idle_since = 0.0
+
+    def wait_ready(self) -> None:
+        """It is ready at once."""
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
+
+class HeldEngine(NullEngine):
+    """An engine that is in the middle of preparing until the test lets it go on."""
+
+    def __init__(self) -> None:
+        self.may_go_on = threading.Event()
+
+    def prepare(self, item: Item) -> NullItem:
+        """Wait."""
+        self.may_go_on.wait()
+        return super().prepare(item)
+
+
+class SystemWithoutDecoders:
+    """A pool on a system that can start no process, and a clock that only the test advances."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.clock = SimClock()
+        self._events: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._ended: queue.SimpleQueue[PendingItem] = queue.SimpleQueue()
+        monkeypatch.setattr(decoder_pool, "DecoderProcess", self._refuse)
+        self.pool = PreparePool(
+            1, 64 * MIB, TIMEOUT_SECONDS, self.clock, lambda event, **_: self._events.put(event), self._ended.put
+        )
+
+    def submit_picture(self, number: int, *, may_take_long: bool = True) -> PendingItem:
+        """An item arrives that needs a decoder."""
+        item = picture_item(number, encode(draw(), "PNG"), self.clock, may_take_long=may_take_long)
+        self.pool.submit(picture_engine(), item)
+        return item
+
+    def submit_address(self, number: int) -> HeldEngine:
+        """An item arrives that needs none; its preparation has begun, and takes as long as the test wants."""
+        engine = HeldEngine()
+        message = runner_pb2.Item(item_id=number, address=runner_pb2.AddressTask(addresses=["an address"]))
+        self.pool.submit(engine, PendingItem(number, 0, number, self.clock.monotonic() + 60.0, message))
+        return engine
+
+    def await_refusal(self) -> None:
+        """A picture waits for a decoder, and one could not be started."""
+        assert self._events.get(timeout=LIMIT_SECONDS) == "decoder_not_started"
+
+    def next_ended(self) -> PendingItem:
+        """The next item that ends."""
+        return self._ended.get(timeout=LIMIT_SECONDS)
+
+    @staticmethod
+    def _refuse(*_: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
 
 @pytest.mark.fault("L8")
@@ -73,7 +153,7 @@ def test_a_picture_is_decoded_although_all_idle_decoders_have_been_killed() -> N
     ended: queue.SimpleQueue[PendingItem] = queue.SimpleQueue()
     causes: list[str] = []
     pool = PreparePool(2, 64 * MIB, 60.0, CLOCK, lambda *_, **fields: causes.append(fields["cause"]), ended.put)
-    decoders = [pool.decoders.take() for _ in range(MAX_CRASHES + 1)]
+    decoders = [pool.decoders.take(lambda: True) for _ in range(MAX_CRASHES + 1)]
     for decoder in decoders:
         pool.decoders.give_back(decoder)
     for decoder in decoders:
@@ -107,3 +187,82 @@ def test_a_picture_that_ends_its_decoders_is_refused(monkeypatch: pytest.MonkeyP
     assert item.outcome is not None
     assert (item.outcome.failure.reason, item.outcome.failure.field) == ("IMAGE_TOO_COSTLY", "image.content")
     assert causes.count("crashed") == MAX_CRASHES
+
+
+@pytest.mark.fault("L8")
+def test_a_picture_for_which_no_decoder_can_be_started_fails_before_the_runner_is_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Memory or processes are short: the picture has no part in it, and a runner without decoders is not stuck."""
+    system = SystemWithoutDecoders(monkeypatch)
+    system.submit_picture(1)
+    system.await_refusal()
+
+    system.clock.advance(TIMEOUT_SHARE * TIMEOUT_SECONDS + 0.01)
+    item = system.next_ended()
+    system.pool.decoders.close()
+
+    assert reason_of(item) == "PREPARE_TIMEOUT"
+    assert item.prepared_seconds < TIMEOUT_SECONDS / 2  # from which on the model would not be ready
+    assert [(one.outcome, one.count) for one in system.pool.pictures.read()] == [("PREPARE_TIMEOUT", 1)]
+
+
+def test_a_picture_that_is_cancelled_does_not_wait_for_a_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its place is free for the next one."""
+    system = SystemWithoutDecoders(monkeypatch)
+    item = system.submit_picture(1)
+    system.await_refusal()
+
+    item.is_cancelled = True
+    assert system.next_ended() is item
+    system.pool.decoders.close()
+
+    assert reason_of(item) == "CANCELLED"
+    assert system.pool.measure() == (0, 0.0)
+
+
+@pytest.mark.fault("L8")
+def test_of_joined_pictures_without_a_decoder_one_fails_and_the_others_wait_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The wait was that of the first one; each of the others has its own."""
+    system = SystemWithoutDecoders(monkeypatch)
+    held = [system.submit_address(number) for number in range(1, 2 + PLACES_KEPT)]
+    eventually(lambda: system.pool.measure()[0] == len(held))
+    first, second = [system.submit_picture(number, may_take_long=False) for number in (11, 12)]
+    held[0].may_go_on.set()  # one thread is free: it takes both pictures
+    assert system.next_ended().prepared is not None
+    system.await_refusal()
+
+    system.clock.advance(TIMEOUT_SHARE * TIMEOUT_SECONDS + 0.01)
+    assert system.next_ended() is first
+    second.is_cancelled = True
+    assert system.next_ended() is second
+    for engine in held:
+        engine.may_go_on.set()
+    system.pool.decoders.close()
+
+    assert [reason_of(first), reason_of(second)] == ["PREPARE_TIMEOUT", "CANCELLED"]
+
+
+@pytest.mark.fault("L8")
+def test_all_decoders_that_end_before_they_read_a_picture_have_one_limit_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A system that kills each of them at once does not make the preparation endless."""
+    clock = SimClock()
+    ended: queue.SimpleQueue[PendingItem] = queue.SimpleQueue()
+
+    class GoneDecoder(SimulatedDecoder):
+        def decode(self, *_: object) -> Pixels:
+            clock.advance(0.05)
+            raise DecoderEnded(EndCause.GONE)
+
+    monkeypatch.setattr(decoder_pool, "DecoderProcess", GoneDecoder)
+    pool = PreparePool(1, 64 * MIB, TIMEOUT_SECONDS, clock, lambda *_, **__: None, ended.put)
+    pool.submit(picture_engine(), picture_item(1, b"a picture", clock))
+    item = ended.get(timeout=LIMIT_SECONDS)
+    pool.decoders.close()
+
+    assert reason_of(item) == "PREPARE_TIMEOUT"
+    assert item.prepared_seconds < TIMEOUT_SECONDS / 2

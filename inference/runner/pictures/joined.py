@@ -4,7 +4,7 @@ On a single CPU each hand-over between a runner and a decoder takes the CPU from
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from inference.runner.pictures.channel import DecodeRequest
@@ -33,16 +33,20 @@ class JoinedPictures:
         self._requests.append(request)
         self._contents.append(content)
 
-    def read(self, number: int) -> Outcome:
+    def read(self, number: int, may_wait: Callable[[], bool]) -> Outcome:
         """Return the outcome of a picture; of several in the order in which they were added.
+
+        Args:
+            number: of the picture.
+            may_wait: whether the first one that is read still waits for a decoder.
 
         Raises:
             DecoderEnded: by this picture, or by one of the next ones.
-            DecodersMissing: no decoder could be started.
+            DecodersMissing: no decoder could be started in time; the next ones have to be decoded alone.
             PictureDropped: it was not decoded, because the decoder had ended before.
         """
         if self._outcomes is None:
-            self._outcomes = self._start()
+            self._outcomes = self._start(may_wait)
         try:
             for outcome in self._outcomes:
                 self._count += 1
@@ -73,9 +77,9 @@ class JoinedPictures:
             self._decoders.drop(self._decoder)
             self._decoder = None
 
-    def _start(self) -> Iterator[Outcome]:
+    def _start(self, may_wait: Callable[[], bool]) -> Iterator[Outcome]:
         self._outcomes = iter(())  # if no decoder can be started
-        self._decoder = self._decoders.take()
+        self._decoder = self._decoders.take(may_wait)
         last = len(self._requests) - 1
         requests = [
             replace(request, is_joined=True, is_followed=number < last) for number, request in enumerate(self._requests)

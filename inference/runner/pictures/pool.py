@@ -8,11 +8,11 @@ from inference.runner.pictures.process import DecoderEnded, DecoderProcess
 
 IDLE_SECONDS = 30.0  # after which a process that is not needed is closed
 RETRY_SECONDS = 1.0  # after a process could not be started
-TAKE_SECONDS = 60.0  # longest wait for a process
+TICK_SECONDS = 0.2  # between two looks at whether a caller may still wait for a process
 
 
 class DecodersMissing(Exception):
-    """No decoder process could be started in time."""
+    """No decoder process could be started while the caller might wait."""
 
 
 class DecoderPool:
@@ -55,16 +55,23 @@ class DecoderPool:
                 self._keeper = threading.Thread(target=self._keep, name="decoders", daemon=True)
                 self._keeper.start()
 
-    def take(self) -> DecoderProcess:
+    def take(self, may_wait: Callable[[], bool]) -> DecoderProcess:
         """Return an idle process, for this thread; waits for one if necessary.
 
+        Args:
+            may_wait: called at first and from time to time; the wait ends when it returns False. It must be quick and
+                must not use this pool.
+
         Raises:
-            DecodersMissing: none could be started.
+            DecodersMissing: none could be started while the caller might wait.
         """
         self.start()
         with self._lock:
-            if not self._available.wait_for(lambda: self._idle, TAKE_SECONDS):
-                raise DecodersMissing("no decoder process could be started")
+            is_available = False
+            while not is_available:
+                if not may_wait():
+                    raise DecodersMissing("no decoder process could be started")
+                is_available = self._available.wait_for(lambda: bool(self._idle), TICK_SECONDS)
             decoder = self._idle.pop()
             self._busy.add(decoder)
             self._notify_keeper()
