@@ -13,7 +13,7 @@ from inference.server.runner_client.process import RunnerProcess
 from inference.server.runner_client.protocol import RunnerEnding
 from inference.server.runner_client.start import RunnerSpec
 
-LIMIT_SECONDS = 10.0  # after which a waiting test fails
+LIMIT_SECONDS = 40.0  # after which a waiting test fails; the machine may be busy
 THREADS = 3  # requested by every load
 SPEC = RunnerSpec(NAME, start_seconds=60.0, load_stall_seconds=60.0, extra_engines=ENGINES, heartbeat_seconds=0.02)
 
@@ -31,7 +31,7 @@ class RecordingListener:
         self.after_end: list[str] = []
         self.on_beat: Callable[[runner_pb2.Heartbeat], object] = lambda _: None
         self.bug: Exception | None = None  # raised once
-        self._has_message = asyncio.Event()
+        self._waiting: set[Callable[[], None]] = set()  # called at every message
 
     def on_hello(self, hello: runner_pb2.Hello) -> None:
         """Record it."""
@@ -65,7 +65,7 @@ class RecordingListener:
     def on_end(self, ending: RunnerEnding) -> None:
         """Record it; there must be exactly one."""
         self.endings.append(ending)
-        self._has_message.set()
+        self._wake()
 
     @property
     def outcomes(self) -> dict[int, runner_pb2.ItemOutcome]:
@@ -78,16 +78,36 @@ class RecordingListener:
         return [call for reply in self.replies for call in reply.calls]
 
     async def until(self, condition: Callable[[], object], limit_seconds: float = LIMIT_SECONDS) -> None:
-        """Wait until recorded messages make a condition true."""
-        async with asyncio.timeout(limit_seconds):
-            while not condition():
-                self._has_message.clear()
-                await self._has_message.wait()
+        """Wait until recorded messages make a condition true.
+
+        The condition is checked at every message: one that is true of a single heartbeat is not missed, however late
+        the waiting task goes on.
+        """
+        is_true = asyncio.get_running_loop().create_future()
+
+        def check() -> None:
+            try:
+                if not is_true.done() and condition():
+                    is_true.set_result(None)
+            except Exception as error:  # noqa: BLE001  raised in the test that waits
+                is_true.set_exception(error)
+
+        check()
+        self._waiting.add(check)
+        try:
+            async with asyncio.timeout(limit_seconds):
+                await is_true
+        finally:
+            self._waiting.discard(check)
 
     def _note(self, what: str) -> None:
         if self.endings:
             self.after_end.append(what)
-        self._has_message.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        for check in tuple(self._waiting):
+            check()
 
 
 class RunnerHarness:

@@ -15,14 +15,16 @@ import pytest
 
 from inference.server.runner_client.process import RunnerProcess
 from inference.server.runner_client.protocol import EndReason, RunnerEnding
-from inference.server.scheduling.limits import find_hang
+from inference.server.scheduling.limits import WALL_FACTOR, find_hang
 from tests.runner.conftest import MakeRunner
 from tests.runner.harness import LIMIT_SECONDS, SPEC, RecordingListener, RunnerHarness
 
 pytestmark = pytest.mark.asyncio
 
-SOON = 2.0  # for events that the kernel reports at once
-QUICK = {"silence_seconds": 0.4, "load_stall_seconds": 0.4}
+SOON = 10.0  # for events that the kernel reports at once; the machine may be busy
+SILENCE = {"silence_seconds": 0.4}
+STALL = {"load_stall_seconds": 0.4}
+BEATING = {"silence_seconds": 1.0}  # of a runner whose heartbeats go on, also on a busy machine
 
 
 async def test_a_crash_is_reported_with_its_signal(runner: RunnerHarness) -> None:
@@ -68,7 +70,7 @@ async def test_a_crash_during_retirement_is_a_failure(runner: RunnerHarness) -> 
 
 async def test_a_stopped_runner_exceeds_the_silence_timeout(make_runner: MakeRunner) -> None:
     """After SIGSTOP it is noticed within the timeout, and can be killed although it is stopped."""
-    runner = make_runner(**QUICK)
+    runner = make_runner(**SILENCE)
     await runner.load()
     os.kill(runner.process.pid, signal.SIGSTOP)
     assert (await runner.ended(0.4 * 1.3 + SOON)).reason is EndReason.SILENT
@@ -76,7 +78,7 @@ async def test_a_stopped_runner_exceeds_the_silence_timeout(make_runner: MakeRun
 
 async def test_a_held_interpreter_exceeds_the_silence_timeout(make_runner: MakeRunner) -> None:
     """A call that never releases the interpreter lock stops every thread, the heartbeat's too."""
-    runner = make_runner(**QUICK)
+    runner = make_runner(**SILENCE)
     await runner.load()
     runner.send(["!gil 60"])
     assert (await runner.ended(0.4 * 1.3 + SOON)).reason is EndReason.SILENT
@@ -84,17 +86,18 @@ async def test_a_held_interpreter_exceeds_the_silence_timeout(make_runner: MakeR
 
 @pytest.mark.fault("K8")
 @pytest.mark.parametrize(
-    ("statement", "expected"), [("!hang", "of sleep, limit 0.50 s"), ("!burn 60", "of CPU time, limit 0.50 s")]
+    ("statement", "expected"), [("!hang", "of sleep, limit 1.20 s"), ("!burn 60", "of CPU time, limit 1.20 s")]
 )
 async def test_a_hung_device_call_is_seen_in_the_heartbeat(
     make_runner: MakeRunner, statement: str, expected: str
 ) -> None:
     """The heartbeat goes on and reports for how long the call has slept or computed, and kill works."""
-    runner = make_runner(**QUICK)
+    runner = make_runner(**BEATING)
     await runner.load()
+    runner.process.set_serving(True)
     runner.send([statement])
-    await runner.listener.until(lambda: find_hang(runner.listener.heartbeat, 0.5, 60.0, is_cpu=True))
-    assert expected in find_hang(runner.listener.heartbeat, 0.5, 60.0, is_cpu=True)
+    await runner.listener.until(lambda: find_hang(runner.listener.heartbeat, 1.2, 60.0, is_cpu=True))
+    assert expected in find_hang(runner.listener.heartbeat, 1.2, 60.0, is_cpu=True)
     assert runner.listener.endings == []
     runner.process.kill("over its time")
     assert await runner.ended(SOON) == RunnerEnding(EndReason.KILLED, "over its time", computing=(1,))
@@ -105,17 +108,13 @@ async def test_a_call_that_gets_a_tenth_of_a_cpu_does_not_hang(make_runner: Make
     """As under a quota of the container: it takes ten times as long, and no heartbeat shows a hang."""
     runner = make_runner()
     await runner.load()
+    runner.process.set_serving(True)  # at a candidate's niceness a busy machine would leave it far less
     hangs: list[str] = []
     runner.listener.on_beat = lambda beat: hangs.append(find_hang(beat, 0.4, 60.0, is_cpu=True))
-    [item_id] = runner.send(["!burn 0.2"])
-    began = time.monotonic()
     async with asyncio.timeout(LIMIT_SECONDS):
-        while item_id not in runner.listener.outcomes:
-            os.kill(runner.process.pid, signal.SIGSTOP)
-            await asyncio.sleep(0.045)
-            os.kill(runner.process.pid, signal.SIGCONT)
-            await asyncio.sleep(0.005)
-    assert time.monotonic() - began > 3 * 0.4
+        # A machine that wakes this task late leaves the call much more of a CPU, or much less: then once more.
+        while not 3 * 0.4 < await _call_in_slices(runner, "!burn 0.2") < WALL_FACTOR * 0.4:
+            hangs.clear()
     assert set(hangs) == {""}
 
 
@@ -126,18 +125,21 @@ async def test_a_slow_preparation_has_a_clock_of_its_own(make_runner: MakeRunner
     await runner.load()
     runner.send(["!unprepared 0.5"])
     await runner.listener.until(lambda: runner.listener.heartbeat.oldest_preparation_seconds > 0.1)
+    await runner.listener.until(lambda: runner.listener.heartbeat.waiting_items == 0)
+    assert runner.listener.heartbeat.oldest_preparation_seconds == 0
+
+    runner.send(["!unprepared 60"])
+    await runner.listener.until(lambda: runner.listener.heartbeat.oldest_preparation_seconds > 0.1)
     assert "a preparation takes" in find_hang(runner.listener.heartbeat, 60.0, 0.1, is_cpu=True)
     assert (runner.listener.heartbeat.preparing_items, runner.listener.heartbeat.rows_on_step) == (1, 0)
     await runner.ask(["another"])
     await runner.listener.until(lambda: runner.listener.heartbeat.waiting_items == 1)
-    await runner.listener.until(lambda: runner.listener.heartbeat.waiting_items == 0)
-    assert runner.listener.heartbeat.oldest_preparation_seconds == 0
 
 
 @pytest.mark.parametrize("fault", ["hang", "gil"])
 async def test_a_load_that_hangs_is_ended(make_runner: MakeRunner, fault: str) -> None:
     """With or without heartbeats."""
-    runner = make_runner(**QUICK)
+    runner = make_runner(**STALL)
     await runner.start()
     runner.begin_load(fail_load=fault)
     assert (await runner.ended(0.4 * 1.3 + SOON)).reason is EndReason.LOAD_STALLED
@@ -145,7 +147,7 @@ async def test_a_load_that_hangs_is_ended(make_runner: MakeRunner, fault: str) -
 
 async def test_a_stop_while_loading_is_noticed(make_runner: MakeRunner) -> None:
     """A stopped process makes no progress."""
-    runner = make_runner(**QUICK)
+    runner = make_runner(**STALL)
     await runner.start()
     runner.begin_load(load_seconds=60.0)
     os.kill(runner.process.pid, signal.SIGSTOP)
@@ -187,10 +189,11 @@ async def test_invalid_frames_end_a_runner(runner: RunnerHarness) -> None:
 
 async def test_an_incomplete_frame_ends_a_runner(make_runner: MakeRunner) -> None:
     """Heartbeats go on, but the rest of the frame does not come."""
-    runner = make_runner(**QUICK)
+    runner = make_runner(**BEATING)
     await runner.load()
+    runner.process.set_serving(True)
     runner.send(["!half"])
-    ending = await runner.ended(0.4 * 1.5 + SOON)
+    ending = await runner.ended(1.0 * 1.5 + SOON)
     assert (ending.reason, ending.detail) == (EndReason.GARBAGE, "an incomplete frame")
 
 
@@ -243,6 +246,18 @@ async def test_a_runner_whose_server_has_ended_exits_at_once() -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     process = await asyncio.create_subprocess_exec(*command, env=environment)
     assert await asyncio.wait_for(process.wait(), LIMIT_SECONDS) == 69
+
+
+async def _call_in_slices(runner: RunnerHarness, statement: str) -> float:
+    """Let a call compute for a tenth of the time; returns the seconds that it takes."""
+    [item_id] = runner.send([statement])
+    began = time.monotonic()
+    while item_id not in runner.listener.outcomes:
+        os.kill(runner.process.pid, signal.SIGSTOP)
+        await asyncio.sleep(0.045)
+        os.kill(runner.process.pid, signal.SIGCONT)
+        await asyncio.sleep(0.005)
+    return time.monotonic() - began
 
 
 async def _orphan(state: Path, then: str) -> int:

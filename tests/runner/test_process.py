@@ -16,6 +16,8 @@ from tests.runner.harness import THREADS, RunnerHarness
 
 pytestmark = pytest.mark.asyncio
 
+SLOW_CALLS = ["!slow 0.1"] * 100  # an item that keeps the device busy for longer than a test waits, in short calls
+
 
 async def test_hello_names_process_and_devices(runner: RunnerHarness) -> None:
     """A started runner reports its process id and its devices."""
@@ -120,23 +122,26 @@ async def test_calls_that_do_not_fit_are_split(runner: RunnerHarness) -> None:
 
 
 async def test_cancelled_items_are_not_computed(runner: RunnerHarness) -> None:
-    """Items queued behind a slow one and cancelled meanwhile end as cancelled; the others are answered."""
-    await runner.load()
-    [slow] = runner.send(["!slow 0.3"])
+    """One that waits behind a slow item ends as cancelled, the slow one after its current call; others are answered."""
+    await runner.load(max_call_rows=1)
+    [slow] = runner.send(SLOW_CALLS)
     await runner.listener.until(lambda: runner.listener.heartbeat.rows_on_step == 1)
     [unwanted, wanted] = runner.send(["!crash"], ["fine"])
     runner.process.cancel([unwanted, 999])
-    await runner.listener.until(lambda: {slow, unwanted, wanted} <= set(runner.listener.outcomes))
-    reasons = [runner.listener.outcomes[item].failure.reason for item in (slow, unwanted, wanted)]
-    assert reasons == ["", "CANCELLED", ""]
+    await runner.listener.until(lambda: unwanted in runner.listener.outcomes)
+    runner.process.cancel([slow])
+    await runner.listener.until(lambda: {slow, wanted} <= set(runner.listener.outcomes))
+    outcomes = [runner.listener.outcomes[item] for item in (slow, unwanted, wanted)]
+    assert [outcome.failure.reason for outcome in outcomes] == ["CANCELLED", "CANCELLED", ""]
+    assert 0 < outcomes[0].computed_rows < len(SLOW_CALLS)
 
 
 async def test_expired_items_are_not_computed(runner: RunnerHarness) -> None:
     """Expired on arrival, or while waiting for a slow item."""
-    await runner.load()
+    await runner.load(max_call_rows=1)
     [late] = await runner.ask(["!crash"], seconds_left=0.0)
     assert late.failure.reason == "DEADLINE_EXPIRED"
-    runner.send(["!slow 0.3"])
+    runner.send(SLOW_CALLS)
     await runner.listener.until(lambda: runner.listener.heartbeat.rows_on_step == 1)
     [waited] = await runner.ask(["!crash"], seconds_left=0.1)
     assert waited.failure.reason == "DEADLINE_EXPIRED"
@@ -145,7 +150,7 @@ async def test_expired_items_are_not_computed(runner: RunnerHarness) -> None:
 async def test_a_heartbeat_reports_rows_and_seconds_of_the_device_call(runner: RunnerHarness) -> None:
     """Both are zero when the device is idle."""
     await runner.load()
-    runner.send(["!slow 0.3"])
+    runner.send(["!slow 1"])
     await runner.listener.until(
         lambda: runner.listener.heartbeat.rows_on_step == 1 and runner.listener.heartbeat.seconds_on_step > 0.1
     )
