@@ -4,11 +4,12 @@ import subprocess
 import sys
 
 SCRIPT = """
+import mmap
 from console.memory import return_large_blocks
 
 def read_resident():
     with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * 4096 >> 20
+        return int(file.read().split()[1]) * mmap.PAGESIZE >> 20
 
 return_large_blocks()
 for _ in range(2):
