@@ -18,11 +18,12 @@ from inference.runner.pictures import process as decoder_process
 from inference.runner.pictures.channel import NO_COST, DecodeRequest
 from inference.runner.pictures.cost import MIB, Cost, PictureLimits
 from inference.runner.pictures.decode import plan_picture, render
+from inference.runner.pictures.decoder import ADDED_OOM_SCORE
 from inference.runner.pictures.file import PictureRefused
 from inference.runner.pictures.options import PictureOptions, Rendering
 from inference.runner.pictures.pool import DecoderPool
 from inference.runner.pictures.process import DecoderEnded, DecoderProcess, EndCause, PictureDropped
-from inference.runner.process import CANDIDATE_NICENESS, read_priority
+from inference.runner.process import CANDIDATE_NICENESS, MAX_OOM_SCORE_ADJ, read_priority
 from tests.pictures.files import draw, encode, exif, with_exif
 
 SIDE = 64
@@ -186,7 +187,7 @@ def test_a_decoder_has_limits_of_its_own(decoder: DecoderProcess) -> None:
     assert int(limits["Max data size"]) < 400 * MIB
     assert int(limits["Max cpu time"]) < 100
     assert limits["Max file size"] == "0"
-    assert scores[0] > scores[1]
+    assert scores[0] == min(MAX_OOM_SCORE_ADJ, scores[1] + ADDED_OOM_SCORE)
 
 
 def test_a_pool_that_is_started_has_a_decoder_before_one_is_needed(pool: DecoderPool) -> None:
