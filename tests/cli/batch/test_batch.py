@@ -277,11 +277,10 @@ def test_a_batch_killed_ten_times_has_every_row_once(streams: StreamServer, tmp_
     write_table(tmp_path / "in.jsonl", [f"statement {number}" for number in range(rows)])
     numbers = random.Random(7)
     for number in [signal.SIGKILL] * kills + [signal.SIGINT]:
-        before = streams.streams
+        before, streams.hold_at = streams.streams, streams.total + numbers.randint(1, 100)
+        streams.hold = threading.Event()
         process = start_batch(streams, tmp_path)
         eventually(lambda: streams.streams > before, what="the batch sends rows")  # noqa: B023  called here
-        streams.hold_at = streams.total + numbers.randint(1, 100)
-        streams.hold = threading.Event()
         eventually(lambda: streams.total >= streams.hold_at, what=f"{streams.hold_at} rows are answered")
         process.send_signal(number)
         code = process.wait(20)
