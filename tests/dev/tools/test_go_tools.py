@@ -60,6 +60,11 @@ def run(*command: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=30, check=False)
 
 
+def probe(tool: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the health checker with generous limits, unless the arguments say otherwise: the last of a flag counts."""
+    return run(tool, "-connect-timeout=10s", "-rpc-timeout=10s", *arguments)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
@@ -78,7 +83,7 @@ def test_exit_codes_are_those_of_grpc_health_probe(
     go_healthcheck: Path, address: str, arguments: list[str], code: int
 ) -> None:
     """0 serving, 1 usage, 2 no connection, 3 call failed, 4 not serving."""
-    assert code == run(go_healthcheck, "-addr", address, *arguments).returncode
+    assert code == probe(go_healthcheck, "-addr", address, *arguments).returncode
 
 
 def test_a_missing_address_is_a_usage_error(go_healthcheck: Path) -> None:
@@ -96,7 +101,7 @@ def test_nobody_there_and_a_frozen_server_are_no_connection(go_healthcheck: Path
 
 def test_headers_and_user_agent_are_sent(go_healthcheck: Path, address: str, health: PlainHealth) -> None:
     """What a mesh or an auth proxy asks for can be given."""
-    done = run(
+    done = probe(
         go_healthcheck, "-addr", address, "-rpc-header", "x-team: search", "-user-agent", "probe/1", "-gzip", "-v"
     )
     assert done.returncode == 0
