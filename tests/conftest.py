@@ -11,6 +11,11 @@ pytest_plugins = ["pytester", "tests.faults_ran", "tests.process_marks"]
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# What listens on this machine is asked directly, whatever the machine's proxy is; downloads may need that proxy.
+_without_proxy = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "localhost"
+if _without_proxy != "*":
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = f"{_without_proxy},localhost,127.0.0.1,::1"
+
 # Without byte code on the disk, each of the hundreds of processes that tests start compiles all that it imports.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False

@@ -110,6 +110,8 @@ def test_proxies_of_the_environment_are_not_used(receiver: LocalReceiver, monkey
     with receiving() as proxy:
         monkeypatch.setenv("http_proxy", proxy.url())
         monkeypatch.setenv("all_proxy", proxy.url())
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
         assert send(receiver.url()) is DeliveryVerdict.DELIVERED
         assert len(receiver.requests) == 1
         assert proxy.requests == []
