@@ -15,7 +15,7 @@ from inference.runner.pictures.cost import Cost
 from inference.runner.pictures.file import FIELD, PictureRefused
 from inference.runner.pictures.joined import JoinedPictures
 from inference.runner.pictures.pool import DecoderPool, DecodersMissing
-from inference.runner.pictures.process import DecoderEnded, EndCause, PictureDropped
+from inference.runner.pictures.process import DecoderEnded, DecoderProcess, EndCause, PictureDropped
 from inference.runner.pictures.tally import DECODED, PictureTally
 from inference.runner.prepare_queue import (
     JOINED_COST,
@@ -228,10 +228,7 @@ class PreparePool:
         crashes = 0
         while crashes < MAX_CRASHES:
             request = DecodeRequest(len(content), pictures.side, pictures.options, job.cost or QUICK_COST)
-            try:
-                decoder = self.decoders.take(partial(self._may_wait, job.item))
-            except DecodersMissing as missing:
-                raise self._no_decoder(job.item) from missing
+            decoder = self._take_decoder(job.item)
             try:
                 pixels = decoder.decode(
                     request, content, lambda cost: self._may_go_on(job, cost), lambda: self._is_wanted(job)
@@ -239,6 +236,8 @@ class PreparePool:
             except DecoderEnded as end:
                 self.decoders.drop(decoder)
                 self._log("decoder_ended", level="warning", item_id=job.item.item_id, cause=end.cause.value)
+                if job.lacks_place:  # its picture was about to be dropped, and waits for one
+                    raise PictureDropped from end
                 crashes += end.cause is EndCause.CRASHED
                 if end.cause in _FAILURES:
                     raise NotPrepared(_FAILURES[end.cause]) from end
@@ -257,6 +256,12 @@ class PreparePool:
                 self.decoders.give_back(decoder)
                 return pixels
         raise PictureRefused(CRASHED, reason="IMAGE_TOO_COSTLY")
+
+    def _take_decoder(self, item: PendingItem) -> DecoderProcess:
+        try:
+            return self.decoders.take(partial(self._may_wait, item))
+        except DecodersMissing as missing:
+            raise self._no_decoder(item) from missing
 
     def _read_joined(
         self, joined: JoinedPictures, number: int, job: PrepareJob, _content: bytes, _pictures: PictureFormat

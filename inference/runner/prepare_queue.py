@@ -47,6 +47,7 @@ class PrepareJob:
     cost: Cost | None = None  # the estimate, once it is known
     postponed_seconds: float = 0.0  # the estimate of a picture that takes long, if the server did not say that it may
     is_alone: bool = False  # its picture is decoded alone: it takes longer than those that are joined, or ended them
+    lacks_place: bool = False  # it is not quick, and has only a quick one's place: it has to be put back
 
     @property
     def may_take_long(self) -> bool:
@@ -145,12 +146,13 @@ class PrepareQueue:
                 self._begin(job)
                 return True
             self._running[Pace.QUICK] += 1  # until it is put back
+            job.lacks_place = True
             return False
 
     def put_back(self, job: PrepareJob) -> None:
         """Let a job wait that may not go on."""
         with self._changed:
-            self._running[Pace.QUICK] -= 1
+            self._finish(job)
             heapq.heappush(self._waiting[job.pace], (*job.item.order, job))
             self._changed.notify_all()
 
@@ -191,5 +193,9 @@ class PrepareQueue:
         self._used_bytes += job.memory_bytes
 
     def _finish(self, job: PrepareJob) -> None:
-        self._running[job.pace] -= 1
-        self._used_bytes -= job.memory_bytes
+        if job.lacks_place:
+            job.lacks_place = False
+            self._running[Pace.QUICK] -= 1
+        else:
+            self._running[job.pace] -= 1
+            self._used_bytes -= job.memory_bytes

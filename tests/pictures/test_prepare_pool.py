@@ -5,6 +5,7 @@ import os
 import queue
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,16 +19,18 @@ from hotslot.runner.v1 import runner_pb2
 from inference.runner.engines.base import Item, PictureFormat, Pixels
 from inference.runner.items import ENGINE_FAILED, PendingItem
 from inference.runner.pictures import pool as decoder_pool
-from inference.runner.pictures.cost import MIB
+from inference.runner.pictures.channel import DecodeRequest
+from inference.runner.pictures.cost import MIB, Cost
 from inference.runner.pictures.options import PictureOptions
 from inference.runner.pictures.process import DecoderEnded, EndCause
 from inference.runner.prepare import MAX_CRASHES, TIMEOUT_SHARE, PreparePool
-from inference.runner.prepare_queue import PLACES_KEPT
+from inference.runner.prepare_queue import PLACES_KEPT, SLOW_SECONDS
 from tests.common.clock import SimClock
 from tests.pictures.files import draw, encode
 
 CLOCK = SystemClock()
 LIMIT_SECONDS = 10.0  # of waits that take a tick
+NORMAL = Cost(SLOW_SECONDS / 2, 64 * MIB)  # of a picture that is not quick
 TIMEOUT_SECONDS = 1.0  # of a preparation, after which the server would end the runner
 
 
@@ -266,3 +269,46 @@ def test_all_decoders_that_end_before_they_read_a_picture_have_one_limit_togethe
 
     assert reason_of(item) == "PREPARE_TIMEOUT"
     assert item.prepared_seconds < TIMEOUT_SECONDS / 2
+
+
+@pytest.mark.fault("L8")
+@pytest.mark.parametrize("cause", [EndCause.CRASHED, EndCause.STARVED, EndCause.TOO_SLOW])
+def test_a_picture_waits_for_memory_although_its_decoder_has_ended_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, cause: EndCause
+) -> None:
+    """It is decoded once, when the memory is free; after that the queue counts neither a place nor bytes too many."""
+    release, has_begun, decoded = threading.Event(), threading.Event(), list[bytes]()
+    lost: list[bytes] = []
+    ended: queue.SimpleQueue[PendingItem] = queue.SimpleQueue()
+
+    class LostDecoder(SimulatedDecoder):
+        """It ends when it should drop a picture for which there is no memory."""
+
+        def decode(
+            self, request: DecodeRequest, content: bytes, may_go_on: Callable[[Cost], bool], _: Callable[[], bool]
+        ) -> Pixels:
+            if request.quick != NORMAL and not may_go_on(NORMAL):
+                lost.append(content)
+                raise DecoderEnded(cause)
+            if content == b"first":
+                has_begun.set()
+                release.wait()
+            decoded.append(content)
+            return np.zeros((request.side, request.side, 3), np.uint8)
+
+    monkeypatch.setattr(decoder_pool, "DecoderProcess", LostDecoder)
+    pool = PreparePool(1, NORMAL.memory_bytes, 60.0, CLOCK, lambda *_, **__: None, ended.put)
+    pool.submit(picture_engine(), picture_item(1, b"first"))
+    assert has_begun.wait(LIMIT_SECONDS)
+    pool.submit(picture_engine(), picture_item(2, b"second"))
+    eventually(lambda: lost)
+    eventually(lambda: not ended.empty() or pool.measure_queue() == (1, NORMAL.memory_bytes))  # it waits again
+    release.set()
+    items = [ended.get(timeout=LIMIT_SECONDS) for _ in range(2)]
+    pool.decoders.close()
+
+    assert lost == [b"second"]
+    assert decoded == [b"first", b"second"]
+    assert [item.outcome for item in items] == [None, None]
+    assert pool.measure_queue() == (0, 0)
+    assert not any(pool._queue._running.values())  # noqa: SLF001  a place too few shows only under load
