@@ -10,6 +10,7 @@ is unreadable.
     !slow S  S seconds more           !refuse  refused as wrong input   !exit    the process exits with 1
     !burn S  S seconds of CPU time    !unprepared S  S seconds of preparation
     !garbage  invalid frame           !half  half a frame, then hangs   !lost    the device is lost
+    !held   as long as the file exists that the script names; see `holding`
 """
 
 import contextlib
@@ -64,6 +65,7 @@ _COMMAND = re.compile(r"!(\w+)(?:@(\S+))?(?:\s+([\d.]+))?")
 _GIB = 1 << 30
 CARD_BYTES = 80 * _GIB
 CARD_USED_VARIABLE = "SCRIPTED_CARD_USED"  # bytes in use on every card
+HELD_PAUSE_SECONDS = 0.005  # between two looks for the file
 
 
 class OutOfMemoryError(RuntimeError):
@@ -96,6 +98,7 @@ class Script:
     faulty_devices: str = ""  # prefix of devices to which the faults above and `memory_rows` apply
     fills_card: bool = False  # the card has no room for another bundle beside it; see CARD_VARIABLE
     needs_bytes: int = 0  # memory estimate; 0 for none
+    held_by: str = ""  # path of a file: a load, and a row with `!held`, last as long as it exists; see `holding`
     picture_side: int = 0  # pixels; pictures are decoded to this size, as for a real model; 0: they may be any bytes
 
 
@@ -146,12 +149,23 @@ def make_scripted_bundle(state: Path, revision: str, **script: Any) -> Bundle:  
     return bundle
 
 
+@contextlib.contextmanager
+def holding(path: Path) -> Iterator[None]:
+    """Hold the loads, and the rows with `!held`, of bundles whose script is `held_by` this path."""
+    path.touch()
+    try:
+        yield
+    finally:
+        path.unlink()
+
+
 def load_scripted(folder: Path, bundle: Bundle, options: LoadOptions, progress: Progress) -> "ScriptedEngine":
     """Open a bundle of this engine."""
     script = _read_script(folder)
     _note_threads(options.threads)
     engine = ScriptedEngine(script, bundle, options)
     engine.apply_fault(script.fail_load)
+    _wait_while_held(script)
     for step in range(1, 5):
         _pause(script.load_seconds / 4)
         progress("reading", step / 4)
@@ -248,7 +262,9 @@ class ScriptedEngine:
 
     def _run_faults(self, text: str) -> None:
         for name, seconds in self._commands(text):
-            if name in _FAULTS:
+            if name == "held":
+                _wait_while_held(self._script)
+            elif name in _FAULTS:
                 _FAULTS[name](seconds)
 
     def _commands(self, statement: str) -> list[tuple[str, float]]:
@@ -344,6 +360,11 @@ def _scores(salt: str, picture: str, premise: str, statement: str) -> Entailment
 def _pause(seconds: float) -> None:
     if seconds:  # even sleep(0) releases the interpreter lock
         time.sleep(seconds)
+
+
+def _wait_while_held(script: Script) -> None:
+    while script.held_by and Path(script.held_by).exists():
+        time.sleep(HELD_PAUSE_SECONDS)
 
 
 def _burn(seconds: float) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -13,6 +14,7 @@ from common.paths import CONTROL_SOCKET, run_folder
 from dev.harness.answers import question
 from dev.harness.metrics import value_of
 from dev.harness.pointer import commit_bundle
+from dev.harness.scripted_engine import holding
 from dev.harness.stack import ADDRESS, DEADLINE_SECONDS, ENTAILMENT, OPEN_INFERENCE, STATUS, Stack, commit_on_disk
 from dev.harness.waiting import eventually
 from hotslot.status.v1 import status_pb2
@@ -61,13 +63,14 @@ def test_nothing_is_ready_before_a_model_is_loaded(make_stack: MakeStack) -> Non
     assert stack.check(question()) == "r1"
 
 
-def test_everything_is_not_serving_while_the_first_model_loads(make_stack: MakeStack) -> None:
+def test_everything_is_not_serving_while_the_first_model_loads(make_stack: MakeStack, tmp_path: Path) -> None:
     """NOT_SERVING from the start of the server until the model has passed its self-test."""
-    stack = make_stack(script={"load_seconds": 1.5}, until_ready=False)
-
-    assert [listed(stack)[name] for name in (*READINESS, "liveness")] == [False, False, False, False, True]
-    with pytest.raises(grpc.RpcError) as error:
-        stack.predict(question())
+    held = tmp_path / "held"
+    with holding(held):
+        stack = make_stack(script={"held_by": str(held)}, until_ready=False)
+        assert [listed(stack)[name] for name in (*READINESS, "liveness")] == [False, False, False, False, True]
+        with pytest.raises(grpc.RpcError) as error:
+            stack.predict(question())
     assert refusal_of(error.value).reason == "NOT_READY"
     stack.wait_ready()
     assert stack.check(question()) == "r1"
@@ -94,41 +97,39 @@ def test_an_unknown_name_is_not_found(stack: Stack) -> None:
     call.cancel()
 
 
-def test_health_answers_while_the_queue_is_full(make_stack: MakeStack) -> None:
-    """Check, List and the status service are not subject to admission."""
-    stack = make_stack(server={"max_waiting_requests": 1})
-    busy: Any = stack.entailment.Predict.future(question("!slow 1.2").request(), timeout=DEADLINE_SECONDS)
-
-    def is_full() -> bool:
-        try:
+def test_health_answers_while_the_queue_is_full(make_stack: MakeStack, tmp_path: Path) -> None:
+    """Check, List and the status service are not subject to admission, and wait for no device call."""
+    held, runner = tmp_path / "held", {"min_timeout_seconds": 60.0}
+    stack = make_stack(server={"max_waiting_requests": 1}, runner=runner, script={"held_by": str(held)})
+    with holding(held):
+        busy: Any = stack.entailment.Predict.future(question("!held").request(), timeout=DEADLINE_SECONDS)
+        eventually(lambda: value_of(stack, "hotslot_unanswered_requests") == 1, what="the call is accepted")
+        with pytest.raises(grpc.RpcError) as error:
             stack.predict(question())
-        except grpc.RpcError as error:
-            return refusal_of(error).reason == "QUEUE_FULL"
-        return False
+        assert refusal_of(error.value).reason == "QUEUE_FULL"
 
-    eventually(is_full, what="the queue is full")
-    begun = time.monotonic()
-    assert all(stack.is_serving(name) for name in (*READINESS, "liveness"))
-    assert listed(stack)[""]
-    status = stack.status.GetServerStatus(status_pb2.GetServerStatusRequest(), timeout=DEADLINE_SECONDS)
-    assert status.capabilities[0].waiting == 1
-    assert time.monotonic() - begun < 1.0
+        assert all(stack.is_serving(name) for name in (*READINESS, "liveness"))
+        assert listed(stack)[""]
+        status = stack.status.GetServerStatus(status_pb2.GetServerStatusRequest(), timeout=DEADLINE_SECONDS)
+        assert status.capabilities[0].waiting == 1
     assert busy.result().results
 
 
 @pytest.mark.fault("K5")
-def test_a_death_without_a_standby_is_reported_within_a_second(make_stack: MakeStack) -> None:
-    """NOT_SERVING within a second of the death, SERVING after the reload; a waiting caller is answered."""
-    stack = make_stack(runner={"standby": False}, script={"load_seconds": 1.0})
+def test_a_death_without_a_standby_is_reported_at_once(make_stack: MakeStack, tmp_path: Path) -> None:
+    """NOT_SERVING by the death, without a timeout; SERVING after the reload; a waiting caller is answered."""
+    held, runner = tmp_path / "held", {"standby": False, "silence_seconds": 60.0}
+    stack = make_stack(runner=runner, script={"held_by": str(held)})
     states = watched(stack, "shapes")
     assert next(states) == "SERVING"
-    begun = time.monotonic()
-    stack.kill(stack.active_pid())
+    with holding(held):
+        stack.kill(stack.active_pid())
+        begun = time.monotonic()
 
-    call: Any = stack.entailment.Predict.future(question().request(), timeout=DEADLINE_SECONDS)
-    assert next(states) == "NOT_SERVING"
-    assert time.monotonic() - begun < 1.0
-    assert stack.is_serving("liveness")
+        call: Any = stack.entailment.Predict.future(question().request(), timeout=DEADLINE_SECONDS)
+        assert next(states) == "NOT_SERVING"
+        assert time.monotonic() - begun < 5.0
+        assert stack.is_serving("liveness")
     assert next(states) == "SERVING"
     assert call.result().served_by.revision == "r1"
     for service in READINESS:

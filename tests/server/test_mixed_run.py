@@ -3,6 +3,7 @@
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -10,6 +11,7 @@ import pytest
 
 from dev.harness.answers import question
 from dev.harness.metrics import families_of, value_of
+from dev.harness.scripted_engine import holding
 from dev.harness.stack import DEADLINE_SECONDS, Stack
 from dev.harness.waiting import eventually
 from hotslot.entailment.v1 import entailment_pb2 as pb
@@ -19,7 +21,7 @@ from tests.stack.wire import item_message, predict_raw, stream_raw
 
 CPU = "cpu"
 MAX_REQUESTS = 24
-SHORT_SECONDS = 1.2
+SHORT_SECONDS = 4.0
 OUTCOMES = {
     "INVALID_ARGUMENT": "invalid",
     "NOT_FOUND": "invalid",
@@ -140,42 +142,48 @@ def send_wrong_and_failing(callers: Callers, on: str) -> None:
     )
 
 
-def cancel_and_expire(callers: Callers) -> None:
-    """While one item computes, others wait in vain, are cancelled, or find the queue full."""
-    stack = callers.stack
-    blocking = callers.open(f"!slow {SHORT_SECONDS + 0.5}")
-    eventually(lambda: unanswered(stack) == 1, what="the device computes")
-    messages = [item_message(f"{number}", request("waits")) for number in range(3)]
-    expiring = [callers.open("waits", seconds=SHORT_SECONDS) for _ in range(2)]
-    expiring_stream = stream_raw(stack, hold_open(messages), timeout=SHORT_SECONDS)
-    cancelled = [callers.open("waits") for _ in range(2)]
-    cancelled_stream: Any = stream_raw(stack, hold_open(messages))
-    eventually(lambda: unanswered(stack) == 11, what="all wait", limit=SHORT_SECONDS)
-    for call in (*cancelled, cancelled_stream):
-        call.cancel()
-    eventually(lambda: unanswered(stack) <= 6, what="what was cancelled is gone")
-    for call in cancelled:
-        callers.finish(call)
-    callers.end_streamed(cancelled_stream, 3)
-    for call in expiring:
-        callers.finish(call)
-    callers.end_streamed(expiring_stream, 3)
-    callers.finish(blocking)
-
-
-def fill(callers: Callers) -> None:
+def fill(callers: Callers, held: Path) -> None:
     """More unary calls than the server accepts: those beyond are refused, and all others answered."""
-    blocking = callers.open("!slow 0.5")
-    eventually(lambda: unanswered(callers.stack) == 1, what="the device computes")
-    calls = [callers.open("waits") for _ in range(MAX_REQUESTS + 4)]
+    with holding(held):
+        blocking = callers.open("!held")
+        eventually(lambda: unanswered(callers.stack) == 1, what="the device computes")
+        calls = [callers.open("waits") for _ in range(MAX_REQUESTS + 4)]
+        eventually(lambda: sum(call.done() for call in calls) == 5, what="those beyond the limit are refused")
+        assert unanswered(callers.stack) == MAX_REQUESTS
     for call in (blocking, *calls):
         callers.finish(call)
 
 
-def hold_open(messages: list[bytes]) -> Iterable[bytes]:
-    """The messages of a stream that is not half-closed."""
+def cancel_and_expire(callers: Callers, held: Path) -> None:
+    """While one item computes, others are cancelled, or wait in vain."""
+    stack, is_over = callers.stack, threading.Event()
+    messages = [item_message(f"{number}", request("waits")) for number in range(3)]
+    with holding(held):
+        blocking = callers.open("!held")
+        eventually(lambda: unanswered(stack) == 1, what="the device computes")
+        cancelled = [callers.open("waits") for _ in range(2)]
+        cancelled_stream: Any = stream_raw(stack, hold_open(messages, is_over))
+        eventually(lambda: unanswered(stack) == 6, what="those wait that are cancelled")
+        expiring = [callers.open("waits", seconds=SHORT_SECONDS) for _ in range(2)]
+        expiring_stream = stream_raw(stack, hold_open(messages, is_over), timeout=SHORT_SECONDS)
+        eventually(lambda: unanswered(stack) == 11, what="all wait", limit=SHORT_SECONDS)
+        for call in (*cancelled, cancelled_stream):
+            call.cancel()
+        eventually(lambda: unanswered(stack) <= 6, what="what was cancelled is gone")
+        for call in cancelled:
+            callers.finish(call)
+        callers.end_streamed(cancelled_stream, 3)
+        for call in expiring:
+            callers.finish(call)
+        callers.end_streamed(expiring_stream, 3)
+    is_over.set()
+    callers.finish(blocking)
+
+
+def hold_open(messages: list[bytes], is_over: threading.Event) -> Iterable[bytes]:
+    """The messages of a stream that is not half-closed before the event."""
     yield from messages
-    threading.Event().wait(2 * SHORT_SECONDS)
+    is_over.wait(DEADLINE_SECONDS)
 
 
 def ask_until(callers: Callers, stop: threading.Event) -> None:
@@ -213,16 +221,19 @@ def try_and_commit(callers: Callers) -> None:
 
 
 @pytest.mark.fault("L23")
-def test_the_metrics_are_the_callers_own_count(make_stack: MakeStack) -> None:
+def test_the_metrics_are_the_callers_own_count(make_stack: MakeStack, tmp_path: Path) -> None:
     """Item by item: model, revision, device, outcome and reason; and every answered statement by its label."""
-    stack = make_stack(server={"max_waiting_requests": MAX_REQUESTS}, script={"load_seconds": 0.5}, until_ready=False)
-    callers = Callers(stack)
-    callers.ask("too early")
+    held = tmp_path / "held"
+    server, runner = {"max_waiting_requests": MAX_REQUESTS}, {"min_timeout_seconds": 10.0}
+    with holding(held):
+        stack = make_stack(server=server, runner=runner, script={"held_by": str(held)}, until_ready=False)
+        callers = Callers(stack)
+        callers.ask("too early")
     stack.wait_ready()
 
     send_wrong_and_failing(callers, "r1")
-    cancel_and_expire(callers)
-    fill(callers)
+    fill(callers, held)
+    cancel_and_expire(callers, held)
     beside_traffic(callers, lambda: callers.ask("!crash"))
     stack.wait_calm()
     beside_traffic(callers, lambda: try_and_commit(callers))
