@@ -36,6 +36,22 @@ def test_a_heartbeat_resets_the_silence_timeout() -> None:
     assert 2.0 <= checks * TICK <= 2.0 + 2 * TICK
 
 
+def test_a_runner_is_silent_before_it_exceeds_the_timeout() -> None:
+    """From half of the timeout on, until the next heartbeat; not while it loads."""
+    monitor = LivenessMonitor(TIMEOUTS)
+    monitor.enter_phase(Phase.IDLE_OR_SERVING)
+    checks = 0
+    while not monitor.is_silent:
+        assert monitor.check(None) is None
+        checks += 1
+    assert 1.0 <= checks * TICK <= 1.0 + 2 * TICK
+    monitor.record_heartbeat(progress=0)
+    assert not monitor.is_silent
+    monitor.enter_phase(Phase.LOADING)
+    checks_until_timeout(monitor, most=100)
+    assert not monitor.is_silent
+
+
 def test_a_load_is_measured_by_progress_not_by_heartbeats() -> None:
     """Heartbeats without progress do not reset the load timeout; progress before Hello does."""
     monitor = LivenessMonitor(TIMEOUTS)

@@ -299,14 +299,18 @@ async def test_a_request_that_both_slots_fail_is_not_counted(tmp_path: Path) -> 
 
 
 @pytest.mark.fault("K15")
-async def test_the_previous_slot_takes_over_from_a_hung_trial_within_the_deadline(tmp_path: Path) -> None:
+@pytest.mark.parametrize("deadline", [0.9, 2.0])
+async def test_the_previous_slot_takes_over_from_a_hung_trial_within_the_deadline(
+    tmp_path: Path, deadline: float
+) -> None:
     """Also with a short deadline."""
     world = await World(tmp_path).serving()
     await world.trial()
 
-    pending = world.ask("!hang@r2", seconds=1.0)
-    await world.wait(0.99)
+    pending = world.ask("!hang@r2", seconds=deadline)
+    await world.wait(deadline - 0.1)
 
+    assert pending.is_done
     assert (await pending.outcome).served_by.revision == "r1"
     assert stats(world, "r2")[1] == {"TOO_SLOW": 1}
 
