@@ -27,8 +27,9 @@ from tests.stack.fixtures import MakeStack
 from tests.stack.refusal import refusal_of
 from tests.stack.wire import one_item
 
-HURRY_SECONDS = 3.0  # of an end without waiting
-BUDGET_SECONDS = 12.0  # of a drain, on a busy machine; there is no delay and little to finish
+HURRY_SECONDS = 10.0  # of an end without waiting, on a busy machine; calls have 20 s of grace
+BUDGET_SECONDS = 12.0  # of a drain, on a busy machine; there is little to finish
+DELAY_SECONDS = 4.0  # in which it still answers
 
 
 class OpenStream:
@@ -88,9 +89,13 @@ def test_sigterm_under_load_answers_all_accepted_requests(make_stack: MakeStack,
     eventually(
         lambda: idle.answered["early"] and value_of(stack, "hotslot_unanswered_requests") > 0, what="work is inside"
     )
-    eventually(
-        lambda: value_of(stack, "hotslot_unanswered_requests") + sum(busy.answered.values()) >= 20, what="all inside"
-    )
+
+    def are_all_inside() -> bool:
+        """Answers first: one that comes before the metric is read counts in neither; and without the unary call."""
+        answered = sum(busy.answered.values()) - (not unary.done())
+        return answered + value_of(stack, "hotslot_unanswered_requests") >= 20
+
+    eventually(are_all_inside, what="all items are inside")
 
     begun = time.monotonic()
     (stack.process.send_all if to_all else stack.process.send)(signal.SIGTERM)
@@ -113,14 +118,14 @@ def test_sigterm_under_load_answers_all_accepted_requests(make_stack: MakeStack,
 @pytest.mark.fault("K12")
 def test_a_draining_server_refuses_with_unavailable(make_stack: MakeStack) -> None:
     """During the delay health is NOT_SERVING and calls are answered; then they fail with UNAVAILABLE."""
-    stack = make_stack(server={"drain_delay_seconds": 1.5})
+    stack = make_stack(server={"drain_delay_seconds": DELAY_SECONDS})
     with stack.load(clients=8, deadline=5.0) as load:
         stack.process.send(signal.SIGTERM)
         eventually(lambda: not stack.is_serving(), what="it says that it leaves")
         assert stack.is_serving("liveness")
         assert stack.check(question()) == "r1"
         load.wait_answers(50)
-        assert stack.process.wait_exit(BUDGET_SECONDS) == 0
+        assert stack.process.wait_exit(DELAY_SECONDS + BUDGET_SECONDS) == 0
 
     report = load.report()
     assert report.wrong == []
@@ -136,13 +141,14 @@ def test_a_draining_server_refuses_with_unavailable(make_stack: MakeStack) -> No
 
 def test_status_and_health_agree_during_the_drain_delay(make_stack: MakeStack) -> None:
     """The control socket and the status service report the model as not ready."""
-    stack = make_stack(server={"drain_delay_seconds": 1.0})
+    stack = make_stack(server={"drain_delay_seconds": 60.0})
     stack.process.send(signal.SIGTERM)
     eventually(lambda: not stack.is_serving(), what="it says that it leaves")
 
     assert not stack.control.status().ready
     told = stack.status.GetServerStatus(status_pb2.GetServerStatusRequest(), timeout=10)
     assert not told.capabilities[0].ready
+    stack.process.send(signal.SIGTERM)  # the second one ends the delay
     assert stack.process.wait_exit(BUDGET_SECONDS) == 0
 
 
@@ -161,7 +167,7 @@ def test_a_second_signal_stops_at_once(make_stack: MakeStack, second: signal.Sig
     assert stack.process.wait_exit(HURRY_SECONDS) == 0
     assert time.monotonic() - begun < HURRY_SECONDS
     assert call.exception() is not None
-    stack.process.wait_gone(2.0)
+    stack.process.wait_gone()
 
 
 def test_a_hung_runner_does_not_delay_the_drain(make_stack: MakeStack) -> None:
