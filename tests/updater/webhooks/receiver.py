@@ -51,7 +51,11 @@ class LocalReceiver:
             while header := reader.readline().decode(errors="replace").strip():
                 key, _, value = header.partition(": ")
                 headers[key] = value
-            self.requests.append(Request(line, headers, reader.read(int(headers.get("Content-Length", "0")))))
+            length = int(headers.get("Content-Length", "0"))
+            body = reader.read(length)
+            if len(body) < length:
+                return  # its sender has ended
+            self.requests.append(Request(line, headers, body))
             answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
             if isinstance(answer, bytes):
                 connection.sendall(answer)
