@@ -255,6 +255,7 @@ def test_a_hub_speaks_tls(tmp_path: Path) -> None:
         assert fetch(port, trusting) == FILES["weights.bin"]
 
         with socket.create_connection(("127.0.0.1", port), timeout=10) as idle:
+            assert fetch(port, trusting) == FILES["weights.bin"]  # accepted after the idle one
             began = time.monotonic()
             made.server.stop()
             assert time.monotonic() - began < 5.0
