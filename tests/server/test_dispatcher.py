@@ -31,12 +31,18 @@ CALL_ROWS = 4
 
 
 def request(
-    rows: int = 1, *, priority: int = 0, seconds: float = math.inf, size: int = 0, alone: bool = False
+    rows: int = 1,
+    *,
+    priority: int = 0,
+    seconds: float = math.inf,
+    size: int = 0,
+    alone: bool = False,
+    is_copy: bool = False,
 ) -> PendingRequest:
     """A request that nothing has answered."""
     payload = EntailmentInput(bytes(size), ("",) * rows, "")
-    outcome = asyncio.get_running_loop().create_future()
-    return PendingRequest(payload, 0.0, seconds, outcome, flow=Flow(Priority(priority), ""), alone=alone)
+    outcome, flow = asyncio.get_running_loop().create_future(), Flow(Priority(priority), "")
+    return PendingRequest(payload, 0.0, seconds, outcome, flow=flow, alone=alone, is_copy=is_copy)
 
 
 def holding(*requests: PendingRequest) -> InFlight:
@@ -124,6 +130,15 @@ async def test_the_bytes_in_flight_are_bounded() -> None:
     assert may_send(request(size=3 * half), holding(), CALL_ROWS)
 
 
+async def answer(dispatcher: Dispatcher, *items: runner_pb2.Item) -> None:
+    """Answer items of one statement each; what that makes room for is sent."""
+    reply = runner_pb2.ItemsReply()
+    for item in items:
+        reply.outcomes.add(item_id=item.item_id, computed_rows=1).entailment.scores.add(yes=1.0)
+    dispatcher.on_reply(reply)
+    await asyncio.sleep(0)
+
+
 async def test_only_what_the_device_computed_is_suspected_of_having_ended_the_runner() -> None:
     """What was held besides is run again like any other; without a device call everything is suspected."""
     computed, held = request(), request()
@@ -144,12 +159,14 @@ class Log:
     """The listener and the runner of a dispatcher; keeps what they were told."""
 
     sent: list[runner_pb2.Item] = field(default_factory=list)
+    frames: list[list[int]] = field(default_factory=list)  # the size of each picture
     cancelled: list[int] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
 
     def send_items(self, items: Sequence[tuple[runner_pb2.Item, Picture]]) -> None:
         """Keep the items."""
         self.sent += [item for item, _ in items]
+        self.frames.append([len(picture) for _, picture in items])
 
     def cancel(self, item_ids: Sequence[int]) -> None:
         """Keep the ids."""
@@ -212,6 +229,33 @@ async def test_bulk_items_wait_a_moment_for_others_while_the_runner_has_enough_t
     dispatcher.submit(request())
     await asyncio.sleep(0)
     assert len(log.sent) == JOIN_ITEMS + 4
+
+
+async def test_the_bytes_of_copies_in_flight_are_bounded_as_those_of_callers(log: Log) -> None:
+    """They fit into one frame, and a caller's request is sent as soon as one has its outcome."""
+    dispatcher = await open_dispatcher(log)
+    third, rest = MAX_IN_FLIGHT_BYTES // 3, 1 << 20
+    for _ in range(5):
+        dispatcher.submit(request(size=third, is_copy=True))
+    await asyncio.sleep(0)
+    dispatcher.submit(request(size=rest))
+    await asyncio.sleep(0)
+    await answer(dispatcher, log.sent[0])
+    await answer(dispatcher, *log.sent[1:])
+
+    assert log.frames == [[third] * 3, [rest], [third] * 2]
+
+
+async def test_a_single_copy_may_exceed_the_bytes_in_flight(log: Log) -> None:
+    """As a caller's request may: it is sent when the runner holds nothing."""
+    dispatcher = await open_dispatcher(log)
+    large = MAX_IN_FLIGHT_BYTES + 1
+    for size in (0, large):
+        dispatcher.submit(request(size=size, is_copy=True))
+    await asyncio.sleep(0)
+    await answer(dispatcher, log.sent[0])
+
+    assert log.frames == [[0], [large]]
 
 
 async def test_one_lease_spans_all_that_the_runner_holds(log: Log) -> None:

@@ -22,7 +22,7 @@ from inference.server.request import Outcome, Payload, PendingRequest, RequestTa
 from inference.wire import EntailmentScores
 
 MAX_KEPT = 64  # requests that wait to be copied
-MAX_KEPT_SHARE = 1 / 16  # of the bytes that the model's requests may hold
+MAX_KEPT_SHARE = 1 / 16  # of the bytes that the model's requests may hold, for copies that wait or are sent
 MAX_KEPT_SECONDS = 10.0  # a copy is dropped if it gets no time until then
 COPY_SECONDS = 10.0  # time limit of a copy that is sent, at least
 MAX_LONGER = 1.25  # further copies are sent with one if their call takes at most this much longer than one alone
@@ -233,7 +233,8 @@ class Shadows:
         if not second.is_loaded:
             return "SLOT_DOWN"
         limit = MAX_KEPT_SHARE * self._options.capacity.max_bytes
-        if self.kept_bytes + size_bytes > limit or self._options.is_memory_tight():
+        sent_bytes = sum(copy.payload.size_bytes for copy, _ in self._sent.values())  # they may come back
+        if self.kept_bytes + sent_bytes + size_bytes > limit or self._options.is_memory_tight():
             return "MEMORY"
         return "BUSY" if len(self._kept) >= MAX_KEPT else ""
 

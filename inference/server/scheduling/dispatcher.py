@@ -24,6 +24,7 @@ from inference.server.scheduling.in_flight import (
     is_too_late,
     limit_window,
     may_send,
+    may_send_copy,
     must_wait,
 )
 from inference.server.scheduling.limits import LOST_HEARTBEATS, LimitRules, find_hang, limit_seconds
@@ -178,7 +179,7 @@ class Dispatcher:
                 window = limit_window(window, work, self.cost, self._call_rows)
             is_room = may_send(request, self._held, self._call_rows, window)
             return request if is_room and (device.is_alone or device.may_send(now)) else None
-        return self._copies[0] if self._copies and not self._held.has_callers else None
+        return self._copies[0] if self._copies and may_send_copy(self._copies[0], self._held) else None
 
     def _is_too_late(self, request: PendingRequest, work: WorkInFlight, now: float) -> bool:
         left = request.time_limit - now

@@ -250,6 +250,11 @@ def may_send(request: PendingRequest, held: InFlight, call_rows: int, window_cal
     return request.priority is Priority.INTERACTIVE and held.rows_of(Priority.INTERACTIVE) < WINDOW_CALLS * call_rows
 
 
+def may_send_copy(copy: PendingRequest, held: InFlight) -> bool:
+    """Whether the next copy is sent now: beside other copies only, with which it fits into one frame."""
+    return not held or (not held.has_callers and held.size_bytes + copy.size_bytes <= MAX_IN_FLIGHT_BYTES)
+
+
 @record
 class Estimate:
     """Expected seconds of a request, by part; all are 0 if no call was measured yet."""
