@@ -7,10 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import InputRefused
+from hotslot.entailment.v1 import entailment_pb2
 from inference.runner.engines.ofa.engine import clean
+from inference.server.api.entailment import MAX_STATEMENTS, ParsedRequest, check_request
 from inference.server.api.task import InputLimits
 from inference.server.api.texts import MAX_MARKS, as_seen, read_text
 from inference.server.settings import TextRule
+from inference.wire import MAX_FRAME_BYTES, items_frame
 
 BLANKS = "\t\n\v\f\r\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2000\u2009\u200a\u2028\u2029\u202f\u205f\u2800\u3000\u3164\uffa0"
 HIDDEN = (
@@ -142,3 +145,19 @@ def test_the_longest_text_is_read_quickly() -> None:
         as_seen(text)
 
     assert time.process_time() - began < 5
+
+
+def test_texts_that_grow_as_they_are_read_do_not_exceed_a_frame_with_their_picture() -> None:
+    """Under the largest limits a message of 63 MiB would be more than a runner can be sent; what fits is accepted."""
+    grows, limits = "\U0001d160", InputLimits(60 << 20, 65_536)  # a note, which NFC writes as three characters
+
+    def check(count: int) -> bytes:
+        fields = entailment_pb2.PredictRequest(statements=[grows * count] * MAX_STATEMENTS)
+        read = check_request(ParsedRequest(fields, memoryview(bytes(60 << 20))), limits)
+        return "".join(read.statements).encode()
+
+    assert len(as_seen(grows)) == 3
+    assert sum(map(len, items_frame(check(10_000), [bytes(60 << 20)]))) <= MAX_FRAME_BYTES
+    with pytest.raises(InputRefused, match="as they are read") as refused:
+        check(12_000)
+    assert refused.value.reason == "IMAGE_TOO_LARGE"

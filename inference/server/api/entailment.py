@@ -16,9 +16,10 @@ from inference.server.api.convert import MAX_STREAM_ITEMS, check_item_count, fil
 from inference.server.api.task import InputLimits
 from inference.server.api.texts import read_text
 from inference.server.request import EntailmentInput, Prediction
-from inference.wire import EntailmentScores
+from inference.wire import MAX_FRAME_BYTES, EntailmentScores
 
 MAX_STATEMENTS = 32
+MAX_INPUT_BYTES = MAX_FRAME_BYTES - (4 << 10)  # of a picture and its texts: they go to the runner in one frame
 
 _ONE, _TWO, _THREE, _FOUR = 0x0A, 0x12, 0x1A, 0x22  # tags of the length-delimited fields 1 to 4
 _REQUEST_TAGS = (_ONE, _TWO, _THREE, _FOUR)  # model, image, statements, premise
@@ -129,11 +130,14 @@ def check_request(parsed: ParsedRequest, limits: InputLimits) -> EntailmentInput
             reason="STATEMENTS_TOO_MANY",
             field="statements",
         )
-    return EntailmentInput(
+    read = EntailmentInput(
         image,
         tuple(_read_text(text, limits, f"statements[{place}]", "STATEMENT") for place, text in enumerate(statements)),
         _read_text(request.premise, limits, "premise", "PREMISE") if request.premise else "",
     )
+    if read.size_bytes > MAX_INPUT_BYTES:
+        _check_size(read)
+    return read
 
 
 def build_entailment_response(prediction: Prediction) -> entailment_pb2.PredictResponse:
@@ -158,6 +162,17 @@ def _read_text(text: str, limits: InputLimits, field: str, kind: str) -> str:
             field=field,
         )
     return read_text(text, limits.texts, field, f"{kind}_EMPTY")
+
+
+def _check_size(read: EntailmentInput) -> None:
+    """Refuse what no frame holds: texts may take more bytes than in their message, as the model reads them."""
+    size = len(read.image) + sum(len(text.encode()) for text in (*read.statements, read.premise))
+    if size > MAX_INPUT_BYTES:
+        raise InputRefused(
+            f"image.content and texts have {size} bytes as they are read, limit {MAX_INPUT_BYTES}",
+            reason="IMAGE_TOO_LARGE",
+            field="image.content",
+        )
 
 
 def split_request(request: entailment_pb2.PredictRequest) -> ParsedRequest:
