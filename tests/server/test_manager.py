@@ -1,5 +1,6 @@
 """One model's slots: routing, retries, failure attribution."""
 
+import errno
 from dataclasses import replace
 from pathlib import Path
 
@@ -189,6 +190,24 @@ async def test_a_candidate_gets_no_requests_until_it_is_activated(tmp_path: Path
 
     assert (await world.ask().outcome).served_by.revision == "r2"
     assert world.runner("b").serving is True
+
+
+async def test_a_commit_holds_although_the_pointer_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trial has ended; what a restart loads is shown as before."""
+    world = await World(tmp_path).serving()
+    load, before = await world.trial(), world.manager.committed
+
+    def fail(_: Path) -> bool:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "exists", fail)
+        world.commands.commit(load.load_id, "t2", 0)
+
+    assert world.pair.trial is None
+    assert world.manager.committed == before
 
 
 async def test_requests_in_flight_finish_on_the_slot_that_took_them(tmp_path: Path) -> None:

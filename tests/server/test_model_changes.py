@@ -1,10 +1,12 @@
 """Models are added, removed and replaced while the server serves: no accepted request is lost."""
 
+import errno
 from pathlib import Path
 from typing import cast
 
 import pytest
 
+from common.bundle import bundle_folder
 from common.errors import NotFound
 from common.logs import Logger
 from dev.harness.pointer import commit_bundle
@@ -95,6 +97,30 @@ async def test_an_added_model_without_a_revision_waits_for_the_first_install(ser
 
     assert (await added.ask().outcome).served_by.revision == "r1"
     assert [fields["model"] for name, fields in server.log.lines if name == "boot_without_model"] == ["more"]
+
+
+@pytest.mark.fault("D9")
+async def test_a_model_whose_bundle_cannot_be_read_costs_no_other_its_boot(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits as one without a revision does; the models after it in the list are booted and replaced."""
+    unreadable, added, replacement = server.make("unreadable", "r2"), server.make("more"), server.make("shapes")
+    folder, is_dir = bundle_folder(server.folder, unreadable.bundle("r2").bundle_digest), Path.is_dir
+
+    def fail(path: Path) -> bool:
+        if path == folder:
+            raise OSError(errno.EIO, "Input/output error")
+        return is_dir(path)
+
+    monkeypatch.setattr(Path, "is_dir", fail)
+    server.apply("shapes", "unreadable", "more", added=(unreadable, added), changed=(replacement,))
+    await server.wait()
+
+    assert (await added.ask().outcome).served_by.model == "more"
+    assert server.models.get("shapes") is replacement.manager
+    assert [fields for name, fields in server.log.lines if name == "boot_without_model"] == [
+        {"model": "unreadable", "detail": "[Errno 5] Input/output error"}
+    ]
 
 
 async def test_a_removed_model_answers_what_it_has_accepted(server: Server) -> None:

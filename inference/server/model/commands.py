@@ -38,7 +38,7 @@ class SlotCommands:
             self.manager.committed = committed
             chosen = digest or ("" if committed is None else committed.bundle_digest)
             bundle = self._open_bundle(chosen) if chosen else None
-        except (BundleBroken, errors.HotslotError) as error:
+        except (BundleBroken, errors.HotslotError, OSError) as error:  # a fault of the disk is one model's alone
             bundle, reason = None, str(error)
         load = None if bundle is None else self._new_load(bundle, "", "boot")
         self._machine.apply(m.Boot(load, self._options.cpu_fallback_file.get(self._options.model)))
@@ -122,7 +122,7 @@ class SlotCommands:
         """
         self._check_generation(expected_generation)
         self._machine.apply(m.Commit(load_id, transaction_id))
-        with contextlib.suppress(BundleBroken):
+        with contextlib.suppress(BundleBroken, OSError):
             self.manager.committed = self._read_committed() or self.manager.committed
 
     def retire(self, load_id: str, expected_generation: int, *, gap_lease_seconds: float | None = None) -> None:
