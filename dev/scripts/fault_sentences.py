@@ -10,7 +10,7 @@ SENTENCES: Mapping[str, str] = {
     "K5": "The active slot's runner is killed under load.",
     "K6": "The candidate's runner is killed while it loads, and while it answers the gate.",
     "K7": "The runner of the revision on trial is killed under load.",
-    "K8": "A runner hangs: stopped by SIGSTOP, or with a blocked device thread; idle, computing, or while it loads.",
+    "K8": "A runner hangs, stopped or with a blocked device thread, idle or not; and one that SIGKILL does not end.",
     "K9": "A runner sends invalid data.",
     "K10": "The child process that converts a revision exceeds its memory or its CPU time.",
     "K11": "The updater is killed again and again in the same stage.",

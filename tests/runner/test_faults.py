@@ -4,6 +4,7 @@ import asyncio
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -13,8 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from inference.call_record import CallRecord, create_memory
+from inference.server.runner_client import process as runner_process
+from inference.server.runner_client.child import Child
+from inference.server.runner_client.fork_server import ForkedProcess
 from inference.server.runner_client.process import RunnerProcess
 from inference.server.runner_client.protocol import EndReason, RunnerEnding
+from inference.server.runner_client.start import RunnerSpec, StartedRunner
 from inference.server.scheduling.limits import WALL_FACTOR, find_hang
 from tests.runner.conftest import MakeRunner
 from tests.runner.harness import LIMIT_SECONDS, SPEC, RecordingListener, RunnerHarness
@@ -214,6 +220,86 @@ async def test_an_invalid_frame_of_the_server_ends_the_runner(runner: RunnerHarn
     assert await runner.ended(SOON) == RunnerEnding(EndReason.DIED, "exit code 65")
 
 
+class Undead:
+    """A process that ignores SIGKILL, as one with a thread in a driver's call does."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, keeps_sockets: bool = True, is_forked: bool = False) -> None:
+        monkeypatch.setattr(runner_process, "KILL_SECONDS", 0.0)
+        monkeypatch.setattr(Child, "kill", lambda _: None)
+        self.listener = RecordingListener()
+        self.child: subprocess.Popen[bytes] | ForkedProcess = ForkedProcess()
+        self._keeps_sockets, self._is_forked = keeps_sockets, is_forked
+        self.process = RunnerProcess(SPEC, self.listener, self._start)
+        self.process.spawn()
+
+    def _start(self, _: RunnerSpec) -> StartedRunner:
+        (data, their_data), (control, their_control) = socket.socketpair(), socket.socketpair()
+        memory = create_memory()
+        record = CallRecord(memory)
+        record.write([7])
+        ends = (their_data.fileno(), their_control.fileno()) if self._keeps_sockets else ()
+        if not self._is_forked:
+            self.child = subprocess.Popen(["/bin/sleep", "60"], pass_fds=ends)
+        os.close(memory)
+        their_data.close()
+        their_control.close()
+        return StartedRunner(self.child, data, control, record)
+
+    def end_at_last(self) -> None:
+        """The driver returns; wait until the process has ended, and can be reaped."""
+        os.kill(self.child.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, self.child.pid, os.WEXITED | os.WNOWAIT)
+
+
+@pytest.mark.fault("K8")
+@pytest.mark.parametrize(
+    ("keeps_sockets", "reason", "detail"),
+    [
+        (True, EndReason.KILLED, "over its time; not ended 0 s after SIGKILL"),
+        (False, EndReason.DIED, "not ended 0 s after SIGKILL"),
+    ],
+)
+async def test_a_runner_that_no_signal_ends_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+    keeps_sockets: bool,  # noqa: FBT001
+    reason: EndReason,
+    detail: str,
+) -> None:
+    """Its requests are run again elsewhere. Once it does end it is reaped, and nothing is reported twice or left."""
+    before = _list_descriptors()
+    undead = Undead(monkeypatch, keeps_sockets=keeps_sockets)
+    if keeps_sockets:
+        undead.process.kill("over its time")
+        undead.process.kill("again")
+    async with asyncio.timeout(LIMIT_SECONDS):
+        await undead.process.wait_ended()
+    is_running = undead.child.returncode is None
+    undead.process.kill("the test is over")
+    undead.end_at_last()
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+    assert (is_running, undead.child.returncode) == (True, -signal.SIGKILL)
+    assert undead.listener.endings == [RunnerEnding(reason, detail, computing=(7,))]
+    assert _list_descriptors() == before
+
+
+async def test_a_runner_that_has_no_process_id_yet_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGKILL was not sent yet; the fork server has a time limit of its own."""
+    undead = Undead(monkeypatch, is_forked=True)
+    undead.process.kill("over its time")
+    for _ in range(20):
+        await asyncio.sleep(0)
+    endings = list(undead.listener.endings)
+    assert isinstance(undead.child, ForkedProcess)
+    undead.child.fail("it does not answer")
+    async with asyncio.timeout(LIMIT_SECONDS):
+        await undead.process.wait_ended()
+
+    assert endings == []
+    assert undead.listener.endings == [RunnerEnding(EndReason.KILLED, "over its time", computing=(7,))]
+
+
 async def test_a_listener_s_bug_costs_no_later_message(runner: RunnerHarness) -> None:
     """A listener may raise on one message; the next one is delivered, and the error is reported."""
     reported: list[str] = []
@@ -258,6 +344,10 @@ async def _call_in_slices(runner: RunnerHarness, statement: str) -> float:
         os.kill(runner.process.pid, signal.SIGCONT)
         await asyncio.sleep(0.005)
     return time.monotonic() - began
+
+
+def _list_descriptors() -> set[Path]:
+    return set(Path("/proc/self/fd").iterdir())
 
 
 async def _orphan(state: Path, then: str) -> int:

@@ -17,6 +17,7 @@ from inference.server.runner_client.replies import find_impossible_number
 from inference.server.runner_client.start import RunnerSpec, StartedRunner, start_runner
 from inference.wire import Picture, frame, items_frame
 
+KILL_SECONDS = 5.0  # from SIGKILL until a process that has not ended is given up
 SOCKET_DRAIN_SECONDS = 1.0  # to read what an ended runner left in its sockets, if another process holds them open
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -37,6 +38,7 @@ class RunnerProcess:
         self._liveness = LivenessMonitor(spec.timeouts)
         self._end_cause: tuple[EndReason, str] | None = None  # the first one, once it is known
         self._is_retiring = False
+        self._is_killed = False
         self._exit_code: int | None = None
         self._oom_kills = count_oom_kills()
         self._timers: list[asyncio.TimerHandle] = []
@@ -104,7 +106,10 @@ class RunnerProcess:
         self._later(limit, lambda: self._kill_because(EndReason.RETIRED, f"killed: still running after {limit:g} s"))
 
     def kill(self, detail: str) -> None:
-        """Kill the process, even a stopped one. Replies already in the socket are still delivered."""
+        """Kill the process, even a stopped one. Replies already in the socket are still delivered.
+
+        One that has not ended after KILL_SECONDS is given up: `on_end` is called all the same.
+        """
         self._kill_because(EndReason.KILLED, detail)
 
     async def wait_ended(self) -> None:
@@ -200,14 +205,31 @@ class RunnerProcess:
         if trouble:
             self._kill_because(EndReason.GARBAGE, trouble)
         # A runner that closes its sockets is ending; if it exits by itself now, it keeps its exit code.
-        self._child.kill()
+        self._kill()
         self._finish_if_closed()
 
     def _kill_because(self, reason: EndReason, detail: str) -> None:
         self._end_cause = self._end_cause or (reason, detail)
+        self._kill()
+
+    def _kill(self) -> None:
         self._child.kill()
+        if not self._is_killed and not self._ended.is_set():
+            self._is_killed = True
+            self._await_end()
+
+    def _await_end(self) -> None:
+        """Give up the process if it does not end in time; one without an id gets SIGKILL as soon as it has one."""
+        self._later(KILL_SECONDS, self._give_up if self.pid else self._await_end)
+
+    def _give_up(self) -> None:
+        """Report the end of a process that SIGKILL does not end, as in a driver's call; it is reaped if it ends yet."""
+        if not self._child.has_ended:
+            self._finish()
 
     def _on_exit(self, code: int) -> None:
+        if self._ended.is_set():
+            return
         self._exit_code = code
         self._later(SOCKET_DRAIN_SECONDS, self._finish)
         self._finish_if_closed()
@@ -230,14 +252,21 @@ class RunnerProcess:
             timer.cancel()
         self._data.close()
         self._control.close()
-        exit_text = self._child.failure or describe_exit(self._exit_code or 0, count_oom_kills() - self._oom_kills)
-        is_retired = self._is_retiring and self._exit_code == 0
-        reason, detail = self._end_cause or (EndReason.RETIRED if is_retired else EndReason.DIED, exit_text)
+        reason, detail = self._describe_end()
         if reason not in (EndReason.KILLED, EndReason.RETIRED):
             self._record_start(detail)
         computing = self._call_record.read()
         self._call_record.close()
         self._notify(lambda: self._listener.on_end(RunnerEnding(reason, detail, computing)))
+
+    def _describe_end(self) -> tuple[EndReason, str]:
+        if self._exit_code is None:
+            reason, detail = self._end_cause or (EndReason.DIED, "")
+            text = f"not ended {KILL_SECONDS:g} s after SIGKILL"
+            return reason, f"{detail}; {text}" if detail else text
+        exit_text = self._child.failure or describe_exit(self._exit_code, count_oom_kills() - self._oom_kills)
+        is_retired = self._is_retiring and self._exit_code == 0
+        return self._end_cause or (EndReason.RETIRED if is_retired else EndReason.DIED, exit_text)
 
 
 _TIMEOUT_CAUSES = {

@@ -57,7 +57,7 @@ class RunnerListener(Protocol):
         ...
 
     def on_end(self, ending: RunnerEnding) -> None:
-        """The process has ended. Called exactly once, after all other events."""
+        """The process has ended, or was killed and does not end. Called exactly once, after all other events."""
         ...
 
 
