@@ -113,6 +113,7 @@ class Updater:
         self._models = UpdatedModels(log, self._stop_updates, metrics.forget)
         self._reloader = SettingsReloader(settings, read_settings, log, clock, settings_of_models)
         self._reload_lock = threading.Lock()
+        self._has_started = False  # whether the loops were built and started; changes under the lock above
         self._starting_fault = ""  # why the journal could not be opened yet
         ReadingCollector(self._read_models, self._registry)
         ReadingCollector(self._reloader.read_metrics, self._registry)
@@ -146,13 +147,15 @@ class Updater:
         """Open the journal and start the threads; none if the journal cannot be trusted."""
         try:
             journal = self._open_journal()
-            if journal is not None:
+            if journal is None:
+                return
+            with self._reload_lock:  # a reload would build and start loops beside these
                 self._models.build(self._dependencies(self._reloader.settings, journal))
                 self._webhooks.start(journal.outbox)
+                self._models.start()
+                self._has_started = True
         except JournalUnusable as error:
             self._stop_updates(error)
-            return
-        self._models.start()
 
     def _open_journal(self) -> Journal | None:
         """Open or create the journal, retrying while the disk is full; None if the process stops meanwhile.
@@ -200,8 +203,10 @@ class Updater:
         with self._reload_lock:
             found = self._reloader.read()
             refusal = found.refusal
-            if not refusal and (self._journal is None or self._unreadable is not None):
+            if not refusal and self._unreadable is not None:
                 refusal = "updates do not run; the updater reads the file when it is started again"
+            elif not refusal and not self._has_started:
+                refusal = "the updater is starting, with the settings as they were; reload again when updates run"
             if refusal and not check_only:
                 self._reloader.refuse(found, refusal)
             if not refusal and not check_only and found.settings is not None and self._journal is not None:
