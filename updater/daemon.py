@@ -6,7 +6,7 @@ Exit codes:
     75   another updater uses this state_dir, or a socket or port cannot be opened
 
 If the journal cannot be trusted the process keeps running: it changes nothing and reports this in its status, and the
-server keeps serving.
+server keeps serving. A model whose loop cannot be built is tried again, beside the loops of the others.
 """
 
 import argparse
@@ -174,6 +174,7 @@ class Updater:
                 self._write_heartbeat()
                 self._stopping.wait(JOURNAL_PAUSE_SECONDS)
             else:
+                self._starting_fault = ""
                 return self._journal
         return None
 
@@ -286,7 +287,7 @@ class Updater:
             provenance,
             self._log,
             GoldenApi(self._golden_places, self._log),
-            lambda: self._starting_fault,
+            lambda model: self._starting_fault or self._models.fault_of(model),
             self._state,
         )
         options = [("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES)]

@@ -19,7 +19,7 @@ from updater.service.servicer import ModelHandle
 from updater.settings import UpdaterSettings
 from updater.supervise import LoopSupervisor
 
-REBUILD_SECONDS = 5.0  # between two attempts to build the loop of a model whose settings have changed
+REBUILD_SECONDS = 5.0  # between two attempts to build the loop of a model
 
 
 def settings_of_models(settings: UpdaterSettings) -> dict[str, object]:
@@ -48,7 +48,7 @@ class ModelThread:
     def __init__(
         self,
         name: str,
-        built: BuiltLoop,
+        built: BuiltLoop | None,
         on_next: "Callable[[BuiltLoop | None], None]",
         log: logs.Logger,
         on_unusable: Callable[[JournalUnusable], None],
@@ -57,12 +57,13 @@ class ModelThread:
 
         Args:
             name: of the model.
-            built: the first loop.
+            built: the first loop; None if it could not be built: `change` must say how before the thread is started.
             on_next: called with each further loop, with None once the model is removed; must not wait.
             log: of the process.
             on_unusable: called when a loop cannot be built because the journal cannot be trusted.
         """
         self.built = built
+        self._name = name
         self._on_next = on_next
         self._log = log
         self._on_unusable = on_unusable
@@ -71,7 +72,7 @@ class ModelThread:
         self._is_stopping = False
         self._is_removed = False
         self._again = threading.Event()  # set when one of the first two is
-        self._has_failed = False  # the last attempt to build a loop
+        self._fault = ""  # of the last attempt to build a loop, for people; empty if it did not fail
         self._is_pausing = False  # before the next attempt
         self.thread = threading.Thread(target=self._run, name=f"model-{name}", daemon=True)
 
@@ -85,29 +86,38 @@ class ModelThread:
             if self._is_removed:
                 return False
             self._next = build
-            self._again.set()
-            self.built.stop()
+            self._end_loop()
         return True
 
     def stop(self) -> None:
         """End the loop, and begin no other one."""
         with self._lock:
             self._is_stopping = True
-            self._again.set()
-            self.built.stop()
+            self._end_loop()
 
     @property
     def is_running(self) -> bool:
         """Whether the loop runs."""
-        return self.built.supervisor.is_running and not self._has_failed
+        return self.built is not None and self.built.supervisor.is_running and not self._fault
+
+    @property
+    def fault(self) -> str:
+        """Why the loop cannot be built, for people; empty if it can."""
+        return self._fault
 
     def is_moving(self) -> bool:
         """Whether the step in progress is within its time limit; a pause before another attempt is no step."""
-        return self._is_pausing or self.built.model.loop.is_moving()
+        return self._is_pausing or self.built is None or self.built.model.loop.is_moving()
+
+    def _end_loop(self) -> None:
+        self._again.set()
+        if self.built is not None:
+            self.built.stop()
 
     def _run(self) -> None:
         while True:
-            self.built.supervisor.run()
+            if self.built is not None:
+                self.built.supervisor.run()
             self._again.wait()  # the loop ends by itself only if the journal cannot be trusted: nothing goes on
             build = self._take_next()
             if build is None or not self._build(build):
@@ -122,7 +132,8 @@ class ModelThread:
 
     def _build(self, build: Callable[[], BuiltLoop | None]) -> bool:
         """Build the next loop; returns whether there is one."""
-        self.built.model.close()
+        if self.built is not None:
+            self.built.model.close()
         while True:
             try:
                 built = build()
@@ -143,7 +154,7 @@ class ModelThread:
         with self._lock:
             if self._next is not None or self._is_stopping:
                 return False
-            self._has_failed = False
+            self._fault = ""
             if built is None:
                 self._is_removed = True
             else:
@@ -153,12 +164,12 @@ class ModelThread:
 
     def _pause(self, error: Exception) -> None:
         """Show why a loop was not built, and wait until the next attempt, which a change or a stop makes the next."""
-        self._has_failed = self._is_pausing = True
+        self._fault, self._is_pausing = _describe(error), True
         if isinstance(error, JournalUnusable):
             self._on_unusable(error)
             self._again.wait()
         else:
-            self._log.error("loop_crashed", exc_info=error, retry_in_seconds=REBUILD_SECONDS)
+            self._log.error("loop_crashed", model=self._name, exc_info=error, retry_in_seconds=REBUILD_SECONDS)
             self._again.wait(REBUILD_SECONDS)
         self._is_pausing = False
 
@@ -181,17 +192,26 @@ class UpdatedModels:
         self._lock = threading.Lock()  # of the two below, which are replaced and never changed
         self._threads: Mapping[str, ModelThread] = {}
         self._removed: Mapping[str, ModelRecord] = {}  # last records: their bundles are not garbage
+        self._load: Callable[[str], ModelRecord | None] = lambda _name: None  # from the journal
 
     def build(self, dependencies: UpdaterDependencies) -> None:
-        """Build the loops of all configured models.
+        """Build the loops of all configured models; one that cannot be built now is built again by its thread.
 
         Raises:
-            JournalUnusable: a record cannot be read.
+            JournalUnusable: a record cannot be trusted.
         """
+        self._load = dependencies.journal.load
         for name, model in _configured(dependencies.settings).items():
-            built = self._make(dependencies, model)
-            self._add(name, built)
-            self.handles[name] = _handle(built.model)
+            try:
+                built = self._make(dependencies, model)
+            except JournalUnusable:
+                raise
+            except Exception as error:  # noqa: BLE001  what fails for one model must not end the others' updates
+                self._log.error("loop_crashed", model=name, exc_info=error, retry_in_seconds=0.0)
+                self._add(name, None).change(partial(self._make, dependencies, model))
+            else:
+                self._add(name, built)
+                self.handles[name] = _handle(built.model)
 
     def start(self) -> None:
         """Start the threads."""
@@ -228,13 +248,22 @@ class UpdatedModels:
                 self._change(name, threads[name], partial(self._make, dependencies, models[name]))
 
     def records(self) -> dict[str, ModelRecord]:
-        """The latest record of each model, also of those that were removed."""
-        running = {name: one.built.model.loop.publisher.snapshot.record for name, one in self._threads.items()}
-        return {**self._removed, **running}
+        """The latest record of each model, also of those that were removed.
+
+        Raises:
+            OSError, JournalUnusable: the record of a model whose loop was never built cannot be read.
+        """
+        known = {name: self._record_of(name, one.built) for name, one in self._threads.items()}
+        return {**self._removed, **known}
 
     def running(self) -> dict[str, bool]:
         """For each model whether its loop runs."""
         return {name: one.is_running for name, one in self._threads.items()}
+
+    def fault_of(self, name: str) -> str:
+        """Why a model's loop cannot be built, for people; empty if it can."""
+        one = self._threads.get(name)
+        return "" if one is None else one.fault
 
     def is_moving(self) -> bool:
         """Whether each step in progress is within its time limit."""
@@ -253,7 +282,8 @@ class UpdatedModels:
     def close(self) -> None:
         """Close the connections to the server."""
         for one in self._threads.values():
-            one.built.model.close()
+            if one.built is not None:
+                one.built.model.close()
 
     def _make_new(self, dependencies: UpdaterDependencies, models: Sequence[ModelSettings]) -> Mapping[str, BuiltLoop]:
         """The loops of those models that have no thread; all of them, or none."""
@@ -273,11 +303,11 @@ class UpdatedModels:
         """Continue a model with another loop, in its thread or, if its removal has just ended that, in a new one."""
         self.handles.pop(name, None)
         if not one.change(build):
-            new = self._add(name, one.built)  # that loop was stopped: it ends at once
+            new = self._add(name, one.built)  # that loop, if there is one, was stopped: it ends at once
             new.change(build)
             new.thread.start()
 
-    def _add(self, name: str, built: BuiltLoop) -> ModelThread:
+    def _add(self, name: str, built: BuiltLoop | None) -> ModelThread:
         one = ModelThread(name, built, partial(self._on_next, name), self._log, self._on_unusable)
         with self._lock:
             self._threads = {**self._threads, name: one}
@@ -291,11 +321,18 @@ class UpdatedModels:
             self._log.info("loop_changed", model=name)
             return
         with self._lock:
-            record = self._threads[name].built.model.loop.publisher.snapshot.record
-            self._removed = {**self._removed, name: record}
+            last = self._threads[name].built
+            if last is not None:
+                self._removed = {**self._removed, name: last.model.loop.publisher.snapshot.record}
             self._threads = {other: one for other, one in self._threads.items() if other != name}
         self._forget(name)
         self._log.info("loop_removed", model=name)
+
+    def _record_of(self, name: str, built: BuiltLoop | None) -> ModelRecord:
+        """The latest record of a model: without a loop, of the journal, as its bundles are no garbage either."""
+        if built is not None:
+            return built.model.loop.publisher.snapshot.record
+        return self._load(name) or ModelRecord(name)
 
     def _make(self, dependencies: UpdaterDependencies, model: ModelSettings) -> BuiltLoop:
         stopping = threading.Event()
@@ -307,6 +344,14 @@ class UpdatedModels:
 
 def _configured(settings: UpdaterSettings) -> Mapping[str, ModelSettings]:
     return {model.name: model for model in settings.models if model.name in settings.updater.models}
+
+
+def _describe(error: Exception) -> str:
+    kind = type(error).__name__
+    return (
+        f"the update loop cannot be started ({kind}; see loop_crashed in the log) and is tried again every "
+        f"{REBUILD_SECONDS:g} s; the server keeps serving"
+    )
 
 
 def _handle(model: ModelUpdater) -> ModelHandle:

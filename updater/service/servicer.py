@@ -77,19 +77,20 @@ class UpdatesApi:
         provenance: Callable[[str], Provenance | None],
         log: Logger,
         golden: GoldenApi,
-        starting: Callable[[], str] = lambda: "",
+        fault_of: Callable[[str], str] = lambda _model: "",
         state: Path = Path(),
     ) -> None:
         """Read nothing yet.
 
         Args:
-            models: running updaters, by model; empty while the journal cannot be trusted.
+            models: running updaters, by model; without those whose loops cannot be built, empty while the journal
+                cannot be trusted.
             settings: of the process.
             journal: returns the journal; raises JournalUnreadable while it cannot be trusted.
             provenance: returns the provenance of the bundle with a digest.
             log: of the process.
             golden: the golden sets of all models.
-            starting: returns why the updater has not started yet; empty if it is about to.
+            fault_of: returns why the loop of a model without an updater has not started; empty if it is about to.
             state: state folder: copies of the journal go to its run folder, the server keeps requests in it.
         """
         self._state = state
@@ -98,7 +99,7 @@ class UpdatesApi:
         self._golden = golden
         self._history = HistoryApi(settings.names, journal, self._find_record, provenance, state)
         self._models = models
-        self._starting = starting
+        self._fault_of = fault_of
         self._settings = settings
         self._journal = journal
         self._provenance = provenance
@@ -203,7 +204,7 @@ class UpdatesApi:
             )
         except JournalNotWritten:
             pass  # it is tried again
-        fault = self._starting()
+        fault = self._fault_of(name)
         code, advice = ("FAULT", fault) if fault else ("STARTING", "the updater is starting")
         return pb.ModelUpdates(model=name, stage=pb.UPDATE_STAGE_IDLE, advice=advice, advice_code=code, fault=fault)
 
@@ -324,10 +325,12 @@ class UpdatesApi:
         return model or self._names[0]
 
     def _find_model(self, model: str) -> ModelHandle:
-        handle = self._models.get(self._find_name(model))
+        name = self._find_name(model)
+        handle = self._models.get(name)
         if handle is None:
             self._journal()  # raises if the journal is the reason
-            raise NotReady("the updater is starting", reason="UPDATER_BUSY", retry_after_seconds=1.0)
+            message = self._fault_of(name) or "the updater is starting"
+            raise NotReady(message, reason="UPDATER_BUSY", retry_after_seconds=1.0)
         return handle
 
     def _apply(

@@ -1,83 +1,23 @@
 """The updater takes over its settings file while it runs: loops begin, end and change; others go on undisturbed."""
 
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-import grpc
 import pytest
 
-from common.address import unix_target
-from common.clock import SystemClock
 from common.logs import Logger
-from common.paths import UPDATES_SOCKET, make_run_folder, run_folder
 from common.settings import CONFIG_VARIABLE
 from common.settings_change import ReloadPlan
 from dev.harness.waiting import eventually
-from hotslot.control.v1 import control_pb2
 from hotslot.status.v1 import status_pb2
-from hotslot.updates.v1 import updates_pb2 as pb
-from hotslot.updates.v1.updates_pb2_grpc import UpdatesServiceStub
 from tests.common.clock import KeptLog
-from updater.compose import UpdaterDependencies, build_model
+from tests.updater.edges.running import LIMIT_SECONDS, FakeLoops, Running
+from updater.compose import build_model
 from updater.core.ports import JournalUnusable
-from updater.daemon import Updater, read_settings
 from updater.models import BuiltLoop, ModelThread, UpdatedModels
-
-LIMIT_SECONDS = 10.0
-TOP = 'state_dir = "{folder}"\n[updater]\nmetrics_port = -1\n'
-MODEL = '[[models]]\nname = "{name}"\n[updater.models.{name}]\nhub_folder = "hub"\npoll_seconds = {seconds}\n'
-
-
-@dataclass
-class Running:
-    """An updater that runs in a thread of this process."""
-
-    folder: Path
-    log: KeptLog = field(default_factory=KeptLog)
-
-    def write(self, extra: str = "", **polls: float) -> None:
-        """Write the settings: models with the times between their polls."""
-        models = "".join(MODEL.format(name=name, seconds=seconds) for name, seconds in polls.items())
-        (self.folder / "hotslot.toml").write_text(TOP.format(folder=self.folder) + extra + models, encoding="utf-8")
-
-    def start(self, prepare: Callable[[Updater], None] = lambda _: None) -> None:
-        """Start; wait until it answers operators."""
-        make_run_folder(self.folder)
-        self.updater = Updater(read_settings(), SystemClock(), cast("Logger", self.log))
-        prepare(self.updater)
-        self.thread = threading.Thread(target=self.updater.run, daemon=True)
-        self.thread.start()
-        self.channel = grpc.insecure_channel(unix_target(run_folder(self.folder) / UPDATES_SOCKET))
-        grpc.channel_ready_future(self.channel).result(LIMIT_SECONDS)
-        self.stub = UpdatesServiceStub(self.channel)
-        eventually(self.threads, what="the loops run")
-
-    def stop(self) -> None:
-        """End it."""
-        self.updater.request_stop()
-        self.thread.join(LIMIT_SECONDS)
-        self.channel.close()
-
-    def reload(self) -> pb.ReloadSettingsResponse:
-        """Take over the file."""
-        return self.stub.ReloadSettings(pb.ReloadSettingsRequest(), timeout=LIMIT_SECONDS)
-
-    def status(self) -> pb.GetStatusResponse:
-        """The status of all models."""
-        return self.stub.GetStatus(pb.GetStatusRequest(), timeout=LIMIT_SECONDS)
-
-    def names(self) -> list[str]:
-        """The models in the status."""
-        return [model.model for model in self.status().models]
-
-    def threads(self) -> dict[str, int]:
-        """The threads of the loops, by model."""
-        named = [one for one in threading.enumerate() if one.name.startswith("model-") and one.is_alive()]
-        return {one.name.removeprefix("model-"): one.ident or 0 for one in named}
 
 
 @pytest.fixture
@@ -158,78 +98,6 @@ def test_a_loop_that_cannot_be_built_leaves_the_settings_in_use(
     assert running.reload().reload.applied
     assert running.names() == ["more", "broken"]
     assert running.status().settings.level == status_pb2.HEALTH_LEVEL_OK
-
-
-class WatchedLock:
-    """A lock that shows whether somebody waits for it."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.is_waited_for = False
-
-    def __enter__(self) -> None:
-        if not self._lock.acquire(blocking=False):
-            self.is_waited_for = True
-            self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-
-
-@pytest.mark.parametrize("is_built", [False, True])
-def test_a_reload_waits_until_the_loops_have_started(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_built: bool
-) -> None:
-    """It comes before or after they are built: each model has one loop, with the new settings."""
-    monkeypatch.setenv(CONFIG_VARIABLE, str(tmp_path / "hotslot.toml"))
-    running, lock, build = Running(tmp_path), WatchedLock(), UpdatedModels.build
-    reloads: list[control_pb2.SettingsReload] = []
-    reload = threading.Thread(target=lambda: reloads.append(running.updater.reload()))
-
-    def build_and_reload(models: UpdatedModels, dependencies: UpdaterDependencies) -> None:
-        if is_built:
-            build(models, dependencies)
-        running.write(shapes=10.0, more=60.0)
-        reload.start()
-        eventually(lambda: lock.is_waited_for or not reload.is_alive(), what="the reload waits")
-        if not is_built:
-            build(models, dependencies)
-
-    monkeypatch.setattr(UpdatedModels, "build", build_and_reload)
-    running.write(shapes=60.0)
-    running.start(lambda updater: setattr(updater, "_reload_lock", lock))
-    reload.join(LIMIT_SECONDS)
-    assert [(one.applied, list(one.changed), list(one.added)) for one in reloads] == [(True, ["shapes"], ["more"])]
-    eventually(lambda: "loop_changed" in running.log.events, what="the changed loop is built")
-    named = [one.name for one in threading.enumerate() if one.name.startswith("model-")]
-    assert sorted(named) == ["model-more", "model-shapes"]
-    running.stop()
-
-
-class FakeLoops:
-    """Loops that run until they are stopped, and note their names when they begin."""
-
-    def __init__(self) -> None:
-        self.began: list[str] = []
-        self.may_end = threading.Event()  # the step in progress is over
-        self.may_end.set()
-
-    def make(self, name: str) -> BuiltLoop:
-        """A loop that does nothing."""
-        stopping = threading.Event()
-
-        def run() -> None:
-            self.began.append(name)
-            assert stopping.wait(LIMIT_SECONDS)
-            assert self.may_end.wait(LIMIT_SECONDS)
-
-        publisher = SimpleNamespace(snapshot=SimpleNamespace(record=None))
-        loop = SimpleNamespace(publisher=publisher, is_moving=lambda: True)
-        model: Any = SimpleNamespace(
-            wake=threading.Event(), close=lambda: None, loop=loop, commands=None, progress=None
-        )
-        supervisor: Any = SimpleNamespace(run=run, is_running=True)
-        return BuiltLoop(model, supervisor, stopping)
 
 
 @dataclass
@@ -349,7 +217,7 @@ def test_a_model_that_is_added_again_when_its_removal_ends_is_not_lost(monkeypat
     monkeypatch.setattr(UpdatedModels, "_make", lambda _self, _dependencies, model: loops.make(model.name))
     models = UpdatedModels(cast("Logger", log), lambda _error: None, lambda _name: None)
     settings = SimpleNamespace(models=[SimpleNamespace(name="shapes")], updater=SimpleNamespace(models={"shapes": 0}))
-    dependencies: Any = SimpleNamespace(settings=settings)
+    dependencies: Any = SimpleNamespace(settings=settings, journal=SimpleNamespace(load=lambda _name: None))
     models.build(dependencies)
     models.start()
     eventually(lambda: loops.began == ["shapes"], what="the loop runs")
