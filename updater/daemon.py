@@ -63,15 +63,6 @@ from updater.trace_observer import TraceObserver, open_exporter
 from updater.webhooks.metrics import DeliveryReporter
 from updater.webhooks.service import Webhooks
 
-
-def kill_children() -> None:
-    """Kill all child processes; the code that waits for one sees it end."""
-    for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(OSError, ValueError):
-            for pid in (task / "children").read_text().split():
-                os.kill(int(pid), signal.SIGKILL)
-
-
 HEARTBEAT_SECONDS = 2.0
 STOP_SECONDS = 5.0  # then threads that have not stopped are abandoned
 JOURNAL_PAUSE_SECONDS = 5.0  # between two attempts to create the journal
@@ -265,15 +256,10 @@ class Updater:
 
     def _stop(self) -> None:
         self.request_stop()
-        threads = self._models.threads
-        ends = self._clock.monotonic() + STOP_SECONDS
-        while any(thread.is_alive() for thread in threads) and self._clock.monotonic() < ends:
-            kill_children()  # an interrupted conversion is repeated after the restart
-            for thread in threads:
-                thread.join(0.2)
+        have_ended = self._models.await_end(self._clock, STOP_SECONDS)
         self._webhooks.stop()
         self._models.close()
-        if self._journal is not None and not any(thread.is_alive() for thread in threads):
+        if self._journal is not None and have_ended:
             self._journal.close()
 
     @contextlib.contextmanager

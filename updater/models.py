@@ -4,12 +4,17 @@ A model whose settings change ends its loop as an updater does that stops in goo
 settings continues from the journal, in the same thread: two loops of one model never run side by side.
 """
 
+import contextlib
+import os
+import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 from common import logs
+from common.clock import Clock
 from common.settings import ModelSettings
 from common.settings_change import ReloadPlan
 from updater.compose import ModelUpdater, UpdaterDependencies, build_model
@@ -274,6 +279,15 @@ class UpdatedModels:
         for one in self._threads.values():
             one.stop()
 
+    def await_end(self, clock: Clock, seconds: float) -> bool:
+        """Wait for the loops to end, after `request_stop`; returns whether all have within the time."""
+        threads, ends = self.threads, clock.monotonic() + seconds
+        while any(thread.is_alive() for thread in threads) and clock.monotonic() < ends:
+            _kill_children()  # an interrupted conversion is repeated after the restart
+            for thread in threads:
+                thread.join(0.2)
+        return not any(thread.is_alive() for thread in threads)
+
     @property
     def threads(self) -> Sequence[threading.Thread]:
         """The threads that were started."""
@@ -344,6 +358,14 @@ class UpdatedModels:
 
 def _configured(settings: UpdaterSettings) -> Mapping[str, ModelSettings]:
     return {model.name: model for model in settings.models if model.name in settings.updater.models}
+
+
+def _kill_children() -> None:
+    """Kill all child processes; the code that waits for one sees it end."""
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            for pid in (task / "children").read_text().split():
+                os.kill(int(pid), signal.SIGKILL)
 
 
 def _describe(error: Exception) -> str:
