@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -197,6 +198,30 @@ def test_a_pool_that_is_started_has_a_decoder_before_one_is_needed(pool: Decoder
     eventually(lambda: pool.pids, what="there is a decoder")
 
     assert before == []
+
+
+def test_a_thread_that_could_not_be_started_is_started_at_the_next_attempt(
+    pool: DecoderPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit on processes counts threads, too: without the one that starts decoders no picture was decoded again."""
+    refusals = 2  # at the start of the runner, and at the first picture
+
+    def refuse(thread: threading.Thread) -> None:
+        nonlocal refusals
+        refusals -= 1
+        if not refusals:
+            monkeypatch.undo()
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError):
+        pool.start()
+    decoder = pool.take(lambda: True)
+    pixels = ask(decoder, SMALL)
+    pool.give_back(decoder)
+
+    assert pixels.shape == (SIDE, SIDE, 3)
+    assert refusals == 0
 
 
 def test_a_further_decoder_starts_at_low_priority(pool: DecoderPool) -> None:

@@ -1,5 +1,6 @@
 """The decoder processes of a runner: started when they are needed, replaced when they end, closed when idle."""
 
+import contextlib
 import threading
 from collections.abc import Callable
 
@@ -23,7 +24,7 @@ class DecoderPool:
 
     Attributes:
         set_priority: gives a process the priority of this one, or a lower one, as whether it is needed at once.
-        ended: processes that ended while they decoded.
+        ended: processes that ended when they were to decode a picture, or before.
     """
 
     def __init__(self, most: int, wall_seconds: float, clock: Clock, log: Callable[..., None]) -> None:
@@ -49,11 +50,13 @@ class DecoderPool:
             return [decoder.pid for decoder in (*self._idle, *self._busy, *starting)]
 
     def start(self) -> None:
-        """Start the first process, if none was started yet; does not wait for it. Any thread."""
+        """Start the first process, if none was started yet; does not wait for it. Any thread.
+
+        Raises:
+            RuntimeError: the system has no thread left; the next call tries again.
+        """
         with self._lock:
-            if self._keeper is None:
-                self._keeper = threading.Thread(target=self._keep, name="decoders", daemon=True)
-                self._keeper.start()
+            self._start_keeper()
 
     def take(self, may_wait: Callable[[], bool]) -> DecoderProcess:
         """Return an idle process, for this thread; waits for one if necessary.
@@ -65,12 +68,13 @@ class DecoderPool:
         Raises:
             DecodersMissing: none could be started while the caller might wait.
         """
-        self.start()
         with self._lock:
             is_available = False
             while not is_available:
                 if not may_wait():
                     raise DecodersMissing("no decoder process could be started")
+                with contextlib.suppress(RuntimeError):  # as a process that cannot be started: another time
+                    self._start_keeper()
                 is_available = self._available.wait_for(lambda: bool(self._idle), TICK_SECONDS)
             decoder = self._idle.pop()
             self._busy.add(decoder)
@@ -99,6 +103,12 @@ class DecoderPool:
             idle, self._idle = self._idle, []
         for decoder in idle:
             decoder.close()
+
+    def _start_keeper(self) -> None:
+        if self._keeper is None:
+            keeper = threading.Thread(target=self._keep, name="decoders", daemon=True)
+            keeper.start()
+            self._keeper = keeper
 
     def _keep(self) -> None:
         """Start and close processes until the pool is closed: they end with the thread that started them."""
