@@ -64,7 +64,7 @@ from updater.webhooks.metrics import DeliveryReporter
 from updater.webhooks.service import Webhooks
 
 HEARTBEAT_SECONDS = 2.0
-STOP_SECONDS = 5.0  # then threads that have not stopped are abandoned
+STOP_SECONDS = 5.0  # then a reload, or threads, that have not ended are abandoned
 JOURNAL_PAUSE_SECONDS = 5.0  # between two attempts to create the journal
 _MAX_MESSAGE_BYTES = 17 << 20  # a golden item with its picture
 
@@ -195,7 +195,9 @@ class Updater:
         with self._reload_lock:
             found = self._reloader.read()
             refusal = found.refusal
-            if not refusal and self._unreadable is not None:
+            if not refusal and self._stopping.is_set():
+                refusal = "the updater stops; it reads the file when it is started again"
+            elif not refusal and self._unreadable is not None:
                 refusal = "updates do not run; the updater reads the file when it is started again"
             elif not refusal and not self._has_started:
                 refusal = "the updater is starting, with the settings as they were; reload again when updates run"
@@ -255,11 +257,15 @@ class Updater:
                 (self._run_folder / HEARTBEAT).touch()
 
     def _stop(self) -> None:
+        # A reload in progress may start loops, and reads the journal; each later one is refused.
+        is_alone = self._reload_lock.acquire(timeout=STOP_SECONDS)
+        if is_alone:
+            self._reload_lock.release()
         self.request_stop()
         have_ended = self._models.await_end(self._clock, STOP_SECONDS)
         self._webhooks.stop()
         self._models.close()
-        if self._journal is not None and have_ended:
+        if self._journal is not None and is_alone and have_ended:
             self._journal.close()
 
     @contextlib.contextmanager

@@ -194,7 +194,8 @@ class UpdatedModels:
         """
         self.handles: dict[str, ModelHandle] = {}  # of the loops that take commands
         self._log, self._on_unusable, self._forget = log, on_unusable, forget
-        self._lock = threading.Lock()  # of the two below, which are replaced and never changed
+        self._lock = threading.Lock()  # of the three below; the mappings are replaced and never changed
+        self._is_stopping = False
         self._threads: Mapping[str, ModelThread] = {}
         self._removed: Mapping[str, ModelRecord] = {}  # last records: their bundles are not garbage
         self._load: Callable[[str], ModelRecord | None] = lambda _name: None  # from the journal
@@ -275,8 +276,10 @@ class UpdatedModels:
         return all(one.is_moving() for one in self._threads.values())
 
     def request_stop(self) -> None:
-        """End all loops."""
-        for one in self._threads.values():
+        """End all loops, and those that a reload still adds."""
+        with self._lock:
+            self._is_stopping, threads = True, self._threads
+        for one in threads.values():
             one.stop()
 
     def await_end(self, clock: Clock, seconds: float) -> bool:
@@ -326,6 +329,9 @@ class UpdatedModels:
         with self._lock:
             self._threads = {**self._threads, name: one}
             self._removed = {other: record for other, record in self._removed.items() if other != name}
+            is_stopping = self._is_stopping
+        if is_stopping:
+            one.stop()
         return one
 
     def _on_next(self, name: str, built: BuiltLoop | None) -> None:

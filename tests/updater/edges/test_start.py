@@ -1,4 +1,7 @@
-"""The updater starts: a reload waits until its loops run; a loop that cannot be built keeps no other from running."""
+"""The updater starts: a reload waits until its loops run; a loop that cannot be built keeps no other from running.
+
+And it stops: after a reload in progress.
+"""
 
 import threading
 from collections.abc import Iterator, Mapping
@@ -23,6 +26,7 @@ from updater.compose import UpdaterDependencies, build_model
 from updater.core.record import ModelRecord
 from updater.models import BuiltLoop, UpdatedModels
 from updater.store.database import JournalNotWritten
+from updater.store.journal import Journal
 
 
 @pytest.fixture
@@ -41,13 +45,22 @@ class WatchedLock:
         self._lock = threading.Lock()
         self.is_waited_for = False
 
+    def acquire(self, timeout: float = -1) -> bool:
+        """Wait for it; for ever by default."""
+        if self._lock.acquire(blocking=False):
+            return True
+        self.is_waited_for = True
+        return self._lock.acquire(timeout=timeout)
+
+    def release(self) -> None:
+        """Let another thread have it."""
+        self._lock.release()
+
     def __enter__(self) -> None:
-        if not self._lock.acquire(blocking=False):
-            self.is_waited_for = True
-            self._lock.acquire()
+        self.acquire()
 
     def __exit__(self, *_: object) -> None:
-        self._lock.release()
+        self.release()
 
 
 @pytest.mark.parametrize("is_built", [False, True])
@@ -76,6 +89,48 @@ def test_a_reload_waits_until_the_loops_have_started(
     eventually(lambda: "loop_changed" in starting.log.events, what="the changed loop is built")
     named = [one.name for one in threading.enumerate() if one.name.startswith("model-")]
     assert sorted(named) == ["model-more", "model-shapes"]
+
+
+@pytest.mark.parametrize("is_abandoned", [False, True])
+def test_a_stop_waits_for_a_reload_in_progress(
+    starting: Running, monkeypatch: pytest.MonkeyPatch, *, is_abandoned: bool
+) -> None:
+    """The loop that it starts is stopped too, and the journal is not closed before; nor if the wait was too long."""
+    lock, may_build, apply, close = WatchedLock(), threading.Event(), UpdatedModels.apply, Journal.close
+    done: list[str] = []
+
+    def apply_later(*args: Any) -> None:  # noqa: ANN401  as apply
+        done.append("building")
+        assert may_build.wait(LIMIT_SECONDS)
+        apply(*args)
+        done.append("applied")
+
+    def note_close(journal: Journal) -> None:
+        done.append("closed")
+        close(journal)
+
+    if is_abandoned:
+        monkeypatch.setattr("updater.daemon.STOP_SECONDS", 0.1)
+    starting.write(shapes=60.0)
+    starting.start(lambda updater: setattr(updater, "_reload_lock", lock))
+    monkeypatch.setattr(UpdatedModels, "apply", apply_later)
+    monkeypatch.setattr(Journal, "close", note_close)
+    starting.write(shapes=60.0, more=60.0)
+    reloading = threading.Thread(target=starting.updater.reload)
+    reloading.start()
+    eventually(lambda: done, what="the reload is in progress")
+    starting.updater.request_stop()
+    if is_abandoned:
+        starting.thread.join(LIMIT_SECONDS)
+    else:
+        eventually(lambda: lock.is_waited_for or not starting.thread.is_alive(), what="the stop waits")
+    may_build.set()
+    reloading.join(LIMIT_SECONDS)
+    starting.thread.join(LIMIT_SECONDS)
+    assert not starting.thread.is_alive()
+    assert done == (["building", "applied"] if is_abandoned else ["building", "applied", "closed"])
+    eventually(lambda: not starting.threads(), what="the added loop has ended")
+    assert starting.updater.reload().refusal.startswith("the updater stops")
 
 
 def list_health(updater: Running) -> Mapping[str, bool]:
