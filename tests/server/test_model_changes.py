@@ -1,12 +1,13 @@
 """Models are added, removed and replaced while the server serves: no accepted request is lost."""
 
 import errno
+import math
 from pathlib import Path
 from typing import cast
 
 import pytest
 
-from common.bundle import bundle_folder
+from common.bundle import MANIFEST_NAME, bundle_folder
 from common.errors import NotFound
 from common.logs import Logger
 from dev.harness.pointer import commit_bundle
@@ -69,6 +70,21 @@ class Server:
         return [manager.options.model for manager in self.models.all()]
 
 
+def break_bundle(monkeypatch: pytest.MonkeyPatch, world: World, revision: str, *, times: float = math.inf) -> None:
+    """A fault of the disk at one bundle's folder, for the first few times that it is looked for."""
+    folder, is_dir = bundle_folder(world.state, world.bundle(revision).bundle_digest), Path.is_dir
+    looks = 0
+
+    def fail(path: Path) -> bool:
+        nonlocal looks
+        looks += path == folder
+        if path == folder and looks <= times:
+            raise OSError(errno.EIO, "Input/output error", path)
+        return is_dir(path)
+
+    monkeypatch.setattr(Path, "is_dir", fail)
+
+
 @pytest.fixture
 async def server(tmp_path: Path) -> Server:
     """A server whose one model answers."""
@@ -105,21 +121,14 @@ async def test_a_model_whose_bundle_cannot_be_read_costs_no_other_its_boot(
 ) -> None:
     """It waits as one without a revision does; the models after it in the list are booted and replaced."""
     unreadable, added, replacement = server.make("unreadable", "r2"), server.make("more"), server.make("shapes")
-    folder, is_dir = bundle_folder(server.folder, unreadable.bundle("r2").bundle_digest), Path.is_dir
-
-    def fail(path: Path) -> bool:
-        if path == folder:
-            raise OSError(errno.EIO, "Input/output error")
-        return is_dir(path)
-
-    monkeypatch.setattr(Path, "is_dir", fail)
+    break_bundle(monkeypatch, unreadable, "r2")
     server.apply("shapes", "unreadable", "more", added=(unreadable, added), changed=(replacement,))
     await server.wait()
 
     assert (await added.ask().outcome).served_by.model == "more"
     assert server.models.get("shapes") is replacement.manager
     assert [fields for name, fields in server.log.lines if name == "boot_without_model"] == [
-        {"model": "unreadable", "detail": "[Errno 5] Input/output error"}
+        {"model": "unreadable", "detail": "its bundle cannot be read: Input/output error"}
     ]
 
 
@@ -193,6 +202,39 @@ async def test_a_replacement_that_cannot_load_changes_nothing(server: Server) ->
     assert (await server.first.ask().outcome).served_by.revision == "r1"
     assert list(server.changes.failures) == ["shapes"]
     assert all(runner.has_ended for runner in replacement.runners)
+
+
+@pytest.mark.fault("D9")
+async def test_a_replacement_whose_bundle_cannot_be_read_is_given_up(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model goes on with its settings, the status says why without a path, and no process is left over."""
+    replacement = server.make("shapes")
+    break_bundle(monkeypatch, replacement, "r1")
+    server.apply("shapes", changed=(replacement,))
+    await server.wait()
+
+    assert server.changes.failures == {"shapes": "its bundle cannot be read: Input/output error"}
+    assert server.changes.loading == ()
+    assert (await server.first.ask().outcome).served_by.revision == "r1"
+    assert server.models.get("shapes") is server.first.manager
+    assert [runner.has_ended for runner in replacement.runners] == [True]
+
+
+async def test_a_replacement_without_a_bundle_does_not_take_over_from_a_model_that_is_loaded_again(
+    server: Server,
+) -> None:
+    """It has nothing to answer with, and would be made anew at each tick."""
+    server.first.holds_loads = True
+    server.first.runner(server.first.active.name).end()
+    replacement = server.make("shapes")
+    (bundle_folder(server.folder, replacement.bundle("r1").bundle_digest) / MANIFEST_NAME).write_text("{")
+    server.apply("shapes", changed=(replacement,))
+    await server.wait()
+
+    assert list(server.changes.failures) == ["shapes"]
+    assert server.models.get("shapes") is server.first.manager
+    assert [runner.has_ended for runner in replacement.runners] == [True]
 
 
 async def test_a_replacement_waits_for_the_verdict_of_a_trial(server: Server) -> None:

@@ -159,7 +159,9 @@ class ModelChanges:
 def describe_failure(served: ModelManager, replacement: ModelManager) -> str:
     """Why a replacement cannot take over; empty if it may still. Without a model that answers there is no choice."""
     active = replacement.pair.active_slot
-    if served.pair.answering_slot() is None or active is None:
+    if active is None:  # a model that is loaded again answers soon: it is kept too
+        return "" if served.pair.active_slot is None else replacement.boot_failure
+    if served.pair.answering_slot() is None:
         return ""
     if active.deaths_in_row >= MAX_FAILURES:
         return active.last_failure or "its process ends again and again"

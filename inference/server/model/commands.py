@@ -38,11 +38,14 @@ class SlotCommands:
             self.manager.committed = committed
             chosen = digest or ("" if committed is None else committed.bundle_digest)
             bundle = self._open_bundle(chosen) if chosen else None
-        except (BundleBroken, errors.HotslotError, OSError) as error:  # a fault of the disk is one model's alone
+        except OSError as error:  # a fault of the disk is one model's alone
+            bundle, reason = None, f"its bundle cannot be read: {error.strerror}"
+        except (BundleBroken, errors.HotslotError) as error:
             bundle, reason = None, str(error)
+        self.manager.boot_failure = reason if bundle is None else ""
         load = None if bundle is None else self._new_load(bundle, "", "boot")
         self._machine.apply(m.Boot(load, self._options.cpu_fallback_file.get(self._options.model)))
-        return reason if bundle is None else ""
+        return self.manager.boot_failure
 
     def load(self, digest: str, device: str, transaction_id: str, expected_generation: int) -> LoadProgress:
         """Load a bundle into the free slot, or return the existing load of the same bundle and device.

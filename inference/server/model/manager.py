@@ -20,6 +20,7 @@ class ModelManager:
         self.machine: PairMachine = self.requests.machine
         self.stats = self.requests.stats
         self.committed: Committed | None = None
+        self.boot_failure = ""  # why its start has begun no load
         self.commands_under_way = 0  # of the updater
 
     @property
