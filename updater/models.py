@@ -197,7 +197,8 @@ class UpdatedModels:
         self._lock = threading.Lock()  # of the three below; the mappings are replaced and never changed
         self._is_stopping = False
         self._threads: Mapping[str, ModelThread] = {}
-        self._removed: Mapping[str, ModelRecord] = {}  # last records: their bundles are not garbage
+        # Last records: their bundles are not garbage. None if there was never a loop: the journal has it.
+        self._removed: Mapping[str, ModelRecord | None] = {}
         self._load: Callable[[str], ModelRecord | None] = lambda _name: None  # from the journal
 
     def build(self, dependencies: UpdaterDependencies) -> None:
@@ -259,8 +260,10 @@ class UpdatedModels:
         Raises:
             OSError, JournalUnusable: the record of a model whose loop was never built cannot be read.
         """
-        known = {name: self._record_of(name, one.built) for name, one in self._threads.items()}
-        return {**self._removed, **known}
+        with self._lock:  # a model moves between the two
+            threads, removed = self._threads, self._removed
+        known = {**removed, **{name: _last_record(one.built) for name, one in threads.items()}}
+        return {name: record or self._load(name) or ModelRecord(name) for name, record in known.items()}
 
     def running(self) -> dict[str, bool]:
         """For each model whether its loop runs."""
@@ -341,18 +344,10 @@ class UpdatedModels:
             self._log.info("loop_changed", model=name)
             return
         with self._lock:
-            last = self._threads[name].built
-            if last is not None:
-                self._removed = {**self._removed, name: last.model.loop.publisher.snapshot.record}
+            self._removed = {**self._removed, name: _last_record(self._threads[name].built)}
             self._threads = {other: one for other, one in self._threads.items() if other != name}
         self._forget(name)
         self._log.info("loop_removed", model=name)
-
-    def _record_of(self, name: str, built: BuiltLoop | None) -> ModelRecord:
-        """The latest record of a model: without a loop, of the journal, as its bundles are no garbage either."""
-        if built is not None:
-            return built.model.loop.publisher.snapshot.record
-        return self._load(name) or ModelRecord(name)
 
     def _make(self, dependencies: UpdaterDependencies, model: ModelSettings) -> BuiltLoop:
         stopping = threading.Event()
@@ -364,6 +359,10 @@ class UpdatedModels:
 
 def _configured(settings: UpdaterSettings) -> Mapping[str, ModelSettings]:
     return {model.name: model for model in settings.models if model.name in settings.updater.models}
+
+
+def _last_record(built: BuiltLoop | None) -> ModelRecord | None:
+    return None if built is None else built.model.loop.publisher.snapshot.record
 
 
 def _kill_children() -> None:
