@@ -18,7 +18,7 @@ from hotslot.updates.v1 import updates_pb2 as pb
 from hotslot.updates.v1.updates_pb2_grpc import UpdatesServiceStub
 from tests.common.clock import KeptLog
 from updater.daemon import Updater, read_settings
-from updater.models import BuiltLoop
+from updater.model_thread import BuiltLoop
 
 LIMIT_SECONDS = 10.0
 TOP = 'state_dir = "{folder}"\n[updater]\nmetrics_port = -1\n'

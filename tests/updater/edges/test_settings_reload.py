@@ -17,7 +17,8 @@ from tests.common.clock import KeptLog
 from tests.updater.edges.running import LIMIT_SECONDS, FakeLoops, Running
 from updater.compose import build_model
 from updater.core.ports import JournalUnusable
-from updater.models import BuiltLoop, ModelThread, UpdatedModels
+from updater.model_thread import BuiltLoop, ModelThread
+from updater.models import UpdatedModels
 
 
 @pytest.fixture

@@ -24,7 +24,8 @@ from tests.common.clock import KeptLog
 from tests.updater.edges.running import LIMIT_SECONDS, FakeLoops, Running
 from updater.compose import UpdaterDependencies, build_model
 from updater.core.record import ModelRecord
-from updater.models import BuiltLoop, UpdatedModels
+from updater.model_thread import BuiltLoop
+from updater.models import UpdatedModels
 from updater.store.database import JournalNotWritten
 from updater.store.journal import Journal
 
@@ -154,7 +155,7 @@ def test_a_loop_that_cannot_be_built_at_the_start_keeps_no_other_from_running(
         return build(shared, settings, others)
 
     monkeypatch.setattr("updater.models.build_model", build_or_fail)
-    monkeypatch.setattr("updater.models.REBUILD_SECONDS", 0.02)
+    monkeypatch.setattr("updater.model_thread.REBUILD_SECONDS", 0.02)
     starting.write(shapes=60.0, more=60.0)
     starting.start()
     eventually(lambda: list_health(starting) == {"shapes": False, "more": True}, what="the other loop runs")
