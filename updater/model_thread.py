@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from common import logs
 from updater.compose import ModelUpdater
 from updater.core.ports import JournalUnusable
+from updater.metrics import Observer
 from updater.supervise import LoopSupervisor
 
 REBUILD_SECONDS = 5.0  # between two attempts to build the loop of a model
@@ -39,6 +40,7 @@ class ModelThread:
         built: BuiltLoop | None,
         on_next: "Callable[[BuiltLoop | None], None]",
         log: logs.Logger,
+        observer: Observer,
         on_unusable: Callable[[JournalUnusable], None],
     ) -> None:
         """Start nothing.
@@ -48,12 +50,13 @@ class ModelThread:
             built: the first loop; None if it could not be built: `change` must say how before the thread is started.
             on_next: called with each further loop, with None once the model is removed; must not wait.
             log: of the process.
+            observer: counts the attempts to build a loop that have failed.
             on_unusable: called when a loop cannot be built because the journal cannot be trusted.
         """
         self.built = built
         self._name = name
         self._on_next = on_next
-        self._log = log
+        self._log, self._observer = log, observer
         self._on_unusable = on_unusable
         self._lock = threading.Lock()  # of the three below
         self._next: Callable[[], BuiltLoop | None] | None = None
@@ -61,6 +64,8 @@ class ModelThread:
         self._is_removed = False
         self._again = threading.Event()  # set when one of the first two is
         self._fault = ""  # of the last attempt to build a loop, for people; empty if it did not fail
+        self._failures = 0  # attempts in a row
+        self._logged = ""  # the error of the last one, of which the log has the traceback
         self._is_pausing = False  # before the next attempt
         self.thread = threading.Thread(target=self._run, name=f"model-{name}", daemon=True)
 
@@ -96,6 +101,15 @@ class ModelThread:
     def is_moving(self) -> bool:
         """Whether the step in progress is within its time limit; a pause before another attempt is no step."""
         return self._is_pausing or self.built is None or self.built.model.loop.is_moving()
+
+    def report_failure(self, error: Exception, pause: float) -> None:
+        """Count an attempt to build a loop that has failed, and show why; `pause` seconds before the next one."""
+        self._fault, self._failures = _describe(error), self._failures + 1
+        if repr(error) != self._logged:
+            self._log.error("loop_crashed", model=self._name, exc_info=error, retry_in_seconds=pause)
+            self._logged = repr(error)
+        detail = f"{type(error).__name__}, the start failed {self._failures} times in a row"
+        self._observer.report_error(self._name, "loop_crashed", detail)
 
     def _end_loop(self) -> None:
         self._again.set()
@@ -142,7 +156,7 @@ class ModelThread:
         with self._lock:
             if self._next is not None or self._is_stopping:
                 return False
-            self._fault = ""
+            self._fault, self._failures, self._logged = "", 0, ""
             if built is None:
                 self._is_removed = True
             else:
@@ -152,12 +166,13 @@ class ModelThread:
 
     def _pause(self, error: Exception) -> None:
         """Show why a loop was not built, and wait until the next attempt, which a change or a stop makes the next."""
-        self._fault, self._is_pausing = _describe(error), True
+        self._is_pausing = True
         if isinstance(error, JournalUnusable):
+            self._fault = _describe(error)
             self._on_unusable(error)
             self._again.wait()
         else:
-            self._log.error("loop_crashed", model=self._name, exc_info=error, retry_in_seconds=REBUILD_SECONDS)
+            self.report_failure(error, REBUILD_SECONDS)
             self._again.wait(REBUILD_SECONDS)
         self._is_pausing = False
 

@@ -16,6 +16,7 @@ from common.settings_change import ReloadPlan
 from updater.compose import ModelUpdater, UpdaterDependencies, build_model
 from updater.core.ports import JournalUnusable
 from updater.core.record import ModelRecord
+from updater.metrics import Observer
 from updater.model_thread import BuiltLoop, ModelThread
 from updater.service.servicer import ModelHandle
 from updater.settings import UpdaterSettings
@@ -32,17 +33,23 @@ class UpdatedModels:
     """Starts, changes and ends the loops. `start` and `apply` from one thread at a time; the rest from any."""
 
     def __init__(
-        self, log: logs.Logger, on_unusable: Callable[[JournalUnusable], None], forget: Callable[[str], None]
+        self,
+        log: logs.Logger,
+        observer: Observer,
+        on_unusable: Callable[[JournalUnusable], None],
+        forget: Callable[[str], None],
     ) -> None:
         """Start nothing.
 
         Args:
             log: of the process.
+            observer: counts the loops that cannot be built.
             on_unusable: called when the journal cannot be trusted.
             forget: called with the name of a removed model; removes it from the metrics.
         """
         self.handles: dict[str, ModelHandle] = {}  # of the loops that take commands
-        self._log, self._on_unusable, self._forget = log, on_unusable, forget
+        self._log, self._observer = log, observer
+        self._on_unusable, self._forget = on_unusable, forget
         self._lock = threading.Lock()  # of the three below; the mappings are replaced and never changed
         self._is_stopping = False
         self._threads: Mapping[str, ModelThread] = {}
@@ -63,8 +70,9 @@ class UpdatedModels:
             except JournalUnusable:
                 raise
             except Exception as error:  # noqa: BLE001  what fails for one model must not end the others' updates
-                self._log.error("loop_crashed", model=name, exc_info=error, retry_in_seconds=0.0)
-                self._add(name, None).change(partial(self._make, dependencies, model))
+                one = self._add(name, None)
+                one.report_failure(error, 0.0)
+                one.change(partial(self._make, dependencies, model))
             else:
                 self._add(name, built)
                 self.handles[name] = _handle(built.model)
@@ -177,7 +185,8 @@ class UpdatedModels:
             new.thread.start()
 
     def _add(self, name: str, built: BuiltLoop | None) -> ModelThread:
-        one = ModelThread(name, built, partial(self._on_next, name), self._log, self._on_unusable)
+        shared = (self._log, self._observer, self._on_unusable)
+        one = ModelThread(name, built, partial(self._on_next, name), *shared)
         with self._lock:
             self._threads = {**self._threads, name: one}
             self._removed = {other: record for other, record in self._removed.items() if other != name}

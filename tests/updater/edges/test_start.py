@@ -13,6 +13,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import HealthStub
+from prometheus_client import CollectorRegistry
 
 from common.logs import Logger
 from common.settings import CONFIG_VARIABLE
@@ -24,6 +25,7 @@ from tests.common.clock import KeptLog
 from tests.updater.edges.running import LIMIT_SECONDS, FakeLoops, Running
 from updater.compose import UpdaterDependencies, build_model
 from updater.core.record import ModelRecord
+from updater.metrics import MetricsObserver
 from updater.model_thread import BuiltLoop
 from updater.models import UpdatedModels
 from updater.store.database import JournalNotWritten
@@ -179,7 +181,8 @@ class ModelsWithoutLoop:
     """One model, whose loop cannot be built until it is repaired."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.loops, self.log, self.is_repaired = FakeLoops(), KeptLog(), False
+        self.loops, self.log, self.registry = FakeLoops(), KeptLog(), CollectorRegistry()
+        self.error: Exception | None = ValueError("something that nobody foresaw")  # None: it is repaired
         self.record: ModelRecord | OSError = ModelRecord("shapes", min_version="1.2.3")
         monkeypatch.setattr(UpdatedModels, "_make", lambda _self, _dependencies, model: self._make(model.name))
         settings = SimpleNamespace(
@@ -187,14 +190,29 @@ class ModelsWithoutLoop:
         )
         journal = SimpleNamespace(load=self._load)
         self.dependencies = cast("Any", SimpleNamespace(settings=settings, journal=journal))
-        self.models = UpdatedModels(cast("Logger", self.log), lambda _error: None, lambda _name: None)
+        self.models = UpdatedModels(
+            cast("Logger", self.log),
+            MetricsObserver(self.registry),
+            lambda _error: None,
+            lambda _name: None,
+        )
         self.models.build(self.dependencies)
         self.models.start()
 
     def _make(self, name: str) -> BuiltLoop:
-        if not self.is_repaired:
-            raise ValueError("something that nobody foresaw")
+        if self.error is not None:
+            raise self.error
         return self.loops.make(name)
+
+    @property
+    def failures(self) -> float:
+        """The metric of the failed attempts."""
+        labels = {"model": "shapes", "error": "loop_crashed"}
+        return self.registry.get_sample_value("hotslot_updater_errors_total", labels) or 0.0
+
+    def try_again(self) -> None:
+        """Try it at once, not in some seconds."""
+        self.models.apply(self.dependencies, ReloadPlan((), changed=("shapes",)), lambda: None)
 
     def _load(self, _name: str) -> ModelRecord:
         if isinstance(self.record, OSError):
@@ -204,9 +222,10 @@ class ModelsWithoutLoop:
 
 @pytest.fixture
 def without_loop(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelsWithoutLoop]:
-    """It has been tried twice, and the next attempt is seconds away."""
+    """It has been tried twice; the next attempt is made when a test wants it."""
+    monkeypatch.setattr("updater.model_thread.REBUILD_SECONDS", 3600.0)
     made = ModelsWithoutLoop(monkeypatch)
-    eventually(lambda: made.log.events == ["loop_crashed"] * 2, what="the thread has tried it")
+    eventually(lambda: made.failures == 2.0, what="the thread has tried it")
     yield made
     made.models.request_stop()
     for thread in made.models.threads:
@@ -223,10 +242,24 @@ def test_the_bundles_of_a_model_without_a_loop_are_no_garbage(without_loop: Mode
         models.records()
 
 
+def test_each_failed_attempt_to_build_a_loop_is_counted(without_loop: ModelsWithoutLoop) -> None:
+    """The log has the traceback once, until another one follows."""
+    without_loop.try_again()
+    eventually(lambda: without_loop.failures == 3.0, what="it was tried again")
+    assert without_loop.log.events == ["loop_crashed"]
+    without_loop.error = ValueError("something else")
+    without_loop.try_again()
+    eventually(lambda: without_loop.failures == 4.0, what="it was tried again")
+    assert [fields["exc_info"].args[0] for _, fields in without_loop.log.lines] == [
+        "something that nobody foresaw",
+        "something else",
+    ]
+
+
 def test_a_reload_repairs_a_loop_that_could_not_be_built_at_the_start(without_loop: ModelsWithoutLoop) -> None:
     """At once."""
-    without_loop.is_repaired = True
-    without_loop.models.apply(without_loop.dependencies, ReloadPlan((), changed=("shapes",)), lambda: None)
+    without_loop.error = None
+    without_loop.try_again()
     eventually(lambda: without_loop.loops.began == ["shapes"], what="the loop runs")
     assert list(without_loop.models.handles) == ["shapes"]
     assert without_loop.models.running() == {"shapes": True}
