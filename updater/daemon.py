@@ -101,7 +101,7 @@ class Updater:
         self._journal: Journal | None = None
         self._unreadable: JournalUnreadable | None = None
         self._crash = CrashPoints(read_crash_point())
-        self._models = UpdatedModels(log, self._observer, self._stop_updates, metrics.forget)
+        self._models = UpdatedModels(log, clock, self._observer, self._stop_updates, metrics.forget)
         self._reloader = SettingsReloader(settings, read_settings, log, clock, settings_of_models)
         self._reload_lock = threading.Lock()
         self._has_started = False  # whether the loops were built and started; changes under the lock above
@@ -262,7 +262,7 @@ class Updater:
         if is_alone:
             self._reload_lock.release()
         self.request_stop()
-        have_ended = self._models.await_end(self._clock, STOP_SECONDS)
+        have_ended = self._models.await_end(STOP_SECONDS)
         self._webhooks.stop()
         self._models.close()
         if self._journal is not None and is_alone and have_ended:

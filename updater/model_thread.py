@@ -4,13 +4,16 @@ A model whose settings change ends its loop as an updater does that stops in goo
 settings continues from the journal, in the same thread: two loops of one model never run side by side.
 """
 
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from common import logs
+from common.clock import Clock
 from updater.compose import ModelUpdater
 from updater.core.ports import JournalUnusable
+from updater.loop import GRACE_SECONDS
 from updater.metrics import Observer
 from updater.supervise import LoopSupervisor
 
@@ -40,6 +43,7 @@ class ModelThread:
         built: BuiltLoop | None,
         on_next: "Callable[[BuiltLoop | None], None]",
         log: logs.Logger,
+        clock: Clock,
         observer: Observer,
         on_unusable: Callable[[JournalUnusable], None],
     ) -> None:
@@ -50,13 +54,14 @@ class ModelThread:
             built: the first loop; None if it could not be built: `change` must say how before the thread is started.
             on_next: called with each further loop, with None once the model is removed; must not wait.
             log: of the process.
+            clock: of the process.
             observer: counts the attempts to build a loop that have failed.
             on_unusable: called when a loop cannot be built because the journal cannot be trusted.
         """
         self.built = built
         self._name = name
         self._on_next = on_next
-        self._log, self._observer = log, observer
+        self._log, self._clock, self._observer = log, clock, observer
         self._on_unusable = on_unusable
         self._lock = threading.Lock()  # of the three below
         self._next: Callable[[], BuiltLoop | None] | None = None
@@ -66,7 +71,8 @@ class ModelThread:
         self._fault = ""  # of the last attempt to build a loop, for people; empty if it did not fail
         self._failures = 0  # attempts in a row
         self._logged = ""  # the error of the last one, of which the log has the traceback
-        self._is_pausing = False  # before the next attempt
+        # clock.monotonic() by which the attempt in progress must be over; inf before the next one; None: the loop runs
+        self._due: float | None = None
         self.thread = threading.Thread(target=self._run, name=f"model-{name}", daemon=True)
 
     def change(self, build: Callable[[], BuiltLoop | None]) -> bool:
@@ -99,8 +105,11 @@ class ModelThread:
         return self._fault
 
     def is_moving(self) -> bool:
-        """Whether the step in progress is within its time limit; a pause before another attempt is no step."""
-        return self._is_pausing or self.built is None or self.built.model.loop.is_moving()
+        """Whether the step, or the attempt to build a loop, in progress is within its time limit."""
+        due = self._due
+        if due is not None:
+            return self._clock.monotonic() <= due
+        return self.built is None or self.built.model.loop.is_moving()
 
     def report_failure(self, error: Exception, pause: float) -> None:
         """Count an attempt to build a loop that has failed, and show why; `pause` seconds before the next one."""
@@ -137,6 +146,7 @@ class ModelThread:
         if self.built is not None:
             self.built.model.close()
         while True:
+            self._due = self._clock.monotonic() + GRACE_SECONDS
             try:
                 built = build()
             except Exception as error:  # noqa: BLE001  the thread must live: another change may repair it
@@ -161,12 +171,13 @@ class ModelThread:
                 self._is_removed = True
             else:
                 self.built = built
+            self._due = None
             self._on_next(built)
             return True
 
     def _pause(self, error: Exception) -> None:
         """Show why a loop was not built, and wait until the next attempt, which a change or a stop makes the next."""
-        self._is_pausing = True
+        self._due = math.inf
         if isinstance(error, JournalUnusable):
             self._fault = _describe(error)
             self._on_unusable(error)
@@ -174,7 +185,6 @@ class ModelThread:
         else:
             self.report_failure(error, REBUILD_SECONDS)
             self._again.wait(REBUILD_SECONDS)
-        self._is_pausing = False
 
 
 def _describe(error: Exception) -> str:

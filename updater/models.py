@@ -35,6 +35,7 @@ class UpdatedModels:
     def __init__(
         self,
         log: logs.Logger,
+        clock: Clock,
         observer: Observer,
         on_unusable: Callable[[JournalUnusable], None],
         forget: Callable[[str], None],
@@ -43,12 +44,13 @@ class UpdatedModels:
 
         Args:
             log: of the process.
+            clock: of the process.
             observer: counts the loops that cannot be built.
             on_unusable: called when the journal cannot be trusted.
             forget: called with the name of a removed model; removes it from the metrics.
         """
         self.handles: dict[str, ModelHandle] = {}  # of the loops that take commands
-        self._log, self._observer = log, observer
+        self._log, self._clock, self._observer = log, clock, observer
         self._on_unusable, self._forget = on_unusable, forget
         self._lock = threading.Lock()  # of the three below; the mappings are replaced and never changed
         self._is_stopping = False
@@ -142,10 +144,10 @@ class UpdatedModels:
         for one in threads.values():
             one.stop()
 
-    def await_end(self, clock: Clock, seconds: float) -> bool:
+    def await_end(self, seconds: float) -> bool:
         """Wait for the loops to end, after `request_stop`; returns whether all have within the time."""
-        threads, ends = self.threads, clock.monotonic() + seconds
-        while any(thread.is_alive() for thread in threads) and clock.monotonic() < ends:
+        threads, ends = self.threads, self._clock.monotonic() + seconds
+        while any(thread.is_alive() for thread in threads) and self._clock.monotonic() < ends:
             _kill_children()  # an interrupted conversion is repeated after the restart
             for thread in threads:
                 thread.join(0.2)
@@ -185,7 +187,7 @@ class UpdatedModels:
             new.thread.start()
 
     def _add(self, name: str, built: BuiltLoop | None) -> ModelThread:
-        shared = (self._log, self._observer, self._on_unusable)
+        shared = (self._log, self._clock, self._observer, self._on_unusable)
         one = ModelThread(name, built, partial(self._on_next, name), *shared)
         with self._lock:
             self._threads = {**self._threads, name: one}

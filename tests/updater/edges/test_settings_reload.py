@@ -13,7 +13,7 @@ from common.settings import CONFIG_VARIABLE
 from common.settings_change import ReloadPlan
 from dev.harness.waiting import eventually
 from hotslot.status.v1 import status_pb2
-from tests.common.clock import KeptLog
+from tests.common.clock import KeptLog, SimClock
 from tests.updater.core.world import NoObserver
 from tests.updater.edges.running import LIMIT_SECONDS, FakeLoops, Running
 from updater.compose import build_model
@@ -112,7 +112,7 @@ class OneThread:
     unusable: list[JournalUnusable] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        shared = (cast("Logger", self.log), NoObserver(), self.unusable.append)
+        shared = (cast("Logger", self.log), SimClock(), NoObserver(), self.unusable.append)
         self.thread = ModelThread("shapes", self.loops.make("first"), self.nexts.append, *shared)
         self.thread.thread.start()
 
@@ -217,7 +217,7 @@ def test_a_model_that_is_added_again_when_its_removal_ends_is_not_lost(monkeypat
     """Its thread was alive before the reload was accepted, and has ended after it."""
     loops, log = FakeLoops(), KeptLog()
     monkeypatch.setattr(UpdatedModels, "_make", lambda _self, _dependencies, model: loops.make(model.name))
-    models = UpdatedModels(cast("Logger", log), NoObserver(), lambda _error: None, lambda _name: None)
+    models = UpdatedModels(cast("Logger", log), SimClock(), NoObserver(), lambda _error: None, lambda _name: None)
     settings = SimpleNamespace(models=[SimpleNamespace(name="shapes")], updater=SimpleNamespace(models={"shapes": 0}))
     dependencies: Any = SimpleNamespace(settings=settings, journal=SimpleNamespace(load=lambda _name: None))
     models.build(dependencies)

@@ -21,10 +21,11 @@ from common.settings_change import ReloadPlan
 from dev.harness.waiting import eventually
 from hotslot.control.v1 import control_pb2
 from hotslot.updates.v1 import updates_pb2 as pb
-from tests.common.clock import KeptLog
+from tests.common.clock import KeptLog, SimClock
 from tests.updater.edges.running import LIMIT_SECONDS, FakeLoops, Running
 from updater.compose import UpdaterDependencies, build_model
 from updater.core.record import ModelRecord
+from updater.loop import GRACE_SECONDS
 from updater.metrics import MetricsObserver
 from updater.model_thread import BuiltLoop
 from updater.models import UpdatedModels
@@ -181,8 +182,10 @@ class ModelsWithoutLoop:
     """One model, whose loop cannot be built until it is repaired."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.loops, self.log, self.registry = FakeLoops(), KeptLog(), CollectorRegistry()
+        self.loops, self.log, self.clock, self.registry = FakeLoops(), KeptLog(), SimClock(), CollectorRegistry()
         self.error: Exception | None = ValueError("something that nobody foresaw")  # None: it is repaired
+        self.is_building, self.may_build = threading.Event(), threading.Event()
+        self.may_build.set()
         self.record: ModelRecord | OSError = ModelRecord("shapes", min_version="1.2.3")
         monkeypatch.setattr(UpdatedModels, "_make", lambda _self, _dependencies, model: self._make(model.name))
         settings = SimpleNamespace(
@@ -192,6 +195,7 @@ class ModelsWithoutLoop:
         self.dependencies = cast("Any", SimpleNamespace(settings=settings, journal=journal))
         self.models = UpdatedModels(
             cast("Logger", self.log),
+            self.clock,
             MetricsObserver(self.registry),
             lambda _error: None,
             lambda _name: None,
@@ -200,6 +204,8 @@ class ModelsWithoutLoop:
         self.models.start()
 
     def _make(self, name: str) -> BuiltLoop:
+        self.is_building.set()
+        assert self.may_build.wait(LIMIT_SECONDS)
         if self.error is not None:
             raise self.error
         return self.loops.make(name)
@@ -254,6 +260,25 @@ def test_each_failed_attempt_to_build_a_loop_is_counted(without_loop: ModelsWith
         "something that nobody foresaw",
         "something else",
     ]
+
+
+def test_an_attempt_to_build_a_loop_that_hangs_ends_the_heartbeat(without_loop: ModelsWithoutLoop) -> None:
+    """After a minute, as a step that hangs does; a pause between two attempts does not."""
+    without_loop.clock.advance(GRACE_SECONDS + 1.0)
+    assert without_loop.models.is_moving()
+
+    without_loop.is_building.clear()
+    without_loop.may_build.clear()
+    without_loop.try_again()
+    assert without_loop.is_building.wait(LIMIT_SECONDS)
+    assert without_loop.models.is_moving()
+    without_loop.clock.advance(GRACE_SECONDS + 1.0)
+    assert not without_loop.models.is_moving()
+
+    without_loop.error = None
+    without_loop.may_build.set()
+    eventually(lambda: without_loop.loops.began == ["shapes"], what="the loop runs")
+    assert without_loop.models.is_moving()
 
 
 def test_a_reload_repairs_a_loop_that_could_not_be_built_at_the_start(without_loop: ModelsWithoutLoop) -> None:
