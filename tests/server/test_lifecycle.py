@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -19,6 +20,7 @@ from common.paths import CONTROL_SOCKET, RUN_FOLDER
 from dev.harness.answers import question, scores_of
 from dev.harness.metrics import value_of
 from dev.harness.process import ServerProcess
+from dev.harness.scripted_engine import holding
 from dev.harness.stack import Stack
 from dev.harness.waiting import eventually
 from hotslot.control.v1 import control_pb2
@@ -77,28 +79,26 @@ def watch(stack: Stack) -> list[int]:
 
 @pytest.mark.fault("K12")
 @pytest.mark.parametrize("to_all", [False, True], ids=["server", "everything"])
-def test_sigterm_under_load_answers_all_accepted_requests(make_stack: MakeStack, to_all: bool) -> None:  # noqa: FBT001
+def test_sigterm_under_load_answers_all_accepted_requests(
+    make_stack: MakeStack,
+    tmp_path: Path,
+    to_all: bool,  # noqa: FBT001
+) -> None:
     """With a unary call, two streams and a Watch open: all are answered, the exit code is 0, no process remains."""
-    stack = make_stack()
+    held = tmp_path / "held"
+    stack = make_stack(runner={"min_timeout_seconds": 60.0}, script={"held_by": str(held)})
     states, idle, busy = watch(stack), OpenStream(stack), OpenStream(stack)
-    asked = question("!slow 0.5")
-    unary: Any = stack.entailment.Predict.future(asked.request(), timeout=20)
     idle.send("early")
-    for number in range(20):
-        busy.send(str(number), "!slow 0.02")
-    eventually(
-        lambda: idle.answered["early"] and value_of(stack, "hotslot_unanswered_requests") > 0, what="work is inside"
-    )
-
-    def are_all_inside() -> bool:
-        """Answers first: one that comes before the metric is read counts in neither; and without the unary call."""
-        answered = sum(busy.answered.values()) - (not unary.done())
-        return answered + value_of(stack, "hotslot_unanswered_requests") >= 20
-
-    eventually(are_all_inside, what="all items are inside")
-
-    begun = time.monotonic()
-    (stack.process.send_all if to_all else stack.process.send)(signal.SIGTERM)
+    eventually(lambda: idle.answered["early"], what="a stream is idle")
+    asked = question("!held")
+    with holding(held):
+        unary: Any = stack.entailment.Predict.future(asked.request(), timeout=60)
+        eventually(lambda: value_of(stack, "hotslot_unanswered_requests") == 1, what="the call is inside")
+        for number in range(20):
+            busy.send(str(number), "!slow 0.02")
+        eventually(lambda: value_of(stack, "hotslot_unanswered_requests") == 21, what="all items are inside")
+        begun = time.monotonic()
+        (stack.process.send_all if to_all else stack.process.send)(signal.SIGTERM)
     busy.wait_end()
     idle.wait_end()
 
