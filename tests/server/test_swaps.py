@@ -74,7 +74,7 @@ def test_the_two_revisions_disagree(stack: Stack) -> None:
 @pytest.mark.fault("S12")
 def test_a_large_request_in_a_swap_is_answered_by_one_slot(stack: Stack) -> None:
     """All 32 statements are answered by the same revision."""
-    slow = question(*[f"!slow 0.02 part {number}" for number in range(32)])
+    slow = question(*[f"!slow 0.06 part {number}" for number in range(32)])
     call = stack.entailment.Predict.future(slow.request(), timeout=20)
     eventually(lambda: value_of(stack, "hotslot_unanswered_requests") == 1, what="it is on its way")
     load_id = stack.control.trial(stack.answers.digest_of("r2"))
@@ -88,7 +88,7 @@ def test_a_large_request_in_a_swap_is_answered_by_one_slot(stack: Stack) -> None
 @pytest.mark.fault("S12")
 def test_a_large_request_whose_runner_dies_is_answered_by_one_slot(stack: Stack) -> None:
     """The whole request of 32 statements is sent again."""
-    slow = question(*[f"!slow 0.02 part {number}" for number in range(32)])
+    slow = question(*[f"!slow 0.06 part {number}" for number in range(32)])
     rows = stack.control.stats(stack.answers.digest_of("r1")).rows
     call = stack.entailment.Predict.future(slow.request(), timeout=20)
     eventually(lambda: value_of(stack, "hotslot_unanswered_requests") == 1, what="it is on its way")
