@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from hotslot.runner.v1 import runner_pb2
 from inference.call_record import CallRecord, create_memory
+from inference.server.control import servicer
 from inference.server.runner_client import process as runner_process
 from inference.server.runner_client.child import Child
 from inference.server.runner_client.fork_server import ForkedProcess
@@ -22,8 +24,10 @@ from inference.server.runner_client.process import RunnerProcess
 from inference.server.runner_client.protocol import EndReason, RunnerEnding
 from inference.server.runner_client.start import RunnerSpec, StartedRunner
 from inference.server.scheduling.limits import WALL_FACTOR, find_hang
+from inference.wire import frame
 from tests.runner.conftest import MakeRunner
 from tests.runner.harness import LIMIT_SECONDS, SPEC, RecordingListener, RunnerHarness
+from tests.runner.simulated_forks import settle
 
 pytestmark = pytest.mark.asyncio
 
@@ -220,11 +224,22 @@ async def test_an_invalid_frame_of_the_server_ends_the_runner(runner: RunnerHarn
     assert await runner.ended(SOON) == RunnerEnding(EndReason.DIED, "exit code 65")
 
 
+HELLO = runner_pb2.RunnerReply(hello=runner_pb2.Hello(devices=["cpu"]))
+
+
 class Undead:
     """A process that ignores SIGKILL, as one with a thread in a driver's call does."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, keeps_sockets: bool = True, is_forked: bool = False) -> None:
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        *,
+        keeps_sockets: bool = True,
+        is_forked: bool = False,
+        end_seconds: float = 0.0,
+    ) -> None:
         monkeypatch.setattr(runner_process, "KILL_SECONDS", 0.0)
+        monkeypatch.setattr(runner_process, "END_SECONDS", end_seconds)
         monkeypatch.setattr(Child, "kill", lambda _: None)
         self.listener = RecordingListener()
         self.child: subprocess.Popen[bytes] | ForkedProcess = ForkedProcess()
@@ -241,6 +256,7 @@ class Undead:
         if not self._is_forked:
             self.child = subprocess.Popen(["/bin/sleep", "60"], pass_fds=ends)
         os.close(memory)
+        their_control.sendall(b"".join(frame(HELLO.SerializeToString())))
         their_data.close()
         their_control.close()
         return StartedRunner(self.child, data, control, record)
@@ -276,12 +292,41 @@ async def test_a_runner_that_no_signal_ends_is_given_up(
     is_running = undead.child.returncode is None
     undead.process.kill("the test is over")
     undead.end_at_last()
-    for _ in range(5):
-        await asyncio.sleep(0)
+    await settle()
 
     assert (is_running, undead.child.returncode) == (True, -signal.SIGKILL)
     assert undead.listener.endings == [RunnerEnding(reason, detail, computing=(7,))]
     assert _list_descriptors() == before
+
+
+@pytest.mark.fault("K8")
+@pytest.mark.parametrize(("retires", "reason"), [(True, EndReason.RETIRED), (False, EndReason.DIED)])
+async def test_a_runner_that_ends_slowly_is_given_up_later(
+    monkeypatch: pytest.MonkeyPatch,
+    retires: bool,  # noqa: FBT001
+    reason: EndReason,
+) -> None:
+    """Its memory is freed after its sockets are closed, and the next load needs it. No heartbeat is missed meanwhile."""
+    later, now = 0.0, asyncio.get_running_loop().time()
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now + later)
+    undead = Undead(monkeypatch, keeps_sockets=False, end_seconds=8.1)
+    if retires:
+        undead.process.retire()
+    reported = []
+    for tick in range(40):
+        later = tick * 0.25
+        await settle()
+        reported += [(later, ending) for ending in undead.listener.endings[len(reported) :]]
+    undead.end_at_last()
+    await settle()
+
+    assert reported == [(8.25, RunnerEnding(reason, "not ended 8.1 s after SIGKILL", computing=(7,)))]
+    assert SPEC.timeouts.tick_seconds == 0.25  # a check for heartbeats at each
+
+
+async def test_a_process_is_given_up_before_retire_slot_is() -> None:
+    """The command's answer says then that the slot is free."""
+    assert SPEC.retire_seconds + runner_process.END_SECONDS < servicer._RETIRE_LIMIT_SECONDS  # noqa: SLF001
 
 
 async def test_a_runner_that_has_no_process_id_yet_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

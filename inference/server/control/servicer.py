@@ -150,7 +150,7 @@ class ControlApi:
         return control_pb2.CommitSlotResponse(state=build_model_state(commands.manager, self._clock))
 
     async def retire_slot(self, raw: bytes, _context: Context) -> control_pb2.RetireSlotResponse:
-        """Empty a slot and wait until its process has ended."""
+        """Empty a slot and wait until its process has ended, or is given up because SIGKILL does not end it."""
         request = parse(control_pb2.RetireSlotRequest, raw)
         commands = self._begin(request.change)
         with _Command(commands, self._clock):

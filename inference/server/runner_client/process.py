@@ -1,6 +1,7 @@
 """The server's side of one runner process: start, messages, liveness, end."""
 
 import asyncio
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,9 @@ from inference.server.runner_client.start import RunnerSpec, StartedRunner, star
 from inference.wire import Picture, frame, items_frame
 
 KILL_SECONDS = 5.0  # from SIGKILL until a process that has not ended is given up
+# The same for one that ends by itself, or retires: its memory is freed after its sockets are closed, and what is loaded
+# next needs that memory. With the default of `retire_seconds` it is less than RetireSlot waits.
+END_SECONDS = 45.0
 SOCKET_DRAIN_SECONDS = 1.0  # to read what an ended runner left in its sockets, if another process holds them open
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -38,7 +42,7 @@ class RunnerProcess:
         self._liveness = LivenessMonitor(spec.timeouts)
         self._end_cause: tuple[EndReason, str] | None = None  # the first one, once it is known
         self._is_retiring = False
-        self._is_killed = False
+        self._end_limit = math.inf  # seconds from SIGKILL until it is given up; no SIGKILL was sent yet
         self._exit_code: int | None = None
         self._oom_kills = count_oom_kills()
         self._timers: list[asyncio.TimerHandle] = []
@@ -108,7 +112,8 @@ class RunnerProcess:
     def kill(self, detail: str) -> None:
         """Kill the process, even a stopped one. Replies already in the socket are still delivered.
 
-        One that has not ended after KILL_SECONDS is given up: `on_end` is called all the same.
+        One that has not ended after KILL_SECONDS, or END_SECONDS if it retires, is given up: `on_end` is called all the
+        same.
         """
         self._kill_because(EndReason.KILLED, detail)
 
@@ -193,7 +198,7 @@ class RunnerProcess:
         self._loop.call_exception_handler({"message": "a runner's listener failed", "exception": error})
 
     def _check_liveness(self) -> None:
-        if self._child.has_ended:
+        if self._child.has_ended or self._end_limit < math.inf:
             return
         timeout = self._liveness.check(self._data.amid_frame if self._data.is_open else None)
         if timeout is not None:
@@ -205,22 +210,22 @@ class RunnerProcess:
         if trouble:
             self._kill_because(EndReason.GARBAGE, trouble)
         # A runner that closes its sockets is ending; if it exits by itself now, it keeps its exit code.
-        self._kill()
+        self._kill(END_SECONDS)
         self._finish_if_closed()
 
     def _kill_because(self, reason: EndReason, detail: str) -> None:
         self._end_cause = self._end_cause or (reason, detail)
-        self._kill()
+        self._kill(END_SECONDS if self._is_retiring else KILL_SECONDS)
 
-    def _kill(self) -> None:
+    def _kill(self, limit_seconds: float) -> None:
         self._child.kill()
-        if not self._is_killed and not self._ended.is_set():
-            self._is_killed = True
+        if limit_seconds < self._end_limit and not self._ended.is_set():
+            self._end_limit = limit_seconds
             self._await_end()
 
     def _await_end(self) -> None:
         """Give up the process if it does not end in time; one without an id gets SIGKILL as soon as it has one."""
-        self._later(KILL_SECONDS, self._give_up if self.pid else self._await_end)
+        self._later(self._end_limit, self._give_up if self.pid else self._await_end)
 
     def _give_up(self) -> None:
         """Report the end of a process that SIGKILL does not end, as in a driver's call; it is reaped if it ends yet."""
@@ -261,8 +266,8 @@ class RunnerProcess:
 
     def _describe_end(self) -> tuple[EndReason, str]:
         if self._exit_code is None:
-            reason, detail = self._end_cause or (EndReason.DIED, "")
-            text = f"not ended {KILL_SECONDS:g} s after SIGKILL"
+            reason, detail = self._end_cause or (EndReason.RETIRED if self._is_retiring else EndReason.DIED, "")
+            text = f"not ended {self._end_limit:g} s after SIGKILL"
             return reason, f"{detail}; {text}" if detail else text
         exit_text = self._child.failure or describe_exit(self._exit_code, count_oom_kills() - self._oom_kills)
         is_retired = self._is_retiring and self._exit_code == 0

@@ -112,5 +112,5 @@ class RunnerHandle(Protocol):
         ...
 
     async def wait_ended(self) -> None:
-        """Wait until the process has ended."""
+        """Wait until `on_end` was called: the process has ended, or does not and keeps its memory."""
         ...

@@ -162,7 +162,9 @@ class ControlServiceServicer:
 
     def RetireSlot(self, request, context):
         """Empties a slot that is not active: its requests in flight are finished, its
-        process ends, and a standby process starts if configured. Idempotent.
+        process ends, and a standby process starts if configured. A process that
+        SIGKILL does not end, as in a call of a failed GPU's driver, is given up 45 s
+        later: the slot is empty then, but the memory is not free. Idempotent.
 
         Errors: NOT_FOUND (MODEL_UNKNOWN); FAILED_PRECONDITION
         (GENERATION_CONFLICT, SLOT_IN_USE: it is active, the previous slot of a

@@ -101,7 +101,9 @@ class ControlServiceStub:
     """
     RetireSlot: _grpc.UnaryUnaryMultiCallable[_control_pb2.RetireSlotRequest, _control_pb2.RetireSlotResponse]
     """Empties a slot that is not active: its requests in flight are finished, its
-    process ends, and a standby process starts if configured. Idempotent.
+    process ends, and a standby process starts if configured. A process that
+    SIGKILL does not end, as in a call of a failed GPU's driver, is given up 45 s
+    later: the slot is empty then, but the memory is not free. Idempotent.
 
     Errors: NOT_FOUND (MODEL_UNKNOWN); FAILED_PRECONDITION
     (GENERATION_CONFLICT, SLOT_IN_USE: it is active, the previous slot of a
@@ -200,7 +202,9 @@ class ControlServiceAsyncStub(ControlServiceStub):
     """
     RetireSlot: _aio.UnaryUnaryMultiCallable[_control_pb2.RetireSlotRequest, _control_pb2.RetireSlotResponse]  # type: ignore[assignment]
     """Empties a slot that is not active: its requests in flight are finished, its
-    process ends, and a standby process starts if configured. Idempotent.
+    process ends, and a standby process starts if configured. A process that
+    SIGKILL does not end, as in a call of a failed GPU's driver, is given up 45 s
+    later: the slot is empty then, but the memory is not free. Idempotent.
 
     Errors: NOT_FOUND (MODEL_UNKNOWN); FAILED_PRECONDITION
     (GENERATION_CONFLICT, SLOT_IN_USE: it is active, the previous slot of a
@@ -332,7 +336,9 @@ class ControlServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.RetireSlotResponse, _abc.Awaitable[_control_pb2.RetireSlotResponse]]:
         """Empties a slot that is not active: its requests in flight are finished, its
-        process ends, and a standby process starts if configured. Idempotent.
+        process ends, and a standby process starts if configured. A process that
+        SIGKILL does not end, as in a call of a failed GPU's driver, is given up 45 s
+        later: the slot is empty then, but the memory is not free. Idempotent.
 
         Errors: NOT_FOUND (MODEL_UNKNOWN); FAILED_PRECONDITION
         (GENERATION_CONFLICT, SLOT_IN_USE: it is active, the previous slot of a
