@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from inference.server.runner_client.child import Child
 from inference.server.runner_client.fork_server import ForkedProcess
 from inference.server.runner_client.process import RunnerProcess
 from inference.server.runner_client.protocol import EndReason, RunnerEnding
-from inference.server.runner_client.start import RunnerSpec, StartedRunner
+from inference.server.runner_client.start import RunnerSpec, RunnerStarter, StartedRunner
 from inference.server.scheduling.limits import WALL_FACTOR, find_hang
 from inference.wire import frame
 from tests.runner.conftest import MakeRunner
@@ -237,6 +238,7 @@ class Undead:
         keeps_sockets: bool = True,
         is_forked: bool = False,
         end_seconds: float = 0.0,
+        starter: RunnerStarter | None = None,
     ) -> None:
         monkeypatch.setattr(runner_process, "KILL_SECONDS", 0.0)
         monkeypatch.setattr(runner_process, "END_SECONDS", end_seconds)
@@ -244,7 +246,8 @@ class Undead:
         self.listener = RecordingListener()
         self.child: subprocess.Popen[bytes] | ForkedProcess = ForkedProcess()
         self._keeps_sockets, self._is_forked = keeps_sockets, is_forked
-        self.process = RunnerProcess(SPEC, self.listener, self._start)
+        monkeypatch.setattr("inference.server.runner_client.start.start_runner", self._start)
+        self.process = RunnerProcess(SPEC, self.listener, self._start if starter is None else starter.take)
         self.process.spawn()
 
     def _start(self, _: RunnerSpec) -> StartedRunner:
@@ -324,6 +327,29 @@ async def test_a_runner_that_ends_slowly_is_given_up_later(
     assert SPEC.timeouts.tick_seconds == 0.25  # a check for heartbeats at each
 
 
+@pytest.mark.fault("K8")
+async def test_no_runner_is_started_while_two_have_not_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver of a failed GPU would hold it, too: one after another would take the machine's memory."""
+    before, starter = _list_descriptors(), RunnerStarter()
+    undead = [Undead(monkeypatch, starter=starter) for _ in range(2)]
+    await _give_up(undead)
+    held = _list_descriptors()
+    with pytest.raises(OSError, match="2 runners do not end after SIGKILL"):
+        Undead(monkeypatch, starter=starter)
+    are_unchanged = _list_descriptors() == held
+    undead[0].end_at_last()
+    await settle()
+    undead.append(Undead(monkeypatch, starter=starter))
+    is_running = undead[2].child.poll() is None
+    await _give_up(undead[2:])
+    for each in undead[1:]:
+        each.end_at_last()
+    await settle()
+
+    assert (are_unchanged, is_running) == (True, True)
+    assert _list_descriptors() == before
+
+
 async def test_a_process_is_given_up_before_retire_slot_is() -> None:
     """The command's answer says then that the slot is free."""
     assert SPEC.retire_seconds + runner_process.END_SECONDS < servicer._RETIRE_LIMIT_SECONDS  # noqa: SLF001
@@ -377,6 +403,13 @@ async def test_a_runner_whose_server_has_ended_exits_at_once() -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     process = await asyncio.create_subprocess_exec(*command, env=environment)
     assert await asyncio.wait_for(process.wait(), LIMIT_SECONDS) == 69
+
+
+async def _give_up(runners: Sequence[Undead]) -> None:
+    for runner in runners:
+        runner.process.kill("over its time")
+        async with asyncio.timeout(LIMIT_SECONDS):
+            await runner.process.wait_ended()
 
 
 async def _call_in_slices(runner: RunnerHarness, statement: str) -> float:

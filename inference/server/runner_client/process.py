@@ -62,6 +62,7 @@ class RunnerProcess:
         self._loop = asyncio.get_running_loop()
         runner = self._start(self._spec)
         self._call_record, self._fork_failures = runner.call_record, runner.fork_failures
+        self._on_given_up = runner.on_given_up
         self._child = Child(self._loop, runner.process, self._on_exit)
         self._data = FrameChannel(self._loop, runner.data, self._on_data, self._on_closed)
         self._control = FrameChannel(self._loop, runner.control, self._on_control, self._on_closed)
@@ -229,7 +230,8 @@ class RunnerProcess:
 
     def _give_up(self) -> None:
         """Report the end of a process that SIGKILL does not end, as in a driver's call; it is reaped if it ends yet."""
-        if not self._child.has_ended:
+        if not self._child.has_ended and not self._ended.is_set():
+            self._on_given_up()
             self._finish()
 
     def _on_exit(self, code: int) -> None:

@@ -7,8 +7,8 @@ import socket
 import subprocess
 import sys
 import weakref
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -37,6 +37,7 @@ _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
 SEND_BYTES = 1 << 20  # that the data socket takes at once, if the system allows it: a frame of several pictures
 MAX_WAITING = 4  # runners that are programs of their own; each has about 300 MB
 MAX_REPLACED = 3  # waiting runners that end before one is taken; then the next is started when it is needed
+MAX_GIVEN_UP = 2  # runners of a specification that SIGKILL has not ended: each keeps its memory, and so would the next
 START_SECONDS = 120.0  # for the fork server's imports, if no specification has a limit
 
 _PROGRAM = (
@@ -82,6 +83,7 @@ class StartedRunner:
     control: socket.socket
     call_record: CallRecord
     fork_failures: ForkFailures | None = None  # told whether it reaches Hello, if it is forked
+    on_given_up: Callable[[], None] = lambda: None  # called if SIGKILL does not end it in time
 
     def discard(self) -> None:
         """Kill the process, which nobody uses."""
@@ -147,6 +149,7 @@ class RunnerStarter:
         self._engines = list(dict.fromkeys(spec.engine for spec in specs if spec.fork))
         self._live_engines: frozenset[str] | None = None  # after a reload: of all models; others start as programs
         self._is_adopting = self._is_closed = False
+        self._given_up: list[tuple[RunnerSpec, subprocess.Popen[bytes] | ForkedProcess]] = []  # until they are reaped
         self._ended: list[RunnerSpec] = []  # of waiting runners that have ended and are not replaced yet
         self._replaced, self._replaced_at = 0, 0.0  # waiting runners since one was taken, or a steady minute has passed
         with contextlib.suppress(OSError):  # reported when it is started again
@@ -174,7 +177,7 @@ class RunnerStarter:
         """A runner of this specification that waits, or a new one.
 
         Raises:
-            OSError: it cannot be started, or `close` was called.
+            OSError: it cannot be started, `close` was called, or MAX_GIVEN_UP before it have not ended yet.
         """
         self._discard_ended()
         self._ended = [ended for ended in self._ended if ended != spec]
@@ -230,18 +233,22 @@ class RunnerStarter:
     def _start(self, spec: RunnerSpec) -> StartedRunner:
         if self._is_closed:
             raise OSError(errno.ESHUTDOWN, "the server is stopping")
+        self._given_up = [row for row in self._given_up if row[1].returncode is None]
+        held = sum(given_up == spec for given_up, _ in self._given_up)
+        if held >= MAX_GIVEN_UP:
+            raise OSError(errno.EBUSY, f"{held} runners do not end after SIGKILL; another one starts when one has ended")
         if spec.fork and (self._live_engines is None or spec.engine in self._live_engines):
             self._prepare_forks(spec)
             if self._forks.can_fork and self._fork_failures.may_fork:
                 try:
-                    return self._know(start_runner(spec, self._forks, self._fork_failures))
+                    return self._know(spec, start_runner(spec, self._forks, self._fork_failures))
                 except OSError as error:
                     self._fork_failures.record(repr(error))
-        return self._know(start_runner(spec))
+        return self._know(spec, start_runner(spec))
 
-    def _know(self, runner: StartedRunner) -> StartedRunner:
+    def _know(self, spec: RunnerSpec, runner: StartedRunner) -> StartedRunner:
         self._started.add(runner.process)
-        return runner
+        return replace(runner, on_given_up=lambda: self._given_up.append((spec, runner.process)))
 
     def _prepare_forks(self, spec: RunnerSpec) -> None:
         """Start the fork server if there is none, or if the environment of runners has changed since."""
