@@ -309,13 +309,13 @@ async def test_a_runner_that_ends_slowly_is_given_up_later(
     retires: bool,  # noqa: FBT001
     reason: EndReason,
 ) -> None:
-    """Its memory is freed after its sockets are closed, and the next load needs it. No heartbeat is missed meanwhile."""
+    """Its memory is freed after its sockets are closed, and the next load needs it. No heartbeat is missed."""
     later, now = 0.0, asyncio.get_running_loop().time()
     monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now + later)
     undead = Undead(monkeypatch, keeps_sockets=False, end_seconds=8.1)
     if retires:
         undead.process.retire()
-    reported = []
+    reported: list[tuple[float, RunnerEnding]] = []
     for tick in range(40):
         later = tick * 0.25
         await settle()

@@ -50,6 +50,7 @@ class Starter:
         """Whether the next runner is."""
         runner = self.starter.take(spec)
         runner.discard()
+        runner.process.wait()
         return isinstance(runner.process, ForkedProcess)
 
 

@@ -1,5 +1,7 @@
 """Runners that are started before the server's own imports."""
 
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,8 +10,10 @@ from dataclasses import replace
 import pytest
 
 from dev.harness.process import is_runner
+from inference.call_record import CallRecord, create_memory
+from inference.server.runner_client import fork_server, start
 from inference.server.runner_client.fork_server import STEADY_SECONDS
-from inference.server.runner_client.start import MAX_REPLACED, MAX_WAITING, RunnerSpec, RunnerStarter
+from inference.server.runner_client.start import MAX_REPLACED, MAX_WAITING, RunnerSpec, RunnerStarter, StartedRunner
 from tests.common.clock import SimClock
 
 SPEC = RunnerSpec("", start_seconds=60.0, load_stall_seconds=60.0)
@@ -32,6 +36,7 @@ def test_an_early_runner_is_taken_once_and_the_rest_are_ended(early: RunnerStart
     codes = [runner.process.poll() for runner in (first, second, left)]
     for runner in (first, second):
         runner.discard()
+        runner.process.wait()
 
     assert first.process.pid != second.process.pid
     assert codes == [None, None, -9]
@@ -48,6 +53,7 @@ def test_a_prepared_runner_is_taken_unless_it_has_ended(early: RunnerStarter) ->
     prepared = [runner for spec, runner in early._runners if spec == SPEC]  # noqa: SLF001
     taken = early.take(SPEC)
     taken.discard()
+    taken.process.wait()
 
     assert len(waiting) == 1
     assert prepared == [taken]
@@ -91,8 +97,47 @@ def test_runners_of_settings_that_nobody_has_any_more_are_ended(early: RunnerSta
     for seconds in range(1, MAX_WAITING):
         early.prepare(replace(SPEC, start_seconds=float(seconds)))
 
-    assert oldest.process.poll() == -9
+    assert oldest.process.wait() == -9
     assert len(early._runners) == MAX_WAITING  # noqa: SLF001
+
+
+class HeldProcess:
+    """A process that SIGKILL does not end, because a driver holds it."""
+
+    pid, returncode = 0, None
+
+    def kill(self) -> None:
+        """Do nothing."""
+
+    def poll(self) -> int | None:
+        """The exit code, if it has ended."""
+        return self.returncode
+
+    def wait(self) -> int:
+        """Would block the event loop."""
+        raise AssertionError
+
+
+@pytest.mark.fault("K8")
+def test_a_waiting_runner_that_does_not_end_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reload ends it, and every model would stand still; nor does it hold up the server's own end."""
+    monkeypatch.setattr(fork_server, "REAP_SECONDS", 0.0)
+    held, memory = HeldProcess(), create_memory()
+    runner = StartedRunner(held, *socket.socketpair(), CallRecord(memory))  # type: ignore[arg-type]
+    monkeypatch.setattr(start, "start_runner", lambda _: runner)
+    with RunnerStarter() as starter:
+        starter.prepare(SPEC)
+        starter.retain([])
+        starter.tick()
+        kept = list(starter._killed)  # noqa: SLF001
+        starter.fork_server._killed.append(held)  # type: ignore[arg-type]  # noqa: SLF001
+        starter.close()
+        held.returncode = -9  # type: ignore[assignment]
+        starter.tick()
+        left = list(starter._killed)  # noqa: SLF001
+    os.close(memory)
+
+    assert (len(kept), left) == (1, [])
 
 
 def test_benchmarks_tell_runners_from_the_fork_server() -> None:

@@ -5,11 +5,12 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from common.clock import Clock
+from common.clock import Clock, SystemClock
 from common.exit_codes import ExitCode
 from inference.fork_wire import ForkAnswer, ForkRequest, open_connection, receive_answer, send_request
 
@@ -17,6 +18,7 @@ TICK_SECONDS = 1.0
 PING_SECONDS = 5.0  # between two questions whether it answers
 ANSWER_SECONDS = 5.0  # for an answer; a fork takes 0.01 s, and 0.1 s on a busy machine
 STEADY_SECONDS = 60.0  # of answering, after which earlier failures no longer count
+REAP_SECONDS = 2.0  # from SIGKILL until the server's end no longer waits for the end of a process
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
 
 Report = Callable[..., None]  # event, then fields
@@ -93,6 +95,16 @@ class ForkedProcess:
         call, self._on_answer = self._on_answer, None
         if call is not None:
             call()
+
+
+def reap_killed(processes: Sequence[subprocess.Popen[bytes] | ForkedProcess]) -> None:
+    """Wait until killed processes have ended, and reap them; not for long, since a driver may hold one."""
+    clock, pause = SystemClock(), threading.Event()
+    until = clock.monotonic() + REAP_SECONDS
+    while processes := [process for process in processes if process.poll() is None]:
+        if clock.monotonic() >= until:
+            return
+        pause.wait(0.001)
 
 
 @dataclass(slots=True)
@@ -242,8 +254,7 @@ class ForkServer:
         """End it; runners that it was asked for and that are not known yet count as failed."""
         self._end()
         self._start_at, self._loop = None, None
-        for process in self._killed:
-            process.wait()
+        reap_killed(self._killed)
         self._killed.clear()
 
     def _launch(self) -> socket.socket:

@@ -17,7 +17,7 @@ from common.clock import Clock, SystemClock
 from common.settings import inherit_environment
 from inference.call_record import CallRecord, create_memory
 from inference.server.runner_client.fork_failures import ForkFailures
-from inference.server.runner_client.fork_server import STEADY_SECONDS, ForkedProcess, ForkServer, Report
+from inference.server.runner_client.fork_server import STEADY_SECONDS, ForkedProcess, ForkServer, Report, reap_killed
 from inference.server.runner_client.liveness import Timeouts
 from inference.server.runner_client.orphans import adopt_orphans, reap_orphans
 
@@ -86,9 +86,8 @@ class StartedRunner:
     on_given_up: Callable[[], None] = lambda: None  # called if SIGKILL does not end it in time
 
     def discard(self) -> None:
-        """Kill the process, which nobody uses."""
+        """Kill the process, which nobody uses; its end is not awaited, a driver may hold it."""
         self.process.kill()
-        self.process.wait()
         self.data.close()
         self.control.close()
         self.call_record.close()
@@ -150,6 +149,7 @@ class RunnerStarter:
         self._live_engines: frozenset[str] | None = None  # after a reload: of all models; others start as programs
         self._is_adopting = self._is_closed = False
         self._given_up: list[tuple[RunnerSpec, subprocess.Popen[bytes] | ForkedProcess]] = []  # until they are reaped
+        self._killed: list[subprocess.Popen[bytes] | ForkedProcess] = []  # were never taken; until they are reaped
         self._ended: list[RunnerSpec] = []  # of waiting runners that have ended and are not replaced yet
         self._replaced, self._replaced_at = 0, 0.0  # waiting runners since one was taken, or a steady minute has passed
         with contextlib.suppress(OSError):  # reported when it is started again
@@ -201,6 +201,7 @@ class RunnerStarter:
         """Replace the fork server and waiting runners that have ended, a few times in a row; reap orphans."""
         self._follow_engines()
         self._forks.tick()
+        self._killed = [process for process in self._killed if process.poll() is None]
         self._replace_ended()
         if self._is_adopting and not self._forks.is_asked:
             reap_orphans(self._list_known())
@@ -226,6 +227,7 @@ class RunnerStarter:
         self._is_closed = True
         self.discard_waiting()
         self._forks.close()
+        reap_killed(self._killed)
         if self._is_adopting:
             adopt_orphans(adopts=False)
             self._is_adopting = False
@@ -236,7 +238,9 @@ class RunnerStarter:
         self._given_up = [row for row in self._given_up if row[1].returncode is None]
         held = sum(given_up == spec for given_up, _ in self._given_up)
         if held >= MAX_GIVEN_UP:
-            raise OSError(errno.EBUSY, f"{held} runners do not end after SIGKILL; another one starts when one has ended")
+            raise OSError(
+                errno.EBUSY, f"{held} runners do not end after SIGKILL; another one starts when one has ended"
+            )
         if spec.fork and (self._live_engines is None or spec.engine in self._live_engines):
             self._prepare_forks(spec)
             if self._forks.can_fork and self._fork_failures.may_fork:
@@ -301,6 +305,7 @@ class RunnerStarter:
         for row in rows:
             self._runners.remove(row)
             row[1].discard()
+            self._killed.append(row[1].process)
 
     def __enter__(self) -> Self:
         """Itself."""
