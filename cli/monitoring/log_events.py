@@ -58,7 +58,10 @@ MEANINGS: Mapping[str, Meaning] = {
         "free descriptors, memory or disk; else report it with `hotslot doctor --archive FILE`",
     ),
     "background_task_recovered": Meaning("{task} works again after {failures} failures"),
-    "boot_without_model": Meaning("{model} starts without a model: {detail}", "import one, or wait for the first"),
+    "boot_without_model": Meaning(
+        "{model} starts without a model: {detail}",
+        "import one, or wait for the first; a fault of the disk is tried again by itself",
+    ),
     "breaker_opened": Meaning("{model}: {detail}", "`hotslot updates breaker reset NAME` tries at once"),
     "call_crashed": Meaning("{rpc} failed with an internal error", "report it with `hotslot doctor --archive FILE`"),
     "certificate_refused": Meaning("a new certificate cannot be used: {detail}", "the old one is used; fix the files"),

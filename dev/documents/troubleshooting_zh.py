@@ -99,7 +99,7 @@ LOG: Mapping[str, tuple[str, str]] = {
         "一项后台任务失败，仍会继续执行",
         "释放文件描述符、内存或磁盘；否则用 `hotslot doctor --archive FILE` 收集信息并上报",
     ),
-    "boot_without_model": ("启动时没有模型", "导入一个，或等待首次更新"),
+    "boot_without_model": ("启动时没有模型", "导入一个，或等待首次更新；磁盘故障会自动重试"),
     "breaker_opened": ("熔断器打开", "`hotslot updates breaker reset NAME` 立即重试"),
     "call_crashed": ("一次调用因内部错误失败", "用 `hotslot doctor --archive FILE` 收集信息并上报"),
     "certificate_refused": ("新证书无法使用", "旧证书继续使用；修复文件"),

@@ -264,6 +264,9 @@ class Explorer:
             if slot.respawn_at is not None:
                 due = _with_slot(pair, replace(slot, respawn_at=0.0))
                 yield f"the pause of {slot.name} is over", partial(self.apply, replace(world, pair=due), m.Tick())
+        if pair.active is None and pair.gap is None and not any(slot.load for slot in pair):
+            load = new_load("r1", "")
+            yield "the committed bundle can be read again", lambda: self.apply(world, m.BootAgain(load))
         if pair.move.not_before:
             later = replace(world, pair=replace(pair, move=replace(pair.move, not_before=0.0)))
             yield "a fallback may be tried again", lambda: later

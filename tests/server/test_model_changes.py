@@ -8,12 +8,15 @@ from typing import cast
 import pytest
 
 from common.bundle import MANIFEST_NAME, bundle_folder
+from common.durable import read_bounded
 from common.errors import NotFound
 from common.logs import Logger
 from dev.harness.pointer import commit_bundle
 from inference.server.health import Overall
 from inference.server.model.changes import ModelChanges
+from inference.server.model.commands import BOOT_PAUSE_SECONDS
 from inference.server.model.models import Models
+from inference.server.model.transitions import STANDBY_DELAY_SECONDS
 from inference.server.readiness import Readiness
 from inference.server.scheduling.admission import Capacity
 from tests.common.clock import KeptLog
@@ -130,6 +133,125 @@ async def test_a_model_whose_bundle_cannot_be_read_costs_no_other_its_boot(
     assert [fields for name, fields in server.log.lines if name == "boot_without_model"] == [
         {"model": "unreadable", "detail": "its bundle cannot be read: Input/output error"}
     ]
+
+
+def fail_to_open(monkeypatch: pytest.MonkeyPatch, *, times: int) -> None:
+    """No free descriptor, for the first few times that a pointer or a manifest is opened."""
+    looks = 0
+
+    def fail(path: Path, limit: int) -> bytes:
+        nonlocal looks
+        looks += 1
+        if looks <= times:
+            raise OSError(errno.EMFILE, "Too many open files", path)
+        return read_bounded(path, limit)
+
+    monkeypatch.setattr("common.bundle.read_bounded", fail)
+
+
+@pytest.mark.fault("D9")
+@pytest.mark.parametrize("what", ["folder", "manifest"])
+async def test_a_model_whose_bundle_could_not_be_read_is_loaded_when_that_has_passed(
+    server: Server, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Not before a pause, with one standby process, and with one line in the log for two failures."""
+    added = server.make("more")
+    if what == "folder":
+        break_bundle(monkeypatch, added, "r1", times=2)
+    else:
+        fail_to_open(monkeypatch, times=2)
+    server.apply("shapes", "more", added=(added,))
+    await server.wait(2 * BOOT_PAUSE_SECONDS - 1.0)
+    assert added.pair.active_slot is None
+
+    await server.wait(2.0 + STANDBY_DELAY_SECONDS)
+
+    assert (await added.ask().outcome).served_by.revision == "r1"
+    assert [runner.has_ended for runner in added.runners] == [False, False]
+    failures = [name for name in server.log.events if name in ("boot_without_model", "background_task_failed")]
+    assert failures == ["boot_without_model"]
+
+
+async def test_a_fault_that_does_not_pass_by_itself_is_not_tried_again(server: Server) -> None:
+    """A bundle that is damaged stays so; the log says it once."""
+    added = server.make("more")
+    manifest = bundle_folder(server.folder, added.bundle("r1").bundle_digest) / MANIFEST_NAME
+    manifest.write_text("{")
+    server.apply("shapes", "more", added=(added,))
+    await server.wait()
+    added.bundle("r1")
+    await server.wait(2 * BOOT_PAUSE_SECONDS)
+
+    assert added.pair.active_slot is None
+    assert server.log.events.count("boot_without_model") == 1
+
+
+async def test_the_next_reason_of_a_model_without_its_bundle_is_logged_too(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk can be read again, and the bundle is damaged."""
+    added = server.make("more")
+    break_bundle(monkeypatch, added, "r1", times=1)
+    server.apply("shapes", "more", added=(added,))
+    (bundle_folder(server.folder, added.bundle("r1").bundle_digest) / MANIFEST_NAME).write_text("[]")
+    await server.wait(3 * BOOT_PAUSE_SECONDS)
+
+    details = [fields["detail"] for name, fields in server.log.lines if name == "boot_without_model"]
+    assert details == ["its bundle cannot be read: Input/output error", "bundle.json is not a JSON object"]
+
+
+@pytest.mark.parametrize("is_retired", [False, True])
+async def test_what_a_command_has_loaded_is_not_loaded_again(
+    server: Server, monkeypatch: pytest.MonkeyPatch, *, is_retired: bool
+) -> None:
+    """Commands decide from the first load on, also when nothing is left of it."""
+    added = server.make("more")
+    break_bundle(monkeypatch, added, "r1", times=1)
+    server.apply("shapes", "more", added=(added,))
+    await server.wait()
+    load = await added.candidate("r2")
+    if is_retired:
+        added.commands.retire(load.load_id, 0)
+    await server.wait(3 * BOOT_PAUSE_SECONDS)
+
+    loaded = [added.revision_of(runner.loaded) for runner in added.runners if runner.loaded is not None]
+    assert loaded == ["r2"]
+    assert added.pair.active_slot is None
+
+
+async def test_a_removed_model_is_not_loaded_when_its_bundle_can_be_read(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if its process ends only after the pause."""
+    added = server.make("more")
+    break_bundle(monkeypatch, added, "r1", times=1)
+    server.apply("shapes", "more", added=(added,))
+    await server.wait()
+    (standby,) = added.runners
+    monkeypatch.setattr(standby, "kill", lambda _: None)
+    server.apply("shapes")
+    await server.wait(3 * BOOT_PAUSE_SECONDS)
+    assert (added.runners, server.models.leaving) == ([standby], (added.manager,))
+
+    standby.end()
+    await server.wait()
+
+    assert (added.runners, standby.loaded, server.models.leaving) == ([standby], None, ())
+
+
+async def test_a_model_without_its_bundle_takes_over_changed_settings(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The replacement has nothing to wait for; it is what is loaded when the fault has passed."""
+    added, replacement = server.make("more"), server.make("more")
+    break_bundle(monkeypatch, added, "r1", times=2)
+    server.apply("shapes", "more", added=(added,))
+    server.apply("shapes", "more", changed=(replacement,))
+    await server.wait(2 * BOOT_PAUSE_SECONDS)
+
+    assert server.models.get("more") is replacement.manager
+    assert (await replacement.ask().outcome).served_by.revision == "r1"
+    assert [runner.loaded for runner in added.runners] == [None]
 
 
 async def test_a_removed_model_answers_what_it_has_accepted(server: Server) -> None:

@@ -94,6 +94,7 @@ class ModelChanges:
                 self._tick_failures[name] = FailureLog(f"model {name}", self._log, manager.options.clock)
             with self._tick_failures[name]:  # the other models are checked all the same
                 manager.tick()
+                self._boot_again_if_due(manager)
         for name, replacement in list(self._replacements.items()):
             self._try_to_replace(name, replacement)
         for one in self._leaving:
@@ -107,6 +108,15 @@ class ModelChanges:
         """End the processes of all models; kill those that have not ended after `seconds`."""
         others = [*self._replacements.values(), *(one.manager for one in self._leaving)]
         await asyncio.gather(*(SlotCommands(one).stop(seconds) for one in (*self._models.all(), *others)))
+
+    def _boot_again_if_due(self, manager: ModelManager) -> None:
+        """Try again what a passing fault has kept a model from; the log has each reason once."""
+        if manager.boot_again_at is None or manager.options.clock.monotonic() < manager.boot_again_at:
+            return
+        before = manager.boot_failure
+        reason = SlotCommands(manager).boot_again()
+        if reason not in ("", before):
+            self._log.warning("boot_without_model", model=manager.options.model, detail=reason)
 
     def _try_to_replace(self, name: str, replacement: ModelManager) -> None:
         """Let a replacement take over when it answers, or give it up. Not during a trial: its verdict comes first."""
@@ -140,6 +150,7 @@ class ModelChanges:
         self._log.error("model_not_replaced", model=name, detail=failure)
 
     def _leave(self, manager: ModelManager) -> None:
+        manager.boot_again_at = None
         manager.requests.intake.turns.close()
         self._leaving.append(_Leaving(manager))
         self._models.leaving = tuple(one.manager for one in self._leaving)

@@ -13,6 +13,8 @@ from inference.server.model.pair import CPU_DEVICE, UNRESOLVED_DEVICES, Load, Pa
 from inference.server.model.slot import LoadProgress
 from inference.server.model.transitions import default_device
 
+BOOT_PAUSE_SECONDS = 5.0  # a lack of descriptors often passes within seconds, and a try reads two small files
+
 
 class SlotCommands:
     """The commands of the control socket and of the server's lifecycle on one model. Loop thread only."""
@@ -32,19 +34,20 @@ class SlotCommands:
         Returns:
             Why no load has begun, for the log; empty if one has.
         """
-        reason = "nothing is committed yet; import a model or let the updater install one"
-        try:
-            committed = self._read_committed()
-            self.manager.committed = committed
-            chosen = digest or ("" if committed is None else committed.bundle_digest)
-            bundle = self._open_bundle(chosen) if chosen else None
-        except OSError as error:  # a fault of the disk is one model's alone
-            bundle, reason = None, f"its bundle cannot be read: {error.strerror}"
-        except (BundleBroken, errors.HotslotError) as error:
-            bundle, reason = None, str(error)
-        self.manager.boot_failure = reason if bundle is None else ""
+        bundle = self._open_for_boot(digest)
         load = None if bundle is None else self._new_load(bundle, "", "boot")
         self._machine.apply(m.Boot(load, self._options.cpu_fallback_file.get(self._options.model)))
+        return self.manager.boot_failure
+
+    def boot_again(self) -> str:
+        """Load the committed bundle, which the start could not read; its processes run already.
+
+        Returns:
+            Why no load has begun, for the log; empty if one has.
+        """
+        bundle = self._open_for_boot()
+        if bundle is not None:
+            self._machine.apply(m.BootAgain(self._new_load(bundle, "", "boot")))
         return self.manager.boot_failure
 
     def load(self, digest: str, device: str, transaction_id: str, expected_generation: int) -> LoadProgress:
@@ -68,6 +71,7 @@ class SlotCommands:
         bundle = self._open_bundle(digest)
         load = self._new_load(bundle, device, transaction_id)
         self._machine.apply(m.LoadBundle(load))
+        self.manager.boot_again_at = None  # what is loaded is decided by commands now
         return self._machine.progress_of(load.load_id)
 
     def activate(
@@ -196,6 +200,22 @@ class SlotCommands:
                 return load
         return None
 
+    def _open_for_boot(self, digest: str = "") -> Bundle | None:
+        """The bundle to start with, by default the committed one; if there is none, the manager keeps the reason."""
+        manager, bundle = self.manager, None
+        reason, is_passing = "nothing is committed yet; import a model or let the updater install one", False
+        try:
+            manager.committed = self._read_committed()
+            chosen = digest or ("" if manager.committed is None else manager.committed.bundle_digest)
+            bundle = self._open_bundle(chosen) if chosen else None
+        except OSError as error:  # a fault of the disk is one model's alone
+            reason, is_passing = f"its bundle cannot be read: {error.strerror}", True
+        except (BundleBroken, errors.HotslotError) as error:
+            reason, is_passing = str(error), _is_of_system(error)
+        manager.boot_failure = reason if bundle is None else ""
+        manager.boot_again_at = self._options.clock.monotonic() + BOOT_PAUSE_SECONDS if is_passing else None
+        return bundle
+
     def _open_bundle(self, digest: str) -> Bundle:
         folder = bundle_folder(self._options.state_dir, digest)
         if not folder.is_dir():
@@ -242,3 +262,10 @@ class SlotCommands:
 
 def _new_load_id() -> str:
     return uuid.uuid4().hex[:12]
+
+
+def _is_of_system(error: BaseException | None) -> bool:
+    """Whether a call of the system failed: no free descriptor, a fault of the disk. It may pass by itself."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__
+    return error is not None

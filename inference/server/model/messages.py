@@ -111,6 +111,13 @@ class Boot:
 
 
 @dataclass(frozen=True, slots=True)
+class BootAgain:
+    """The committed bundle, which could not be read when the server started, can be read now."""
+
+    load: Load  # its device is chosen by the pair
+
+
+@dataclass(frozen=True, slots=True)
 class LoadBundle:
     """Load a bundle into the free slot."""
 
@@ -199,6 +206,7 @@ Event = (
     | OutOfMemory
     | TrialRanOut
     | Boot
+    | BootAgain
     | LoadBundle
     | Activate
     | Commit

@@ -111,6 +111,13 @@ class _Transition(GapStep):
         elif self.rules.standby:  # it would take the CPUs that the load needs
             self.change_slot(second, respawn_at=self.now.seconds + STANDBY_DELAY_SECONDS)
 
+    def boot_again(self, event: m.BootAgain) -> None:
+        """Load the committed bundle after all, unless another load has come; the standby process stays."""
+        first = SLOT_NAMES[0]
+        if self.pair.active is None and not any(slot.load for slot in self.pair):
+            self.set_active(first)
+            self.assign(first, replace(event.load, device=default_device(self.pair, self.rules)))
+
     def hello(self, event: m.Hello) -> None:
         """The process is idle: load what the slot holds."""
         slot = self.pair[event.slot]
@@ -376,6 +383,7 @@ HANDLERS: dict[type[m.Event], Callable[[_Transition, Any], None]] = {
     m.OutOfMemory: _Transition.out_of_memory,
     m.TrialRanOut: _Transition.trial_ran_out,
     m.Boot: _Transition.boot,
+    m.BootAgain: _Transition.boot_again,
     m.LoadBundle: _Transition.load_bundle,
     m.Activate: _Transition.activate,
     m.Commit: _Transition.commit,
