@@ -2,6 +2,7 @@
 
 import errno
 import math
+import threading
 from pathlib import Path
 from typing import cast
 
@@ -13,7 +14,7 @@ from common.errors import NotFound
 from common.logs import Logger
 from dev.harness.pointer import commit_bundle
 from inference.server.health import Overall
-from inference.server.model.changes import ModelChanges
+from inference.server.model.changes import BOOT_THREAD, ModelChanges
 from inference.server.model.commands import BOOT_PAUSE_SECONDS
 from inference.server.model.models import Models
 from inference.server.model.transitions import STANDBY_DELAY_SECONDS
@@ -23,6 +24,7 @@ from tests.common.clock import KeptLog
 from tests.server.simulator import World
 
 STEP_SECONDS = 0.05
+PATIENCE_SECONDS = 30.0  # of the wall clock, for another thread
 
 
 class Server:
@@ -66,6 +68,9 @@ class Server:
                     if not runner.has_ended and runner.loaded is not None:
                         runner.beat()
             self.changes.tick()
+            for thread in threading.enumerate():
+                if thread.name == BOOT_THREAD:
+                    thread.join(PATIENCE_SECONDS)
             await self.first.settle()
 
     def names(self) -> list[str]:
@@ -170,6 +175,88 @@ async def test_a_model_whose_bundle_could_not_be_read_is_loaded_when_that_has_pa
     assert [runner.has_ended for runner in added.runners] == [False, False]
     failures = [name for name in server.log.events if name in ("boot_without_model", "background_task_failed")]
     assert failures == ["boot_without_model"]
+
+
+async def test_a_disk_that_holds_a_read_holds_no_other_model(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second read begins only when the first has ended."""
+    added, readers = server.make("more"), list[threading.Thread]()
+    is_held, held = threading.Event(), threading.Event()
+
+    def hold(path: Path, limit: int) -> bytes:
+        readers.append(threading.current_thread())
+        if threading.current_thread() is not threading.main_thread():
+            is_held.set()
+            held.wait(PATIENCE_SECONDS)
+        if len(readers) <= 2:
+            raise OSError(errno.EIO, "Input/output error", path)
+        return read_bounded(path, limit)
+
+    monkeypatch.setattr("common.bundle.read_bounded", hold)
+    server.apply("shapes", "more", added=(added,))
+    for _ in range(3):
+        server.first.clock.seconds += BOOT_PAUSE_SECONDS
+        server.changes.tick()
+    is_held.wait(PATIENCE_SECONDS)
+    await server.first.settle()
+    assert [thread is threading.main_thread() for thread in readers] == [True, False]
+    assert added.pair.active_slot is None
+
+    held.set()
+    await server.wait(2 * BOOT_PAUSE_SECONDS)
+
+    assert (await added.ask().outcome).served_by.revision == "r1"
+    assert threading.main_thread() not in readers[1:]
+
+
+async def test_a_load_while_the_disk_is_read_again_is_left_alone(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the read has found comes too late: a command has decided, also when nothing is left of its load."""
+    added, held = server.make("more"), threading.Event()
+    break_bundle(monkeypatch, added, "r1", times=1)
+    server.apply("shapes", "more", added=(added,))
+    await server.wait()
+
+    def hold(path: Path, limit: int) -> bytes:
+        if threading.current_thread().name == BOOT_THREAD:
+            held.wait(PATIENCE_SECONDS)
+        return read_bounded(path, limit)
+
+    monkeypatch.setattr("common.bundle.read_bounded", hold)
+    server.first.clock.seconds += BOOT_PAUSE_SECONDS
+    server.changes.tick()
+    load = await added.candidate("r2")
+    added.commands.retire(load.load_id, 0)
+    held.set()
+    await server.wait(3 * BOOT_PAUSE_SECONDS)
+
+    loaded = [added.revision_of(runner.loaded) for runner in added.runners if runner.loaded is not None]
+    assert (loaded, added.pair.active_slot) == (["r2"], None)
+
+
+async def test_a_stopped_server_does_not_wait_for_a_disk_that_holds_a_read(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process ends too: the thread that reads keeps nothing."""
+    added, held = server.make("more"), threading.Event()
+    break_bundle(monkeypatch, added, "r1", times=1)
+    server.apply("shapes", "more", added=(added,))
+    await server.wait()
+
+    def hold(_path: Path, _limit: int) -> bytes:
+        held.wait(PATIENCE_SECONDS)
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("common.bundle.read_bounded", hold)
+    server.first.clock.seconds += BOOT_PAUSE_SECONDS
+    server.changes.tick()
+    readers = [thread for thread in threading.enumerate() if thread.name == BOOT_THREAD]
+    await server.changes.stop(1.0)
+    assert [(thread.is_alive(), thread.daemon) for thread in readers] == [(True, True)]
+
+    held.set()
+    await server.wait()
+    assert added.pair.active_slot is None
 
 
 async def test_a_fault_that_does_not_pass_by_itself_is_not_tried_again(server: Server) -> None:

@@ -6,18 +6,21 @@ the changed model leaves as a removed one does. A replacement that cannot load i
 """
 
 import asyncio
+import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from common.failure_log import FailureLog
 from common.logs import Logger
-from inference.server.model.commands import SlotCommands
+from inference.server.model.commands import BootBundle, SlotCommands
 from inference.server.model.manager import ModelManager
 from inference.server.model.models import Models
 from inference.server.scheduling.admission import Capacity
 
 STOP_SECONDS = 5.0  # for the runners to end, after the last call
 MAX_FAILURES = 2  # ends of a replacement's process before it is given up
+BOOT_THREAD = "boot"
 
 
 @dataclass(slots=True)
@@ -44,6 +47,7 @@ class ModelChanges:
         self._tick_failures: dict[str, FailureLog] = {}  # by model
         self._replacements: dict[str, ModelManager] = {}
         self._leaving: list[_Leaving] = []
+        self._readings: dict[ModelManager, Future[BootBundle]] = {}  # what is looked for again
         self.failures: dict[str, str] = {}  # by model: why its last replacement was given up
 
     @property
@@ -107,16 +111,27 @@ class ModelChanges:
     async def stop(self, seconds: float) -> None:
         """End the processes of all models; kill those that have not ended after `seconds`."""
         others = [*self._replacements.values(), *(one.manager for one in self._leaving)]
-        await asyncio.gather(*(SlotCommands(one).stop(seconds) for one in (*self._models.all(), *others)))
+        managers = (*self._models.all(), *others)
+        for manager in managers:
+            self._look_no_more(manager)
+        await asyncio.gather(*(SlotCommands(one).stop(seconds) for one in managers))
 
     def _boot_again_if_due(self, manager: ModelManager) -> None:
-        """Try again what a passing fault has kept a model from; the log has each reason once."""
-        if manager.boot_again_at is None or manager.options.clock.monotonic() < manager.boot_again_at:
-            return
-        before = manager.boot_failure
-        reason = SlotCommands(manager).boot_again()
-        if reason not in ("", before):
-            self._log.warning("boot_without_model", model=manager.options.model, detail=reason)
+        """Look again for what a passing fault has kept a model from; the log has each reason once."""
+        reading = self._readings.get(manager)
+        if reading is None:
+            if manager.boot_again_at is not None and manager.options.clock.monotonic() >= manager.boot_again_at:
+                self._readings[manager] = _read_aside(SlotCommands(manager))
+        elif reading.done():
+            del self._readings[manager]
+            if manager.boot_again_at is not None:  # no command has loaded something meanwhile
+                before, reason = manager.boot_failure, SlotCommands(manager).boot_again(reading.result())
+                if reason not in ("", before):
+                    self._log.warning("boot_without_model", model=manager.options.model, detail=reason)
+
+    def _look_no_more(self, manager: ModelManager) -> None:
+        manager.boot_again_at = None
+        self._readings.pop(manager, None)
 
     def _try_to_replace(self, name: str, replacement: ModelManager) -> None:
         """Let a replacement take over when it answers, or give it up. Not during a trial: its verdict comes first."""
@@ -150,7 +165,7 @@ class ModelChanges:
         self._log.error("model_not_replaced", model=name, detail=failure)
 
     def _leave(self, manager: ModelManager) -> None:
-        manager.boot_again_at = None
+        self._look_no_more(manager)
         manager.requests.intake.turns.close()
         self._leaving.append(_Leaving(manager))
         self._models.leaving = tuple(one.manager for one in self._leaving)
@@ -186,3 +201,20 @@ def active_digest(manager: ModelManager) -> str:
     """Digest of the active slot's bundle; empty without one."""
     active = manager.pair.active_slot
     return "" if active is None else active.digest
+
+
+def _read_aside(commands: SlotCommands) -> Future[BootBundle]:
+    """What a model finds to start with, read by a thread of its own: a broken disk may hold a read for minutes.
+
+    It holds neither the loop nor, at a stop, the end of the process; a pool would be waited for.
+    """
+    found: Future[BootBundle] = Future()
+
+    def read() -> None:
+        try:
+            found.set_result(commands.read_for_boot())
+        except Exception as error:  # noqa: BLE001  raised where the result is taken
+            found.set_exception(error)
+
+    threading.Thread(target=read, name=BOOT_THREAD, daemon=True).start()
+    return found

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from common import errors
 from common.bundle import Bundle, BundleBroken, Committed, bundle_folder, is_digest, read_bundle, read_committed
@@ -16,8 +17,21 @@ from inference.server.model.transitions import default_device
 BOOT_PAUSE_SECONDS = 5.0  # a lack of descriptors often passes within seconds, and a try reads two small files
 
 
+@dataclass(frozen=True, slots=True)
+class BootBundle:
+    """What a model finds on disk to start with."""
+
+    committed: Committed | None
+    bundle: Bundle | None
+    failure: str = ""  # why there is no bundle
+    is_passing: bool = False  # the failure may pass by itself
+
+
 class SlotCommands:
-    """The commands of the control socket and of the server's lifecycle on one model. Loop thread only."""
+    """The commands of the control socket and of the server's lifecycle on one model.
+
+    Loop thread only, but `read_for_boot`.
+    """
 
     def __init__(self, manager: ModelManager) -> None:
         self.manager = manager
@@ -34,21 +48,35 @@ class SlotCommands:
         Returns:
             Why no load has begun, for the log; empty if one has.
         """
-        bundle = self._open_for_boot(digest)
+        bundle = self._keep(self.read_for_boot(digest))
         load = None if bundle is None else self._new_load(bundle, "", "boot")
         self._machine.apply(m.Boot(load, self._options.cpu_fallback_file.get(self._options.model)))
         return self.manager.boot_failure
 
-    def boot_again(self) -> str:
-        """Load the committed bundle, which the start could not read; its processes run already.
+    def boot_again(self, found: BootBundle) -> str:
+        """Load a bundle that the start could not read; its processes run already.
 
         Returns:
             Why no load has begun, for the log; empty if one has.
         """
-        bundle = self._open_for_boot()
+        bundle = self._keep(found)
         if bundle is not None:
             self._machine.apply(m.BootAgain(self._new_load(bundle, "", "boot")))
         return self.manager.boot_failure
+
+    def read_for_boot(self, digest: str = "") -> BootBundle:
+        """Look for the bundle to start with, by default the committed one. From any thread: it only reads."""
+        committed = self.manager.committed
+        try:
+            committed = self._read_committed()
+            chosen = digest or ("" if committed is None else committed.bundle_digest)
+            if chosen:
+                return BootBundle(committed, self._open_bundle(chosen))
+        except OSError as error:  # a fault of the disk is one model's alone
+            return BootBundle(committed, None, f"its bundle cannot be read: {error.strerror}", is_passing=True)
+        except (BundleBroken, errors.HotslotError) as error:
+            return BootBundle(committed, None, str(error), is_passing=_is_of_system(error))
+        return BootBundle(None, None, "nothing is committed yet; import a model or let the updater install one")
 
     def load(self, digest: str, device: str, transaction_id: str, expected_generation: int) -> LoadProgress:
         """Load a bundle into the free slot, or return the existing load of the same bundle and device.
@@ -200,21 +228,12 @@ class SlotCommands:
                 return load
         return None
 
-    def _open_for_boot(self, digest: str = "") -> Bundle | None:
-        """The bundle to start with, by default the committed one; if there is none, the manager keeps the reason."""
-        manager, bundle = self.manager, None
-        reason, is_passing = "nothing is committed yet; import a model or let the updater install one", False
-        try:
-            manager.committed = self._read_committed()
-            chosen = digest or ("" if manager.committed is None else manager.committed.bundle_digest)
-            bundle = self._open_bundle(chosen) if chosen else None
-        except OSError as error:  # a fault of the disk is one model's alone
-            reason, is_passing = f"its bundle cannot be read: {error.strerror}", True
-        except (BundleBroken, errors.HotslotError) as error:
-            reason, is_passing = str(error), _is_of_system(error)
-        manager.boot_failure = reason if bundle is None else ""
-        manager.boot_again_at = self._options.clock.monotonic() + BOOT_PAUSE_SECONDS if is_passing else None
-        return bundle
+    def _keep(self, found: BootBundle) -> Bundle | None:
+        """The bundle that was found; if there is none, the manager keeps the reason, and when to look again."""
+        manager = self.manager
+        manager.committed, manager.boot_failure = found.committed, found.failure
+        manager.boot_again_at = self._options.clock.monotonic() + BOOT_PAUSE_SECONDS if found.is_passing else None
+        return found.bundle
 
     def _open_bundle(self, digest: str) -> Bundle:
         folder = bundle_folder(self._options.state_dir, digest)
