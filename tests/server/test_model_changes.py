@@ -14,7 +14,7 @@ from common.errors import NotFound
 from common.logs import Logger
 from dev.harness.pointer import commit_bundle
 from inference.server.health import Overall
-from inference.server.model.changes import BOOT_THREAD, ModelChanges
+from inference.server.model.changes import BOOT_THREAD, MAX_BOOT_SECONDS, ModelChanges
 from inference.server.model.commands import BOOT_PAUSE_SECONDS
 from inference.server.model.models import Models
 from inference.server.model.transitions import STANDBY_DELAY_SECONDS
@@ -417,17 +417,72 @@ async def test_a_replacement_that_cannot_load_changes_nothing(server: Server) ->
 async def test_a_replacement_whose_bundle_cannot_be_read_is_given_up(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The model goes on with its settings, the status says why without a path, and no process is left over."""
+    """After a minute: the model goes on with its settings, and the status says why without a path."""
     replacement = server.make("shapes")
     break_bundle(monkeypatch, replacement, "r1")
     server.apply("shapes", changed=(replacement,))
-    await server.wait()
+    await server.wait(MAX_BOOT_SECONDS - 1.0)
+    assert list(server.changes.loading) == ["shapes"]
+    await server.wait(2.0)
 
     assert server.changes.failures == {"shapes": "its bundle cannot be read: Input/output error"}
-    assert server.changes.loading == ()
+    assert list(server.changes.loading) == []
     assert (await server.first.ask().outcome).served_by.revision == "r1"
     assert server.models.get("shapes") is server.first.manager
     assert [runner.has_ended for runner in replacement.runners] == [True]
+
+
+async def test_a_replacement_whose_bundle_is_damaged_is_given_up_at_once(server: Server) -> None:
+    """That does not pass by itself."""
+    replacement = server.make("shapes")
+    (bundle_folder(server.folder, replacement.bundle("r1").bundle_digest) / MANIFEST_NAME).write_text("{")
+    server.apply("shapes", changed=(replacement,))
+    await server.wait()
+
+    assert (list(server.changes.failures), list(server.changes.loading)) == (["shapes"], [])
+
+
+@pytest.mark.fault("D9")
+@pytest.mark.parametrize("what", ["folder", "manifest"])
+async def test_a_replacement_whose_bundle_could_not_be_read_takes_over_when_that_has_passed(
+    server: Server, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Until then the model goes on with its settings; the replacement loads what that has, whatever is committed."""
+    replacement = server.make("shapes")
+    commit_bundle(server.folder, replacement.bundle("r2"), "shapes")
+    if what == "folder":
+        break_bundle(monkeypatch, replacement, "r1", times=2)
+    else:
+        fail_to_open(monkeypatch, times=2)
+    server.apply("shapes", changed=(replacement,))
+    await server.wait(2 * BOOT_PAUSE_SECONDS - 1.0)
+    assert (list(server.changes.loading), server.changes.failures) == (["shapes"], {})
+    assert (await server.first.ask().outcome).served_by.revision == "r1"
+
+    await server.wait(2.0)
+
+    assert server.models.get("shapes") is replacement.manager
+    assert (await replacement.ask().outcome).served_by.revision == "r1"
+    assert (list(server.changes.loading), server.changes.failures) == ([], {})
+
+
+async def test_a_replacement_that_tries_again_does_not_take_over_from_a_model_that_is_loaded_again(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has nothing to answer with yet, and is not made anew either."""
+    server.first.holds_loads = True
+    server.first.runner(server.first.active.name).end()
+    replacement = server.make("shapes")
+    break_bundle(monkeypatch, replacement, "r1", times=1)
+    server.apply("shapes", changed=(replacement,))
+    await server.wait(BOOT_PAUSE_SECONDS - 1.0)
+    assert server.models.get("shapes") is server.first.manager
+    assert [runner.has_ended for runner in replacement.runners] == [False]
+
+    await server.wait(2.0)
+
+    assert server.models.get("shapes") is replacement.manager
+    assert (await replacement.ask().outcome).served_by.revision == "r1"
 
 
 async def test_a_replacement_without_a_bundle_does_not_take_over_from_a_model_that_is_loaded_again(

@@ -20,6 +20,7 @@ from inference.server.scheduling.admission import Capacity
 
 STOP_SECONDS = 5.0  # for the runners to end, after the last call
 MAX_FAILURES = 2  # ends of a replacement's process before it is given up
+MAX_BOOT_SECONDS = 60.0  # in which a replacement's bundle cannot be read before it is given up
 BOOT_THREAD = "boot"
 
 
@@ -121,7 +122,8 @@ class ModelChanges:
         reading = self._readings.get(manager)
         if reading is None:
             if manager.boot_again_at is not None and manager.options.clock.monotonic() >= manager.boot_again_at:
-                self._readings[manager] = _read_aside(SlotCommands(manager))
+                digest = active_digest(self._models.get(manager.options.model))  # a replacement loads the same
+                self._readings[manager] = _read_aside(SlotCommands(manager), digest)
         elif reading.done():
             del self._readings[manager]
             if manager.boot_again_at is not None:  # no command has loaded something meanwhile
@@ -134,13 +136,13 @@ class ModelChanges:
         self._readings.pop(manager, None)
 
     def _try_to_replace(self, name: str, replacement: ModelManager) -> None:
-        """Let a replacement take over when it answers, or give it up. Not during a trial: its verdict comes first."""
+        """Let a replacement take over when it answers, or give it up."""
         served = self._models.get(name)
         failure = describe_failure(served, replacement)
         if failure:
             del self._replacements[name]
             self._give_up(name, served, replacement, failure)
-        elif served.pair.trial is None and (replacement.is_ready or served.pair.answering_slot() is None):
+        elif may_take_over(served, replacement):
             del self._replacements[name]
             if active_digest(served) not in ("", active_digest(replacement)):  # another revision was committed
                 self._begin_to_replace(served, ModelManager(replacement.options))
@@ -186,7 +188,8 @@ def describe_failure(served: ModelManager, replacement: ModelManager) -> str:
     """Why a replacement cannot take over; empty if it may still. Without a model that answers there is no choice."""
     active = replacement.pair.active_slot
     if active is None:  # a model that is loaded again answers soon: it is kept too
-        return "" if served.pair.active_slot is None else replacement.boot_failure
+        is_kept = served.pair.active_slot is not None and not _is_tried_again(replacement)
+        return replacement.boot_failure if is_kept else ""
     if served.pair.answering_slot() is None:
         return ""
     if active.deaths_in_row >= MAX_FAILURES:
@@ -197,13 +200,29 @@ def describe_failure(served: ModelManager, replacement: ModelManager) -> str:
     return ""
 
 
+def may_take_over(served: ModelManager, replacement: ModelManager) -> bool:
+    """Whether a replacement is to take the calls now. Not during a trial: its verdict comes first."""
+    if served.pair.trial is not None:
+        return False
+    if replacement.pair.active_slot is None:  # it has nothing to answer with
+        return served.pair.active_slot is None
+    return replacement.is_ready or served.pair.answering_slot() is None
+
+
 def active_digest(manager: ModelManager) -> str:
     """Digest of the active slot's bundle; empty without one."""
     active = manager.pair.active_slot
     return "" if active is None else active.digest
 
 
-def _read_aside(commands: SlotCommands) -> Future[BootBundle]:
+def _is_tried_again(replacement: ModelManager) -> bool:
+    """Whether its bundle may still be read: what keeps it from that often passes within seconds."""
+    if replacement.boot_again_at is None or replacement.boot_failed_at is None:
+        return False
+    return replacement.options.clock.monotonic() < replacement.boot_failed_at + MAX_BOOT_SECONDS
+
+
+def _read_aside(commands: SlotCommands, digest: str) -> Future[BootBundle]:
     """What a model finds to start with, read by a thread of its own: a broken disk may hold a read for minutes.
 
     It holds neither the loop nor, at a stop, the end of the process; a pool would be waited for.
@@ -212,7 +231,7 @@ def _read_aside(commands: SlotCommands) -> Future[BootBundle]:
 
     def read() -> None:
         try:
-            found.set_result(commands.read_for_boot())
+            found.set_result(commands.read_for_boot(digest))
         except Exception as error:  # noqa: BLE001  raised where the result is taken
             found.set_exception(error)
 

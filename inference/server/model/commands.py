@@ -230,9 +230,11 @@ class SlotCommands:
 
     def _keep(self, found: BootBundle) -> Bundle | None:
         """The bundle that was found; if there is none, the manager keeps the reason, and when to look again."""
-        manager = self.manager
+        manager, now = self.manager, self._options.clock.monotonic()
         manager.committed, manager.boot_failure = found.committed, found.failure
-        manager.boot_again_at = self._options.clock.monotonic() + BOOT_PAUSE_SECONDS if found.is_passing else None
+        manager.boot_again_at = now + BOOT_PAUSE_SECONDS if found.is_passing else None
+        if found.is_passing and manager.boot_failed_at is None:
+            manager.boot_failed_at = now
         return found.bundle
 
     def _open_bundle(self, digest: str) -> Bundle:

@@ -22,6 +22,7 @@ class ModelManager:
         self.committed: Committed | None = None
         self.boot_failure = ""  # why its start has begun no load
         self.boot_again_at: float | None = None  # clock.monotonic(); None: nothing failed that may pass by itself
+        self.boot_failed_at: float | None = None  # clock.monotonic() of the first such failure
         self.commands_under_way = 0  # of the updater
 
     @property
