@@ -13,6 +13,7 @@ from common.durable import read_bounded
 from common.errors import NotFound
 from common.logs import Logger
 from dev.harness.pointer import commit_bundle
+from inference.server.api.status import judge_model
 from inference.server.health import Overall
 from inference.server.model.changes import BOOT_THREAD, MAX_BOOT_SECONDS, ModelChanges
 from inference.server.model.commands import BOOT_PAUSE_SECONDS
@@ -285,6 +286,25 @@ async def test_the_next_reason_of_a_model_without_its_bundle_is_logged_too(
 
     details = [fields["detail"] for name, fields in server.log.lines if name == "boot_without_model"]
     assert details == ["its bundle cannot be read: Input/output error", "bundle.json is not a JSON object"]
+
+
+async def test_the_health_says_why_no_model_is_loaded(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that nothing is committed, when something is; what a command has loaded since ends the reason."""
+    unreadable, empty = server.make("unreadable"), server.make("empty", revision="")
+    break_bundle(monkeypatch, unreadable, "r1", times=1)
+    server.apply("shapes", "unreadable", "empty", added=(unreadable, empty))
+    await server.wait()
+    before = [judge_model(world.manager, is_ready=False) for world in (unreadable, empty)]
+    for world in (unreadable, empty):
+        world.commands.retire((await world.candidate("r2")).load_id, 0)
+    after = [judge_model(world.manager, is_ready=False) for world in (unreadable, empty)]
+
+    nothing = "no model is loaded; nothing is committed yet"
+    assert before == [
+        (2, "no model is loaded; its bundle cannot be read: Input/output error"),
+        (2, f"{nothing}; import a model or let the updater install one"),
+    ]
+    assert after == [(2, "no model is loaded"), (2, nothing)]
 
 
 @pytest.mark.parametrize("is_retired", [False, True])

@@ -106,7 +106,7 @@ class StatusApi:
 
     def _capability(self, manager: ModelManager) -> status_pb2.CapabilityHealth:
         is_ready = manager.is_ready and not self._drain.is_leaving
-        level, reason = _judge(manager, is_ready=is_ready)
+        level, reason = judge_model(manager, is_ready=is_ready)
         capability = status_pb2.CapabilityHealth(
             model=manager.options.model,
             level=_LEVELS[level],
@@ -147,6 +147,27 @@ class StatusApi:
             model.committed.digest = committed.bundle_digest
             model.committed.origin = committed.origin.value
         return model
+
+
+def judge_model(manager: ModelManager, *, is_ready: bool) -> tuple[int, str]:
+    """Health level (0 OK, 1 DEGRADED, 2 FAILED) and reason of one model."""
+    pair, active = manager.pair, manager.pair.active_slot
+    if not is_ready:
+        if active is None:
+            why = manager.boot_failure or ("nothing is committed yet" if manager.committed is None else "")
+            return 2, "; ".join(filter(None, ("no model is loaded", why)))
+        last = f"; {active.last_failure}" if active.last_failure else ""
+        if manager.requests.is_stalled:
+            return 2, f"slot {active.name} does not answer in time"
+        if manager.has_given_up:
+            last = f", failed {active.failures} times in a row and restarts continue{last}"
+        return 2, f"slot {active.name} is {active.state.lower()}{last}"
+    if active is not None and pair.answering_slot() is not active:
+        return 1, f"slot {active.name} is on trial and not loaded; the previous slot answers"
+    row = manager.pair.cpu_fallback
+    if row is not None:
+        return 1, f"runs on {row.fallback_device} because {row.device} ran out of memory ({row.reason})"
+    return 0, ""
 
 
 def _access(state: AccessState) -> status_pb2.AccessStatus:
@@ -196,26 +217,6 @@ def _slot(manager: ModelManager, slot: SlotRecord) -> status_pb2.Slot:
         message.device, message.precision = slot.load.device, slot.load.precision
         message.notes.extend(bundle.notes)
     return message
-
-
-def _judge(manager: ModelManager, *, is_ready: bool) -> tuple[int, str]:
-    """Health level (0 OK, 1 DEGRADED, 2 FAILED) and reason of one model."""
-    pair, active = manager.pair, manager.pair.active_slot
-    if not is_ready:
-        if active is None:
-            return 2, "no model is loaded; nothing is committed yet"
-        last = f"; {active.last_failure}" if active.last_failure else ""
-        if manager.requests.is_stalled:
-            return 2, f"slot {active.name} does not answer in time"
-        if manager.has_given_up:
-            last = f", failed {active.failures} times in a row and restarts continue{last}"
-        return 2, f"slot {active.name} is {active.state.lower()}{last}"
-    if active is not None and pair.answering_slot() is not active:
-        return 1, f"slot {active.name} is on trial and not loaded; the previous slot answers"
-    row = manager.pair.cpu_fallback
-    if row is not None:
-        return 1, f"runs on {row.fallback_device} because {row.device} ran out of memory ({row.reason})"
-    return 0, ""
 
 
 def _resources(machine: health.MachineResources, managers: list[ModelManager]) -> status_pb2.ResourceHealth:

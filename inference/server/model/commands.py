@@ -99,7 +99,7 @@ class SlotCommands:
         bundle = self._open_bundle(digest)
         load = self._new_load(bundle, device, transaction_id)
         self._machine.apply(m.LoadBundle(load))
-        self.manager.boot_again_at = None  # what is loaded is decided by commands now
+        self.manager.boot_again_at, self.manager.boot_failure = None, ""  # what is loaded is decided by commands now
         return self._machine.progress_of(load.load_id)
 
     def activate(

@@ -20,7 +20,7 @@ class ModelManager:
         self.machine: PairMachine = self.requests.machine
         self.stats = self.requests.stats
         self.committed: Committed | None = None
-        self.boot_failure = ""  # why its start has begun no load
+        self.boot_failure = ""  # why its start has begun no load; empty when a command has
         self.boot_again_at: float | None = None  # clock.monotonic(); None: nothing failed that may pass by itself
         self.boot_failed_at: float | None = None  # clock.monotonic() of the first such failure
         self.commands_under_way = 0  # of the updater
