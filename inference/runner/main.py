@@ -1,6 +1,7 @@
 """The runner process: one model on one device, controlled by the server that started it over two sockets."""
 
 import argparse
+import contextlib
 import faulthandler
 import os
 import socket
@@ -108,7 +109,8 @@ class Runner:
                 case "load":
                     self._worker.load(request.load)
                     if self._has_pictures:
-                        self._pool.decoders.start()  # for the self-test, which follows the load at once
+                        with contextlib.suppress(RuntimeError):  # no thread is left: the first picture tries again
+                            self._pool.decoders.start()  # for the self-test, which follows the load at once
                 case "cancel":
                     self._received.cancel(request.cancel.item_ids)
                 case "priority":

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -274,7 +275,7 @@ def _model_options(settings: ServerSettings, model: ModelSettings, shared: _Shar
         poison_seconds=server.poison_seconds,
         self_test=TASK_APIS[model.task].self_test,
         self_test_seconds=server.self_test_seconds,
-        make_process=lambda listener: RunnerProcess(spec, listener, shared.runners.take),
+        make_process=lambda listener: RunnerProcess(spec, listener, partial(shared.runners.take, model=model.name)),
         prepare_process=lambda: shared.runners.prepare(spec),
         engines=list_engines(settings),
         is_memory_tight=shared.is_memory_tight,

@@ -303,27 +303,38 @@ async def test_a_runner_that_no_signal_ends_is_given_up(
 
 
 @pytest.mark.fault("K8")
-@pytest.mark.parametrize(("retires", "reason"), [(True, EndReason.RETIRED), (False, EndReason.DIED)])
-async def test_a_runner_that_ends_slowly_is_given_up_later(
+@pytest.mark.parametrize(
+    ("retires", "given_up", "reason"), [(True, 8.1, EndReason.RETIRED), (False, 2.1, EndReason.DIED)]
+)
+async def test_a_runner_that_retires_and_ends_slowly_is_given_up_later(
     monkeypatch: pytest.MonkeyPatch,
     retires: bool,  # noqa: FBT001
+    given_up: float,
     reason: EndReason,
 ) -> None:
-    """Its memory is freed after its sockets are closed, and the next load needs it. No heartbeat is missed."""
+    """Its memory is freed after its sockets are closed, and the next load needs it; callers wait for no such one.
+
+    They wait for one that ends by itself: it is not ready from then on, although no heartbeat is missed.
+    """
     later, now = 0.0, asyncio.get_running_loop().time()
     monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now + later)
     undead = Undead(monkeypatch, keeps_sockets=False, end_seconds=8.1)
+    monkeypatch.setattr(runner_process, "KILL_SECONDS", 2.1)
+    are_silent = [undead.process.is_silent]
     if retires:
         undead.process.retire()
     reported: list[tuple[float, RunnerEnding]] = []
     for tick in range(40):
         later = tick * 0.25
         await settle()
+        are_silent.append(undead.process.is_silent)
         reported += [(later, ending) for ending in undead.listener.endings[len(reported) :]]
     undead.end_at_last()
     await settle()
 
-    assert reported == [(8.25, RunnerEnding(reason, "not ended 8.1 s after SIGKILL", computing=(7,)))]
+    ending = RunnerEnding(reason, f"not ended {given_up} s after SIGKILL", computing=(7,))
+    assert [(round(at - given_up, 2), one) for at, one in reported] == [(0.15, ending)]
+    assert are_silent == [False] + 40 * [True]
     assert SPEC.timeouts.tick_seconds == 0.25  # a check for heartbeats at each
 
 
@@ -336,6 +347,10 @@ async def test_no_runner_is_started_while_two_have_not_ended(monkeypatch: pytest
     held = _list_descriptors()
     with pytest.raises(OSError, match="2 runners do not end after SIGKILL"):
         Undead(monkeypatch, starter=starter)
+    other = starter.take(SPEC, "another model")
+    is_alone = other.process.poll() is not None
+    other.discard()
+    other.process.wait()
     are_unchanged = _list_descriptors() == held
     undead[0].end_at_last()
     await settle()
@@ -346,7 +361,7 @@ async def test_no_runner_is_started_while_two_have_not_ended(monkeypatch: pytest
         each.end_at_last()
     await settle()
 
-    assert (are_unchanged, is_running) == (True, True)
+    assert (are_unchanged, is_running, is_alone) == (True, True, False)
     assert _list_descriptors() == before
 
 

@@ -56,7 +56,7 @@ def test_a_prepared_runner_is_taken_unless_it_has_ended(early: RunnerStarter) ->
     taken.process.wait()
 
     assert len(waiting) == 1
-    assert prepared == [taken]
+    assert [runner.process for runner in prepared] == [taken.process]
     assert taken is not waiting[0]
 
 

@@ -15,8 +15,9 @@ from common.logs import Logger
 from dev.harness.pointer import commit_bundle
 from inference.server.api.status import judge_model
 from inference.server.health import Overall
+from inference.server.model import messages as m
 from inference.server.model.changes import BOOT_THREAD, MAX_BOOT_SECONDS, ModelChanges
-from inference.server.model.commands import BOOT_PAUSE_SECONDS
+from inference.server.model.commands import BOOT_PAUSE_SECONDS, SlotCommands
 from inference.server.model.models import Models
 from inference.server.model.transitions import STANDBY_DELAY_SECONDS
 from inference.server.readiness import Readiness
@@ -380,6 +381,29 @@ async def test_a_removed_model_answers_what_it_has_accepted(server: Server) -> N
 
     assert (await accepted.outcome).served_by.model == "more"
     assert [runner.has_ended for runner in added.runners] == [True, True]
+    assert (server.forgotten, server.models.leaving) == ([("more", False)], ())
+
+
+async def test_a_removed_model_is_leaving_until_its_processes_have_ended(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that a driver holds is reported seconds later, with the labels of its slot: they would stay for ever."""
+
+    async def stop_waits_no_longer(_commands: SlotCommands, _seconds: float) -> None: ...
+
+    added = server.make("more")
+    server.apply("shapes", "more", added=(added,))
+    await server.wait()
+    monkeypatch.setattr(SlotCommands, "stop", stop_waits_no_longer)
+    server.apply("shapes")
+    await server.wait()
+    before = list(server.forgotten), len(server.models.leaving)
+    added.manager.machine.apply(m.Stop())
+    for runner in added.runners:
+        runner.end()
+    await server.wait()
+
+    assert before == ([], 1)
     assert (server.forgotten, server.models.leaving) == ([("more", False)], ())
 
 

@@ -31,6 +31,12 @@ class _Leaving:
     manager: ModelManager
     stop: asyncio.Task[None] | None = None
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether its processes have ended, too: the end of each is still reported, with the labels of its slot."""
+        processes = [slot.process for slot in self.manager.machine.slots.values()]
+        return self.stop is not None and self.stop.done() and not any(processes)
+
 
 class ModelChanges:
     """Changes the models of a running server. Loop thread only; `tick` must be called about every 50 ms."""
@@ -105,7 +111,7 @@ class ModelChanges:
         for one in self._leaving:
             if one.stop is None and not one.manager.requests.waiting:
                 one.stop = asyncio.get_running_loop().create_task(SlotCommands(one.manager).stop(STOP_SECONDS))
-        for one in [one for one in self._leaving if one.stop is not None and one.stop.done()]:
+        for one in [one for one in self._leaving if one.has_ended]:
             self._leaving.remove(one)
             self._end(one.manager)
 

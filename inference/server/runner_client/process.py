@@ -19,8 +19,8 @@ from inference.server.runner_client.start import RunnerSpec, StartedRunner, star
 from inference.wire import Picture, frame, items_frame
 
 KILL_SECONDS = 5.0  # from SIGKILL until a process that has not ended is given up
-# The same for one that ends by itself, or retires: its memory is freed after its sockets are closed, and what is loaded
-# next needs that memory. With the default of `retire_seconds` it is less than RetireSlot waits.
+# The same for one that retires: its memory is freed after its sockets are closed, and what is loaded next needs that
+# memory, while callers do not wait for it. With the default of `retire_seconds` it is less than RetireSlot waits.
 END_SECONDS = 45.0
 SOCKET_DRAIN_SECONDS = 1.0  # to read what an ended runner left in its sockets, if another process holds them open
 
@@ -133,8 +133,8 @@ class RunnerProcess:
 
     @property
     def is_silent(self) -> bool:
-        """Whether half of the time without a heartbeat has passed after which the process is killed."""
-        return self._liveness.is_silent
+        """Whether it is killed, or half of the time without a heartbeat has passed after which it is."""
+        return self._liveness.is_silent or self._end_limit < math.inf
 
     def _send_control(self, request: runner_pb2.RunnerRequest) -> None:
         self._control.send(frame(request.SerializeToString()))
@@ -211,12 +211,16 @@ class RunnerProcess:
         if trouble:
             self._kill_because(EndReason.GARBAGE, trouble)
         # A runner that closes its sockets is ending; if it exits by itself now, it keeps its exit code.
-        self._kill(END_SECONDS)
+        self._kill(self._seconds_to_end)
         self._finish_if_closed()
 
     def _kill_because(self, reason: EndReason, detail: str) -> None:
         self._end_cause = self._end_cause or (reason, detail)
-        self._kill(END_SECONDS if self._is_retiring else KILL_SECONDS)
+        self._kill(self._seconds_to_end)
+
+    @property
+    def _seconds_to_end(self) -> float:
+        return END_SECONDS if self._is_retiring else KILL_SECONDS
 
     def _kill(self, limit_seconds: float) -> None:
         self._child.kill()

@@ -37,7 +37,7 @@ _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
 SEND_BYTES = 1 << 20  # that the data socket takes at once, if the system allows it: a frame of several pictures
 MAX_WAITING = 4  # runners that are programs of their own; each has about 300 MB
 MAX_REPLACED = 3  # waiting runners that end before one is taken; then the next is started when it is needed
-MAX_GIVEN_UP = 2  # runners of a specification that SIGKILL has not ended: each keeps its memory, and so would the next
+MAX_GIVEN_UP = 2  # runners of a model that SIGKILL has not ended: each keeps its memory, and so would the next
 START_SECONDS = 120.0  # for the fork server's imports, if no specification has a limit
 
 _PROGRAM = (
@@ -148,7 +148,8 @@ class RunnerStarter:
         self._engines = list(dict.fromkeys(spec.engine for spec in specs if spec.fork))
         self._live_engines: frozenset[str] | None = None  # after a reload: of all models; others start as programs
         self._is_adopting = self._is_closed = False
-        self._given_up: list[tuple[RunnerSpec, subprocess.Popen[bytes] | ForkedProcess]] = []  # until they are reaped
+        # By model, until they are reaped.
+        self._given_up: list[tuple[str, subprocess.Popen[bytes] | ForkedProcess]] = []
         self._killed: list[subprocess.Popen[bytes] | ForkedProcess] = []  # were never taken; until they are reaped
         self._ended: list[RunnerSpec] = []  # of waiting runners that have ended and are not replaced yet
         self._replaced, self._replaced_at = 0, 0.0  # waiting runners since one was taken, or a steady minute has passed
@@ -173,12 +174,22 @@ class RunnerStarter:
             with contextlib.suppress(OSError):  # reported when it is started again
                 self._runners.append((spec, self._start(spec)))
 
-    def take(self, spec: RunnerSpec) -> StartedRunner:
-        """A runner of this specification that waits, or a new one.
+    def take(self, spec: RunnerSpec, model: str = "") -> StartedRunner:
+        """A runner of this specification that waits, or a new one, for a model.
 
         Raises:
-            OSError: it cannot be started, `close` was called, or MAX_GIVEN_UP before it have not ended yet.
+            OSError: it cannot be started, `close` was called, or MAX_GIVEN_UP of the model have not ended yet.
         """
+        self._given_up = [row for row in self._given_up if row[1].returncode is None]
+        held = sum(owner == model for owner, _ in self._given_up)
+        if held >= MAX_GIVEN_UP:
+            raise OSError(
+                errno.EBUSY, f"{held} runners do not end after SIGKILL; another one starts when one has ended"
+            )
+        runner = self._find_waiting(spec) or self._start(spec)
+        return replace(runner, on_given_up=lambda: self._given_up.append((model, runner.process)))
+
+    def _find_waiting(self, spec: RunnerSpec) -> StartedRunner | None:
         self._discard_ended()
         self._ended = [ended for ended in self._ended if ended != spec]
         for row in self._runners:
@@ -186,7 +197,7 @@ class RunnerStarter:
                 self._runners.remove(row)
                 self._replaced = 0
                 return row[1]
-        return self._start(spec)
+        return None
 
     def attach(self, report: Report, warn: Report) -> None:
         """Receive the fork server's answers on the running loop; then call `tick` every TICK_SECONDS.
@@ -235,24 +246,18 @@ class RunnerStarter:
     def _start(self, spec: RunnerSpec) -> StartedRunner:
         if self._is_closed:
             raise OSError(errno.ESHUTDOWN, "the server is stopping")
-        self._given_up = [row for row in self._given_up if row[1].returncode is None]
-        held = sum(given_up == spec for given_up, _ in self._given_up)
-        if held >= MAX_GIVEN_UP:
-            raise OSError(
-                errno.EBUSY, f"{held} runners do not end after SIGKILL; another one starts when one has ended"
-            )
         if spec.fork and (self._live_engines is None or spec.engine in self._live_engines):
             self._prepare_forks(spec)
             if self._forks.can_fork and self._fork_failures.may_fork:
                 try:
-                    return self._know(spec, start_runner(spec, self._forks, self._fork_failures))
+                    return self._know(start_runner(spec, self._forks, self._fork_failures))
                 except OSError as error:
                     self._fork_failures.record(repr(error))
-        return self._know(spec, start_runner(spec))
+        return self._know(start_runner(spec))
 
-    def _know(self, spec: RunnerSpec, runner: StartedRunner) -> StartedRunner:
+    def _know(self, runner: StartedRunner) -> StartedRunner:
         self._started.add(runner.process)
-        return replace(runner, on_given_up=lambda: self._given_up.append((spec, runner.process)))
+        return runner
 
     def _prepare_forks(self, spec: RunnerSpec) -> None:
         """Start the fork server if there is none, or if the environment of runners has changed since."""
