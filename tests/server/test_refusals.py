@@ -1,12 +1,16 @@
-"""The size of refusals: gRPC replaces a status whose trailers exceed 8 KiB with RESOURCE_EXHAUSTED."""
+"""Refusals of the control socket: of slots that do not empty in time, and their size.
 
+gRPC replaces a status whose trailers exceed 8 KiB with RESOURCE_EXHAUSTED.
+"""
+
+import asyncio
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from common.errors import Conflict, NotFound, to_status
+from common.errors import Conflict, Interrupted, NotFound, to_status
 from hotslot.control.v1 import control_pb2 as pb
 from hotslot.control.v1.control_pb2 import SettingsReload
 from inference.server.api.interceptors import Call, current_call
@@ -15,10 +19,22 @@ from inference.server.control.report import build_model_state
 from inference.server.control.servicer import ControlApi
 from inference.server.model.models import Models
 from inference.server.model.stats import StatsKey
-from tests.server.simulator import World
+from tests.server.simulator import SimRunner, World
 
 MAX_TRAILER_BYTES = 8 << 10
 OTHER_TRAILER_BYTES = 1 << 10  # request id, pushback, gRPC's own
+CHANGE = pb.Change(model="shapes", transaction_id="t")
+
+
+class Progress:
+    """What a caller of LoadSlot reads."""
+
+    def __init__(self) -> None:
+        self.sent: list[pb.LoadSlotResponse] = []
+
+    async def write(self, message: pb.LoadSlotResponse) -> None:
+        """Read it."""
+        self.sent.append(message)
 
 
 async def test_a_conflict_fits_into_the_trailers_with_counters_of_many_revisions(tmp_path: Path) -> None:
@@ -34,7 +50,7 @@ async def test_a_conflict_fits_into_the_trailers_with_counters_of_many_revisions
     assert state_bytes > MAX_TRAILER_BYTES
     call = Call("ControlService", "ActivateSlot", "unary", "id", "", 0.0, is_echoed=False, timeout=None)
     current_call.set(call)
-    api = ControlApi(Models([world.manager]), InputLimits(1, 1), world.clock, datetime.now(UTC), _no_reload)
+    api = _make_api(world)
     change = pb.Change(model="shapes", transaction_id="t", expected_generation=99)
     context: Any = None
 
@@ -47,6 +63,45 @@ async def test_a_conflict_fits_into_the_trailers_with_counters_of_many_revisions
     assert state.trial.load_id == load.load_id
 
 
+@pytest.fixture
+async def endless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """A server whose runners do not end when they are told to, and that does not wait for it."""
+    monkeypatch.setattr("inference.server.control.servicer._RETIRE_LIMIT_SECONDS", 0.0)
+    monkeypatch.setattr(SimRunner, "retire", lambda _: None)
+    monkeypatch.setattr(SimRunner, "kill", lambda _, __: None)
+    current_call.set(Call("ControlService", "", "unary", "id", "", 0.0, is_echoed=False, timeout=None))
+    return await World(tmp_path).serving()
+
+
+async def test_a_slot_whose_process_has_not_ended_in_time_is_in_use(endless: World) -> None:
+    """No internal error: `retire_seconds` may be longer than the call waits. Later the slot is empty."""
+    load, context = await endless.candidate(), cast("Any", None)
+    request = pb.RetireSlotRequest(change=CHANGE, load_id=load.load_id).SerializeToString()
+
+    with pytest.raises(Conflict) as refusal:
+        await _make_api(endless).retire_slot(request, context)
+    endless.runners[-1].end()
+    emptied = await _make_api(endless).retire_slot(request, context)
+
+    assert refusal.value.reason == "SLOT_IN_USE"
+    assert [slot.load_id for slot in emptied.state.slots].count("") == 1
+
+
+async def test_a_failed_load_says_why_although_its_process_has_not_ended_in_time(endless: World) -> None:
+    """The caller's next load is refused then, as long as no slot is free."""
+    endless.holds_loads = True
+    digest, context = endless.bundle("r2").bundle_digest, cast("Any", Progress())
+    request = pb.LoadSlotRequest(change=CHANGE, bundle_digest=digest)
+    loading = asyncio.ensure_future(_make_api(endless).load_slot(request.SerializeToString(), context))
+    await endless.settle()
+    endless.commands.retire(context.sent[0].load_id, 0)
+
+    with pytest.raises(Interrupted) as failure:
+        await loading
+
+    assert failure.value.reason == "LOAD_RETIRED"
+
+
 def test_a_long_message_fits_into_the_trailers() -> None:
     """A long sentence, for example of a runner's failure, is shortened; code and reason stay."""
     error = NotFound("界" * 10_000, reason="LOAD_UNKNOWN", field="load_id", resource=("load", "x" * 128))
@@ -56,6 +111,10 @@ def test_a_long_message_fits_into_the_trailers() -> None:
     encoded_message = 9 * len(status.message)  # percent-encoded in `grpc-message`
     assert status.ByteSize() + encoded_message < MAX_TRAILER_BYTES - OTHER_TRAILER_BYTES
     assert status.message.endswith("界…")
+
+
+def _make_api(world: World) -> ControlApi:
+    return ControlApi(Models([world.manager]), InputLimits(1, 1), world.clock, datetime.now(UTC), _no_reload)
 
 
 async def _no_reload(**_options: bool) -> SettingsReload:

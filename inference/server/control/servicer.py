@@ -1,6 +1,7 @@
 """ControlService: the updater's commands on the slots, and the state of the models as protobuf."""
 
 import asyncio
+import contextlib
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
@@ -161,7 +162,10 @@ class ControlApi:
             lease = request.gap_lease.ToTimedelta().total_seconds() if request.HasField("gap_lease") else None
             commands.retire(request.load_id, generation, gap_lease_seconds=lease)
             if process is not None:
-                await asyncio.wait_for(process.wait_ended(), _RETIRE_LIMIT_SECONDS)
+                try:
+                    await asyncio.wait_for(process.wait_ended(), _RETIRE_LIMIT_SECONDS)
+                except TimeoutError as error:  # a long `retire_seconds` lets it finish a long call
+                    raise Conflict("the slot's process has not ended yet", reason="SLOT_IN_USE") from error
         return control_pb2.RetireSlotResponse(state=build_model_state(commands.manager, self._clock))
 
     async def set_traffic(self, raw: bytes, _context: Context) -> control_pb2.SetTrafficResponse:
@@ -221,7 +225,8 @@ async def _wait_until_emptied(machine: PairMachine, load: LoadProgress) -> None:
     for slot in machine.pair:
         process = machine.slots[slot.name].process
         if slot.load is not None and slot.load.load_id == load.load_id and process is not None:
-            await asyncio.wait_for(process.wait_ended(), _RETIRE_LIMIT_SECONDS)
+            with contextlib.suppress(TimeoutError):  # why the load has failed is told all the same
+                await asyncio.wait_for(process.wait_ended(), _RETIRE_LIMIT_SECONDS)
 
 
 class _Command:

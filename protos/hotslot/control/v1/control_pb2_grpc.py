@@ -168,7 +168,8 @@ class ControlServiceServicer:
 
         Errors: NOT_FOUND (MODEL_UNKNOWN); FAILED_PRECONDITION
         (GENERATION_CONFLICT, SLOT_IN_USE: it is active, the previous slot of a
-        trial, or loading the CPU fallback).
+        trial, or loading the CPU fallback, or its process has not ended after 60 s;
+        it goes on ending).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

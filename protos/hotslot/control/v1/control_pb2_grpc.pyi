@@ -107,7 +107,8 @@ class ControlServiceStub:
 
     Errors: NOT_FOUND (MODEL_UNKNOWN); FAILED_PRECONDITION
     (GENERATION_CONFLICT, SLOT_IN_USE: it is active, the previous slot of a
-    trial, or loading the CPU fallback).
+    trial, or loading the CPU fallback, or its process has not ended after 60 s;
+    it goes on ending).
     """
     SetTraffic: _grpc.UnaryUnaryMultiCallable[_control_pb2.SetTrafficRequest, _control_pb2.SetTrafficResponse]
     """Changes which requests a loaded slot gets, without another load. In memory
@@ -208,7 +209,8 @@ class ControlServiceAsyncStub(ControlServiceStub):
 
     Errors: NOT_FOUND (MODEL_UNKNOWN); FAILED_PRECONDITION
     (GENERATION_CONFLICT, SLOT_IN_USE: it is active, the previous slot of a
-    trial, or loading the CPU fallback).
+    trial, or loading the CPU fallback, or its process has not ended after 60 s;
+    it goes on ending).
     """
     SetTraffic: _aio.UnaryUnaryMultiCallable[_control_pb2.SetTrafficRequest, _control_pb2.SetTrafficResponse]  # type: ignore[assignment]
     """Changes which requests a loaded slot gets, without another load. In memory
@@ -342,7 +344,8 @@ class ControlServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: NOT_FOUND (MODEL_UNKNOWN); FAILED_PRECONDITION
         (GENERATION_CONFLICT, SLOT_IN_USE: it is active, the previous slot of a
-        trial, or loading the CPU fallback).
+        trial, or loading the CPU fallback, or its process has not ended after 60 s;
+        it goes on ending).
         """
 
     @_abc_1.abstractmethod
