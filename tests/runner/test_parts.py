@@ -3,21 +3,26 @@
 import io
 import os
 import resource
+import socket
 
 import pytest
 from PIL import Image
 
+from common.clock import SystemClock
 from common.engine_files import Task
+from common.exit_codes import ExitCode
 from hotslot.runner.v1 import runner_pb2
 from inference.call_record import MAX_ITEMS, CallRecord, create_memory
 from inference.runner import items, prepare
 from inference.runner.engines.base import AddressItem, EntailmentItem
 from inference.runner.hardware import CpuOnly, filter_devices
 from inference.runner.loading import make_sample_item
+from inference.runner.main import Runner, make_parser
+from inference.runner.pictures.pool import DecoderPool
 from inference.runner.process import can_lower_niceness
-from inference.runner.reporting import DeviceProgress, SleepWatch
-from inference.runner.worker import SAMPLE_SECONDS, CardMemoryMonitor
-from inference.wire import AddressSpan, EntailmentScores
+from inference.runner.reporting import DeviceProgress, EventLog, SleepWatch
+from inference.runner.worker import SAMPLE_SECONDS, CardMemoryMonitor, Worker
+from inference.wire import AddressSpan, EntailmentScores, frame
 from tests.runner.test_device_calls import StandingClock
 
 DEVICES = [("cuda:0", "bfloat16"), ("cuda:1", "float32"), ("cpu", "float32")]
@@ -175,3 +180,33 @@ def test_cached_memory_of_a_full_card_is_freed() -> None:
     assert memory.sample("cuda:0") is None
     clock.time += SAMPLE_SECONDS
     assert memory.sample("cuda:0") == (47, 100)
+
+
+def test_a_load_goes_on_although_no_thread_is_left_for_decoders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first picture tries again; the runner ended, and so did each that was started in its place."""
+
+    def refuse(_: DecoderPool) -> None:
+        raise RuntimeError("can't start new thread")
+
+    loads: list[runner_pb2.LoadBundle] = []
+    exits: list[ExitCode] = []
+    monkeypatch.setattr(DecoderPool, "start", refuse)
+    monkeypatch.setattr(Worker, "load", lambda _, request: loads.append(request))
+    monkeypatch.setattr(Runner, "_exit", lambda _, code: exits.append(code))
+    (data, their_data), (control, server) = socket.socketpair(), socket.socketpair()
+    memory = create_memory()
+    with their_data, server:
+        ends = [f"--data-fd={data.detach()}", f"--control-fd={control.detach()}", f"--call-record-fd={memory}"]
+        options = [*ends, f"--parent={os.getpid()}", "--engine=ofa", "--prepare-processes=1"]
+        runner = Runner(make_parser().parse_args(options), EventLog(SystemClock()))
+        os.close(memory)
+        for directory in ("first", "second"):
+            request = runner_pb2.RunnerRequest(load=runner_pb2.LoadBundle(directory=directory))
+            server.sendall(b"".join(frame(request.SerializeToString())))
+        server.close()
+        runner._receive_control()  # noqa: SLF001  `run` starts threads that do not end
+    for connection in (runner._data, runner._control):  # noqa: SLF001
+        connection.close()
+
+    assert [load.directory for load in loads] == ["first", "second"]
+    assert exits == [ExitCode.PARENT_GONE]
