@@ -44,6 +44,20 @@ async def test_a_model_whose_runner_seems_to_hang_is_not_ready(tmp_path: Path) -
     assert not world.manager.is_ready
 
 
+@pytest.mark.fault("K8")
+async def test_a_trial_whose_runner_is_silent_makes_no_model_unready(tmp_path: Path) -> None:
+    """It may have crashed, and be ending: the previous slot answers, unless that is silent, too."""
+    world = await World(tmp_path).serving()
+    await world.trial()
+    await world.wait(0.2)
+    world.runner("b").is_silent = True
+    is_ready = world.manager.is_ready
+    world.runner("a").is_silent = True
+
+    assert world.active.name == "b"
+    assert (is_ready, world.manager.is_ready) == (True, False)
+
+
 @pytest.mark.fault("L11")
 async def test_a_hang_is_seen_within_the_limit_of_one_device_call(tmp_path: Path) -> None:
     """A request of 32 rows is computed in calls of four: the one that hangs has the limit of four rows."""

@@ -545,6 +545,41 @@ async def test_a_replacement_without_a_bundle_does_not_take_over_from_a_model_th
     assert [runner.has_ended for runner in replacement.runners] == [True]
 
 
+async def test_a_replacement_without_a_bundle_does_not_take_over_in_a_gap(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model that was unloaded for another one is loaded again when the gap's lease ends: it alone knows."""
+    replacement = server.make("shapes")
+    break_bundle(monkeypatch, replacement, "r1")
+    server.apply("shapes", changed=(replacement,))
+    await server.wait()
+    load = server.first.active.load
+    assert load is not None
+    server.first.commands.retire(load.load_id, 0, gap_lease_seconds=20.0)
+    await server.wait(2.0)
+
+    assert server.first.pair.gap is not None
+    assert server.models.get("shapes") is server.first.manager
+
+
+async def test_an_attempt_to_read_a_bundle_that_fails_unforeseen_is_repeated_after_a_pause(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at each tick, twenty times a second."""
+    added, attempts = server.make("more"), list[SlotCommands]()
+
+    def fail(commands: SlotCommands, _digest: str) -> None:
+        attempts.append(commands)
+        raise MemoryError
+
+    break_bundle(monkeypatch, added, "r1")
+    server.apply("shapes", "more", added=(added,))
+    monkeypatch.setattr(SlotCommands, "read_for_boot", fail)
+    await server.wait(2 * BOOT_PAUSE_SECONDS + 1.0)
+
+    assert len(attempts) == 2
+
+
 async def test_a_replacement_waits_for_the_verdict_of_a_trial(server: Server) -> None:
     """What the trial ends with is what the replacement loads."""
     load = await server.first.trial("r2")

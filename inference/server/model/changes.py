@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from common.failure_log import FailureLog
 from common.logs import Logger
-from inference.server.model.commands import BootBundle, SlotCommands
+from inference.server.model.commands import BOOT_PAUSE_SECONDS, BootBundle, SlotCommands
 from inference.server.model.manager import ModelManager
 from inference.server.model.models import Models
 from inference.server.scheduling.admission import Capacity
@@ -125,9 +125,10 @@ class ModelChanges:
 
     def _boot_again_if_due(self, manager: ModelManager) -> None:
         """Look again for what a passing fault has kept a model from; the log has each reason once."""
-        reading = self._readings.get(manager)
+        reading, now = self._readings.get(manager), manager.options.clock.monotonic()
         if reading is None:
-            if manager.boot_again_at is not None and manager.options.clock.monotonic() >= manager.boot_again_at:
+            if manager.boot_again_at is not None and now >= manager.boot_again_at:
+                manager.boot_again_at = now + BOOT_PAUSE_SECONDS  # also if this attempt ends as nobody foresaw
                 digest = active_digest(self._models.get(manager.options.model))  # a replacement loads the same
                 self._readings[manager] = _read_aside(SlotCommands(manager), digest)
         elif reading.done():
@@ -211,7 +212,7 @@ def may_take_over(served: ModelManager, replacement: ModelManager) -> bool:
     if served.pair.trial is not None:
         return False
     if replacement.pair.active_slot is None:  # it has nothing to answer with
-        return served.pair.active_slot is None
+        return served.pair.active_slot is None and served.pair.gap is None  # a gap ends with what it has promised
     return replacement.is_ready or served.pair.answering_slot() is None
 
 

@@ -13,7 +13,7 @@ from inference.server.events import DeviceCallEnded, RequestHandedOver
 from inference.server.model import messages as m
 from inference.server.model.effects import PairMachine
 from inference.server.model.options import ModelOptions
-from inference.server.model.pair import OUT_OF_MEMORY, UNRESOLVED_DEVICES, Load, Pair, Role
+from inference.server.model.pair import OUT_OF_MEMORY, UNRESOLVED_DEVICES, Load, Pair, Role, SlotRecord
 from inference.server.model.policy import ShortageAction
 from inference.server.model.route import Intake, choose_handover_slot, choose_route
 from inference.server.model.shadow import KeptCopy, Shadows
@@ -290,12 +290,22 @@ class Requests:
 
     @property
     def is_stalled(self) -> bool:
-        """Whether the answering slot seems to hang: its runner is silent, or half of a time limit has passed."""
-        record = self.pair.answering_slot()
+        """Whether the answering slot seems to hang: its runner is silent, or half of a time limit has passed.
+
+        Beside a runner that is silent in a trial the previous slot answers.
+        """
+        record, previous = self.pair.answering_slot(), self.pair.previous_of_trial
         if record is None:
             return False
         slot = self.machine.slots[record.name]
-        return (slot.process is not None and slot.process.is_silent) or bool(self._find_hang(slot, STALLED_SHARE))
+        is_backed = previous is not None and previous is not record and previous.is_loaded and previous.is_proven
+        if is_backed and self._is_silent(record) and not self._is_silent(previous):
+            return False
+        return self._is_silent(record) or bool(self._find_hang(slot, STALLED_SHARE))
+
+    def _is_silent(self, record: SlotRecord | None) -> bool:
+        process = None if record is None else self.machine.slots[record.name].process
+        return process is not None and process.is_silent
 
     # Out of memory at a single item.
 

@@ -182,11 +182,12 @@ class RunnerStarter:
         """
         self._given_up = [row for row in self._given_up if row[1].returncode is None]
         held = sum(owner == model for owner, _ in self._given_up)
-        if held >= MAX_GIVEN_UP:
+        runner = self._find_waiting(spec)
+        if runner is None and held >= MAX_GIVEN_UP:
             raise OSError(
                 errno.EBUSY, f"{held} runners do not end after SIGKILL; another one starts when one has ended"
             )
-        runner = self._find_waiting(spec) or self._start(spec)
+        runner = runner or self._start(spec)
         return replace(runner, on_given_up=lambda: self._given_up.append((model, runner.process)))
 
     def _find_waiting(self, spec: RunnerSpec) -> StartedRunner | None:
