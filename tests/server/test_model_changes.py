@@ -3,6 +3,7 @@
 import errno
 import math
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -93,6 +94,18 @@ def break_bundle(monkeypatch: pytest.MonkeyPatch, world: World, revision: str, *
         return is_dir(path)
 
     monkeypatch.setattr(Path, "is_dir", fail)
+
+
+async def read_again(server: Server, monkeypatch: pytest.MonkeyPatch, read: Callable[[Path, int], bytes]) -> World:
+    """A model whose bundle could not be read at its start, and is read again now, by a thread of its own."""
+    added = server.make("more")
+    break_bundle(monkeypatch, added, "r1", times=1)
+    server.apply("shapes", "more", added=(added,))
+    await server.wait()
+    monkeypatch.setattr("common.bundle.read_bounded", read)
+    server.first.clock.seconds += BOOT_PAUSE_SECONDS
+    server.changes.tick()
+    return added
 
 
 @pytest.fixture
@@ -214,19 +227,14 @@ async def test_a_load_while_the_disk_is_read_again_is_left_alone(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the read has found comes too late: a command has decided, also when nothing is left of its load."""
-    added, held = server.make("more"), threading.Event()
-    break_bundle(monkeypatch, added, "r1", times=1)
-    server.apply("shapes", "more", added=(added,))
-    await server.wait()
+    held = threading.Event()
 
     def hold(path: Path, limit: int) -> bytes:
         if threading.current_thread().name == BOOT_THREAD:
             held.wait(PATIENCE_SECONDS)
         return read_bounded(path, limit)
 
-    monkeypatch.setattr("common.bundle.read_bounded", hold)
-    server.first.clock.seconds += BOOT_PAUSE_SECONDS
-    server.changes.tick()
+    added = await read_again(server, monkeypatch, hold)
     load = await added.candidate("r2")
     added.commands.retire(load.load_id, 0)
     held.set()
@@ -240,18 +248,13 @@ async def test_a_stopped_server_does_not_wait_for_a_disk_that_holds_a_read(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its process ends too: the thread that reads keeps nothing."""
-    added, held = server.make("more"), threading.Event()
-    break_bundle(monkeypatch, added, "r1", times=1)
-    server.apply("shapes", "more", added=(added,))
-    await server.wait()
+    held = threading.Event()
 
     def hold(_path: Path, _limit: int) -> bytes:
         held.wait(PATIENCE_SECONDS)
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("common.bundle.read_bounded", hold)
-    server.first.clock.seconds += BOOT_PAUSE_SECONDS
-    server.changes.tick()
+    added = await read_again(server, monkeypatch, hold)
     readers = [thread for thread in threading.enumerate() if thread.name == BOOT_THREAD]
     await server.changes.stop(1.0)
     assert [(thread.is_alive(), thread.daemon) for thread in readers] == [(True, True)]

@@ -139,7 +139,7 @@ def test_callers_who_have_gone_leave_their_places(busy: BusyUpdater) -> None:
         eventually(lambda: call.done() or busy.waiting, what="the fifth caller waits, or is refused")
         return not call.done()
 
-    eventually(asks_again, what="the fifth caller waits")
+    assert eventually(asks_again, what="the fifth caller waits")
 
 
 def test_waiting_callers_do_not_delay_the_end_of_the_process(busy: BusyUpdater) -> None:
