@@ -51,6 +51,7 @@ _GOLDEN = GoldenFacts("sha256:" + "9" * 64, questions=20, expected=20)
 _MEMORY = (
     "generation",
     "slots",
+    "deaths",
     "active",
     "previous",
     "is_on_trial",

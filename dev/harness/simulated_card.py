@@ -16,7 +16,6 @@ class Held:
     load_id: str
     bundle_digest: str
     state: str = "LOADED"
-    restarts: int = 0
     device: str = CPU
 
 

@@ -1,7 +1,7 @@
 """A server in memory: two slots, trials, counters by revision, restarts, a GPU whose memory can run out."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from dev.harness.simulated_card import CARD, CPU, Card, Held
@@ -42,6 +42,7 @@ class SimServer:
     lives: int = 0
     generation: int = 1
     slots: list[Held | None] = field(default_factory=lambda: [None, None])
+    deaths: list[int] = field(default_factory=lambda: [0, 0])  # of each slot's runners, whatever they held
     active: int = -1
     previous: int = -1
     is_on_trial: bool = False
@@ -73,6 +74,7 @@ class SimServer:
         digest = self.boot_from()
         self.is_up, self.is_draining, self.lives = True, False, self.lives + 1
         self.slots, self.active, self.previous, self.is_on_trial = [None, None], -1, -1, False
+        self.deaths = [0, 0]
         self.shadow, self.percent, self.gap = None, 100.0, None
         self.counts, self.last_trial = {}, None
         if digest:
@@ -87,9 +89,14 @@ class SimServer:
 
     def respawns(self) -> None:
         """The active runner crashes again."""
-        held = self.slots[self.active]
-        if held is not None:
-            self.slots[self.active] = replace(held, restarts=held.restarts + 1)
+        self.deaths[self.active] += 1
+
+    def loses_spare(self) -> None:
+        """The runner beside the active one dies: a candidate is gone, a standby process is replaced."""
+        assert not self.is_on_trial
+        spare = 1 - self.active
+        self.deaths[spare] += 1
+        self.slots[spare], self.previous, self.shadow = None, -1, None
 
     def yields(self) -> None:
         """The trial's slot is needed for the CPU fallback."""
@@ -124,8 +131,12 @@ class SimServer:
             requests = given
         if self.shadow is not None:
             bundle = self.bundle_of(self.shadow.load_id) or ""
-            self.shadow.compare(requests, self.changes(bundle), is_failing=bool(self.fails(bundle)))
+            failure = self.fails(bundle)
+            self.shadow.compare(requests, self.changes(bundle), is_failing=bool(failure))
+            if failure == "RUNNER_DIED" and not self.is_on_trial:
+                self.loses_spare()
         self._count(held, requests, reason)
+        self.deaths[self.active] += reason == "RUNNER_DIED"
 
     def bundle_of(self, load_id: str) -> str | None:
         """The bundle digest of a load; None if it is gone."""
@@ -388,11 +399,12 @@ class SimServer:
     def _seen(self, number: int) -> SlotSnapshot:
         held = self.slots[number]
         if held is None:
-            return SlotSnapshot("", "", "", "", "READY", "FREE")
+            return SlotSnapshot("", "", "", "", "READY", "FREE", self.deaths[number])
         role = "PREVIOUS" if number == self.previous else "CANDIDATE"
         if number == self.active:
             role = "TRIAL" if self.is_on_trial else "ACTIVE"
-        return SlotSnapshot(held.load_id, held.bundle_digest, held.device, "float32", held.state, role, held.restarts)
+        deaths = self.deaths[number]
+        return SlotSnapshot(held.load_id, held.bundle_digest, held.device, "float32", held.state, role, deaths)
 
     def _trial(self) -> TrialSnapshot | None:
         if not self.is_on_trial:

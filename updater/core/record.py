@@ -15,6 +15,8 @@ from updater.core.costs import CostBucket
 from updater.core.known import ComputedDigest, KnownVersion, Replaced
 from updater.core.label_mix import LabelMark, LabelMix
 
+_ADDED = {"omit_default": True}  # fields of which builds before they were added must read records without them
+
 
 @dataclass(frozen=True, slots=True)
 class Measured:
@@ -213,6 +215,9 @@ class Update:
     gate_passed: GateKey | None = None
     expected_changes: ExpectedChanges | None = None  # of answers, since its gate
     is_shadow_over: bool = False  # an operator wants its trial to begin
+    shadow_deaths: int = field(default=0, metadata=_ADDED)  # of its runner, while it answered copies of requests
+    shadow_slot: int = field(default=-1, metadata=_ADDED)  # position of its slot; -1: not known
+    slot_deaths: int = field(default=0, metadata=_ADDED)  # of that slot's runners, before they were of this load
     percents: tuple[float, ...] = ()  # of the requests that its trial gets, step by step; empty: all
     percent_step: int = 0  # position in `percents`
     ending: Ending | None = None  # while ROLLING_BACK or HELD

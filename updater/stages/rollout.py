@@ -17,7 +17,15 @@ from updater.stages.transitions import Transition
 def leave_gate(record: ModelRecord, server: ServerState, rules: Rules) -> ModelRecord:
     """The record in the stage after the gate: SHADOWING if the rollout begins with it, else ACTIVATING."""
     if record.committed is not None and rules.rollout.rollout is Rollout.SHADOW and _has_stages(record.under_way):
-        return transitions.enter(record, Stage.SHADOWING, is_shadow_over=False)
+        slot = transitions.find_slot(record.under_way, server)
+        return transitions.enter(
+            record,
+            Stage.SHADOWING,
+            is_shadow_over=False,
+            server_incarnation=server.incarnation,
+            shadow_slot=-1 if slot is None else server.slots.index(slot),
+            slot_deaths=0 if slot is None else slot.restarts,
+        )
     return begin_activation(record, server, rules)
 
 
@@ -45,12 +53,9 @@ def decide_shadow(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | W
     if server.trial is not None:
         return transitions.retry(record, facts, "TRIAL_UNKNOWN", "another revision is on trial")
     if slot is None or (slot.state != "LOADED" and is_late):
-        return transitions.retry(record, facts, "CANDIDATE_GONE", "the candidate's runner is gone")
+        return _apply_gone(record, facts, server, rules)
     changes = compare.judge_changes(update, server, slot.load_id, rules.compare)
     evidence = Evidence(changes.measured, changes=changes.rows)
-    if slot.restarts > rules.observe.max_restarts:
-        message = f"its runner died {slot.restarts} times while it answered copies of requests"
-        return transitions.refuse(record, facts, rules, "RUNNER_DIED", message, evidence=evidence)
     ours = server.shadow if server.shadow is not None and server.shadow.load_id == slot.load_id else None
     if ours is not None and _has_failed(ours, rules):
         message = f"it failed {ours.failed} of {ours.failed + ours.comparison.requests} copies of requests"
@@ -105,6 +110,20 @@ def _has_stages(update: Update) -> bool:
 def _has_failed(shadow: ShadowSnapshot, rules: Rules) -> bool:
     observe, total = rules.observe, shadow.failed + shadow.comparison.requests
     return shadow.failed >= observe.burst_failures and shadow.failed > observe.error_margin * total
+
+
+def _apply_gone(record: ModelRecord, facts: Facts, server: ServerState, rules: Rules) -> Transition:
+    """Retry without blame, unless its runner has died too often; a slot counts all deaths in it, whatever it held."""
+    update, number = record.under_way, record.under_way.shadow_slot
+    is_same = server.incarnation == update.server_incarnation and 0 <= number < len(server.slots)
+    if not is_same or server.slots[number].restarts <= update.slot_deaths:
+        return transitions.retry(record, facts, "CANDIDATE_GONE", "the candidate's runner is gone")
+    deaths = update.shadow_deaths + 1
+    record = record.with_update(shadow_deaths=deaths)
+    if deaths <= rules.observe.max_restarts:
+        return transitions.retry(record, facts, "CANDIDATE_GONE", "the candidate's runner has died")
+    message = f"its runner died {deaths} times while it answered copies of requests"
+    return transitions.refuse(record, facts, rules, "RUNNER_DIED", message)
 
 
 def _end_shadow(

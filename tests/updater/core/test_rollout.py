@@ -151,6 +151,57 @@ def test_a_shadow_that_fails_copies_is_refused_and_costs_no_caller_anything(busy
     assert busy.last("candidate_refused").message.startswith("it failed ")
 
 
+def test_deaths_of_runners_before_it_do_not_count_against_a_candidate(busy: World) -> None:
+    """Of the standby process in its slot: the server counts a slot's deaths, whatever the slot held."""
+    roll_out(busy, Rollout.SHADOW)
+    for _ in range(3):
+        busy.server.loses_spare()
+    busy.publish("1.1.0")
+    busy.settle()
+    assert (busy.committed, busy.quarantined) == ("1.1.0", set())
+
+
+def test_a_candidate_that_dies_while_it_answers_copies_is_tried_again_once(busy: World) -> None:
+    """One death may have had another reason; the second one is its own."""
+    roll_out(busy, Rollout.SHADOW)
+    busy.publish("1.1.0")
+    busy.tick_until(Stage.SHADOWING)
+    busy.server.loses_spare()
+    busy.settle()
+    assert (busy.committed, busy.outcomes("1.1.0")) == ("1.1.0", [Outcome.COMMITTED])
+
+    busy.publish("1.2.0", Quality(fails_callers="RUNNER_DIED"))
+    busy.settle()
+    refusal = busy.last("candidate_refused")
+    assert refusal.message == "its runner died 2 times while it answered copies of requests"
+    assert (busy.quarantined, busy.outcomes("1.2.0"), busy.server.lost) == ({"1.2.0"}, [Outcome.REFUSED], 0)
+
+
+def test_a_server_that_starts_again_is_no_death_of_its_candidate(busy: World) -> None:
+    """However often."""
+    roll_out(busy, Rollout.SHADOW)
+    busy.publish("1.1.0")
+    for _ in range(3):
+        busy.tick_until(Stage.SHADOWING)
+        busy.crash_server()
+        busy.server.deaths = [1, 1]
+        busy.tick_until(Stage.GATING)
+    busy.settle()
+    assert (busy.committed, busy.quarantined) == ("1.1.0", set())
+
+
+def test_a_shadow_of_a_build_before_its_deaths_were_counted_goes_on(busy: World) -> None:
+    """An updater that is replaced meanwhile reads its record; one that is put back reads what has no deaths."""
+    roll_out(busy, Rollout.SHADOW)
+    busy.publish("1.1.0")
+    busy.tick_until(Stage.SHADOWING)
+    row = to_json(busy.record)
+    assert "shadow_deaths" not in row["update"]
+    for name in ("shadow_slot", "slot_deaths"):
+        row["update"].pop(name, None)
+    assert from_json(row).under_way.shadow_slot == -1
+
+
 @pytest.mark.parametrize("kind", [CommandKind.STEP, CommandKind.PROMOTE])
 def test_an_operator_ends_a_shadow(busy: World, kind: CommandKind) -> None:
     """The trial begins at once, however few answers were compared."""
