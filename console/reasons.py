@@ -154,7 +154,7 @@ REASONS: dict[str, str] = {
     "COPIES_FAILED": "影子请求失败过多。",
     "COST": "计算耗时明显高于当前版本，需人工决定。",
     "COST_SECONDS_A_ROW": "每行计算耗时明显高于当前版本，需人工决定。",
-    "ERROR_SHARE": "失败的比例高于当前版本。",
+    "ERROR_SHARE": "失败而由上一版本兜底的请求过多。",
     "FAILED_WITH_PROBES": "请求和探测请求失败过多。",
     "KEPT": "试运行通过。",
     "KEPT_ON_PROBES": "请求不足，凭探测请求通过试运行。",

@@ -39,7 +39,10 @@ class ObserveSection(Section):
         Seconds, Field(description="longest trial; without enough answers by then there is no verdict")
     ] = 1800.0
     min_answers: Annotated[int, Field(ge=1, le=10**6, description="answers needed for a verdict")] = 50
-    error_margin: Annotated[Share, Field(description="largest allowed increase of the error rate")] = 0.01
+    error_margin: Annotated[
+        Share,
+        Field(description="largest share of failed requests; one counts only if the previous model has answered it"),
+    ] = 0.01
     burst_failures: Annotated[
         int, Field(ge=2, le=10**6, description="number of failures that causes an immediate rollback")
     ] = 5

@@ -59,7 +59,7 @@ class ObserveRules:
     window_seconds: float = 600.0  # least time on trial
     max_seconds: float = 1800.0  # without enough answers by then there is no verdict
     min_answers: int = 50  # before any verdict but a burst's
-    error_margin: float = 0.01  # over the baseline's share of failures
+    error_margin: float = 0.01  # share of requests that may fail; with a previous slot: of those that it has answered
     burst_failures: int = 5  # so many failures …
     burst_share: float = 0.20  # … being such a share of all: no more waiting
     max_not_finite: int = 2  # more answers with NaN than this: no more waiting

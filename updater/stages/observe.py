@@ -62,15 +62,16 @@ class TrialJudgement:
 def judge(update: Update, server: ServerState, trial: TrialSnapshot, rules: ObserveRules) -> TrialJudgement:
     """Judge a trial by what was counted since activation.
 
-    Failures are compared with the baseline at activation, device seconds with those of all batches of the previous
-    revision, and latency with that of the previous slot's answers during the trial, because wall-clock time depends on
-    the load of the machine as much as on the revision.
+    Failures are compared with nothing: the previous slot, if there is one, has answered each of these requests. Device
+    seconds are compared with those of all batches of the previous revision, and latency with that of the previous
+    slot's answers during the trial, because wall-clock time depends on the load of the machine as much as on the
+    revision.
     """
     counted = subtract_counts(transitions.find_counts(update, server), update.at_activation)
     total = counted.answered + counted.failed
     is_enough = total >= rules.min_answers
     measured = (
-        *_measure(update, counted, trial.baseline, rules),
+        *_measure(update, counted, rules),
         *_compare_with_previous(counted, server, trial, rules, update.device),
     )
     evidence = Evidence(measured, on_probes=not is_enough)
@@ -199,12 +200,10 @@ def _choose_verdict(counted: Counts) -> TrialVerdict:
     return TrialVerdict.DOES_NOT_FIT if is_memory else TrialVerdict.ROLL_BACK
 
 
-def _measure(update: Update, counted: Counts, baseline: Counts, rules: ObserveRules) -> tuple[Measured, ...]:
-    total, before = counted.answered + counted.failed, baseline.answered + baseline.failed
+def _measure(update: Update, counted: Counts, rules: ObserveRules) -> tuple[Measured, ...]:
+    total = counted.answered + counted.failed
     errors = counted.failed / total if total else 0.0
-    errors_before = baseline.failed / before if before else 0.0
-    most = errors_before + rules.error_margin
-    share = Measured("error_share", errors, errors_before if before else None, most, errors <= most)
+    share = Measured("error_share", errors, None, rules.error_margin, errors <= rules.error_margin)
     asked = update.probes_good + update.probes_bad
     if asked and total < rules.min_answers:  # judged with the probes, of which one may fail
         failed, allowed = counted.failed + update.probes_bad, max(1.0, rules.error_margin * (total + asked))

@@ -146,11 +146,11 @@ def test_a_trial_is_judged_by_what_was_counted(seconds: float, seen: Counts, ver
     assert verdict is trial(seconds, seen)
 
 
-def test_a_trial_that_is_no_worse_than_before_is_kept() -> None:
-    """Requests that fail before and after are no evidence."""
-    seen = Counts(answered=900, failed=100)
-    assert TrialVerdict.ROLL_BACK is trial(31.0, seen)
-    assert TrialVerdict.KEEP is trial(31.0, seen, Counts(answered=900, failed=100))
+@pytest.mark.parametrize("baseline", [Counts(), Counts(answered=1000), Counts(answered=950, failed=50)])
+def test_what_the_previous_model_failed_before_allows_a_trial_nothing(baseline: Counts) -> None:
+    """Only what the previous slot has answered counts as a failure: a bad afternoon before the trial is no measure."""
+    assert TrialVerdict.ROLL_BACK is trial(31.0, Counts(answered=960, failed=40), baseline)
+    assert TrialVerdict.KEEP is trial(31.0, Counts(answered=990, failed=10), baseline)
 
 
 def test_a_trial_is_not_kept_while_what_it_failed_waits_for_the_previous_slot() -> None:
