@@ -3,7 +3,7 @@
 Each implements a port of `updater.core.ports`. A revision's quality is what it is worth, whoever asks.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -208,6 +208,8 @@ class SimGolden:
     qualities: dict[str, Quality]
     set_facts: GoldenFacts = field(default_factory=lambda: GoldenFacts("golden", questions=40, expected=20))
     faults: list[EffectFailure] = field(default_factory=list)
+    probe_seconds: float = 0.0  # of each item of a probe
+    passes: Callable[[float], None] = lambda _: None  # lets time pass
 
     def facts(self) -> GoldenFacts:
         return self.set_facts
@@ -228,6 +230,11 @@ class SimGolden:
 
     def probe(self, load_id: str, items: int, deadline_seconds: float) -> tuple[int, int, int]:
         failure = self._quality(load_id).failure
+        if self.probe_seconds:
+            items = min(items, int(deadline_seconds / self.probe_seconds))
+            self.passes(items * self.probe_seconds if items else deadline_seconds)
+        if not items:
+            raise EffectFailed.inconclusive("DEADLINE", "probing took too long")
         return (0, items, items * (failure == "NOT_FINITE")) if failure else (items, 0, 0)
 
     def _quality(self, load_id: str) -> Quality:

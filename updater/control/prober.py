@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import cycle, islice
 from typing import Protocol
 
 from google.rpc import error_details_pb2, status_pb2
@@ -10,7 +9,7 @@ from google.rpc import error_details_pb2, status_pb2
 from common.answers import SURE, AddressPart, format_parts
 from common.clock import Clock
 from common.engine_files import Task
-from common.golden_set import MAX_ITEMS, GoldenBroken
+from common.golden_set import GoldenBroken
 from hotslot.address.v1 import address_pb2
 from hotslot.control.v1 import control_pb2 as pb
 from hotslot.entailment.v1 import entailment_pb2
@@ -30,6 +29,7 @@ _LABELS = {
     entailment_pb2.LABEL_MAYBE: "maybe",
 }
 _NOT_FINITE = "NOT_FINITE"
+_OUT_OF_TIME = frozenset({"DEADLINE_EXPIRED", "DEADLINE_TOO_SHORT"})  # of an item: as its call, a moment before
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,27 +109,50 @@ class Prober:
         )
 
     def probe(self, load_id: str, items: int, deadline_seconds: float) -> tuple[int, int, int]:
-        """Send some questions to one slot; returns the numbers of answers, of failures, and of failures by NaN."""
-        ends = self._clock.monotonic() + deadline_seconds
+        """Send some questions to one slot, one after the other, until the time is over.
+
+        Returns:
+            The numbers of answers, of failures, and of failures by NaN.
+
+        Raises:
+            EffectFailed: there was no time for a single answer, the slot was emptied, or the set has changed.
+        """
+        ends, longest = self._clock.monotonic() + deadline_seconds, 0.0
         answers: list[GoldenAnswer] = []
-        for chunk in _split_chunks(self._take(max(1, items))):
-            answers += (answer for row in self._probe_chunk(load_id, chunk, ends) for answer in row[:1])
+        for _ in range(items):
+            began = self._clock.monotonic()
+            if answers and began + longest > ends:
+                break
+            try:
+                answers.append(self._probe_one(load_id, self._take(), ends))
+            except EffectFailed:
+                if not answers:
+                    raise
+                break
+            longest = max(longest, self._clock.monotonic() - began)
         bad = [answer for answer in answers if answer.failure]
         return len(answers) - len(bad), len(bad), sum(answer.failure == _NOT_FINITE for answer in bad)
 
-    def _take(self, count: int) -> Iterator[ProbeItem]:
-        """The next questions of the set, or of the built-in probes."""
+    def _probe_one(self, load_id: str, question: ProbeItem, ends: float) -> GoldenAnswer:
+        """The answer to one question; if its time has run out, there is none: the time is ours, not the callers'."""
+        ((answer, *_),) = self._probe_chunk(load_id, [question], ends)
+        if answer.failure in _OUT_OF_TIME:
+            raise EffectFailed.inconclusive("DEADLINE", "probing took too long")
+        return answer
+
+    def _take(self) -> ProbeItem:
+        """The next question of the set, or of the built-in probes."""
         found = self._files.load()
-        start, self._next_item = self._next_item, self._next_item + count
+        number, self._next_item = self._next_item, self._next_item + 1
         if found is None:
-            yield from islice(cycle(build_probes(self._task)), start % MAX_ITEMS, start % MAX_ITEMS + count)
-            return
+            probes = build_probes(self._task)
+            return probes[number % len(probes)]
         items = found.golden.items
-        chosen = tuple(items[(start + step) % len(items)] for step in range(count))
         try:
-            yield from read_probe_items(found, replace(found.golden, items=chosen))
+            (question,) = read_probe_items(found, replace(found.golden, items=(items[number % len(items)],)))
         except GoldenBroken as error:
             raise _build_changed_error() from error
+        return question
 
     def _select_questions(self, digest: str) -> tuple[Iterable[ProbeItem], float]:
         if not digest:

@@ -143,11 +143,11 @@ class SetPercent:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Send items to one slot in place of missing traffic. Result: `Probed`."""
+    """Send items to one slot, one after the other, in place of missing traffic. Result: `Probed`."""
 
     load_id: str
-    items: int
-    deadline_seconds: float = 60.0
+    items: int  # at most: none begins that would probably not end in time
+    deadline_seconds: float  # before the trial's lease ends
 
 
 @dataclass(frozen=True, slots=True)

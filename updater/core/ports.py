@@ -187,7 +187,11 @@ class Golden(Protocol):
         ...
 
     def probe(self, load_id: str, items: int, deadline_seconds: float) -> tuple[int, int, int]:
-        """Send some items to one slot; returns how many were answered, failed, and failed by NaN."""
+        """Send some items to one slot; returns how many were answered, failed, and failed by NaN.
+
+        Items for which the time is too short are left out. If it is too short for the first one:
+        EffectFailed(INCONCLUSIVE).
+        """
         ...
 
 

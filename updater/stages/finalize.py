@@ -1,8 +1,8 @@
 """COMMITTING and ROLLING_BACK: how an update ends. Pure.
 
-A commit has a fixed order: write the stage, write the pointer, commit the trial at the server, write the record as
-committed. A trial that is lost before the pointer is written is rolled back; after that the commit is completed in any
-case.
+A commit has a fixed order: write the stage, renew the trial's lease if need be, write the pointer, commit the trial at
+the server, write the record as committed. A trial that is lost before the pointer is written is rolled back; after that
+the commit is completed in any case.
 """
 
 from dataclasses import replace
@@ -14,7 +14,7 @@ from updater.core.facts import Facts
 from updater.core.record import Ending, EndsIn, HeldFor, ModelRecord, Outcome, Stage
 from updater.core.rules import Rules
 from updater.core.versions import choose_higher
-from updater.stages import failback, observe, reconcile, transitions
+from updater.stages import failback, observe, reconcile, transitions, trial_lease
 from updater.stages.transitions import Transition
 
 
@@ -30,7 +30,7 @@ def decide_commit(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | W
     if server is None:
         return Wait(rules.look_seconds, "the server cannot be reached")
     if not is_written:
-        return WritePointer(update.installed)
+        return _renew_lease(record, facts, rules) or WritePointer(update.installed)
     if server.trial is not None and transitions.is_on_trial(update, server):
         return CommitLoad(server.trial.load_id, update.update_id, server.generation)
     return _commit(record, facts, rules)
@@ -84,6 +84,18 @@ def apply_stuck(record: ModelRecord, facts: Facts, rules: Rules, why: str) -> Tr
     ending = record.under_way.ending or Ending(EndsIn.HELD)
     ending = replace(ending, ends_in=EndsIn.HELD, held_for=ending.held_for or HeldFor.STUCK)
     return _hold(record.with_update(ending=ending, reason=HeldFor.STUCK.value, message=why), facts, rules)
+
+
+def _renew_lease(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | None:
+    """Extend the trial's lease before the pointer is written, which may wait for its lock.
+
+    None if the lease is fresh, or if the server refuses because it drains.
+    """
+    update, server = record.under_way, facts.server
+    if server is None or server.trial is None or server.is_draining or not transitions.is_on_trial(update, server):
+        return None
+    is_fresh = trial_lease.is_fresh(server.trial, rules.observe)
+    return None if is_fresh else trial_lease.renew(update, server, server.trial, rules.observe)
 
 
 def _commit(record: ModelRecord, facts: Facts, rules: Rules) -> Transition:

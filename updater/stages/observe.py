@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from updater.core.costs import compare_costs, subtract_costs
-from updater.core.effects import MEMORY_REASONS, ActivateLoad, Effect, Probe, Probed, Result, SetPercent, Wait
+from updater.core.effects import MEMORY_REASONS, Effect, Probed, Result, SetPercent, Wait
 from updater.core.facts import Facts, ServerState, TrialSnapshot
 from updater.core.record import (
     Counts,
@@ -18,7 +18,7 @@ from updater.core.record import (
     UpdateKind,
 )
 from updater.core.rules import ObserveRules, Rules
-from updater.stages import compare, reconcile, rollout, transitions
+from updater.stages import compare, reconcile, rollout, transitions, trial_lease
 from updater.stages.transitions import Transition
 
 COST, LATENCY = "cost_seconds_a_row", "latency_p95_seconds"
@@ -275,12 +275,14 @@ def _decide_undecided(
     """The next step of a trial that goes on."""
     if server.is_draining:
         return Wait(rules.observe.look_seconds, "the server is about to end")
-    if trial.lease_left_seconds < rules.observe.trial_lease_seconds / 2:
-        return ActivateLoad(trial.load_id, rules.observe.trial_lease_seconds, update.update_id, server.generation)
+    is_probing = judgement.verdict is TrialVerdict.PROBE
+    is_short = trial.lease_left_seconds < rules.observe.trial_lease_seconds / 2
+    if is_short or (is_probing and not trial_lease.is_fresh(trial, rules.observe)):
+        return trial_lease.renew(update, server, trial, rules.observe)
     if trial.percent != update.percent:
         return SetPercent(trial.load_id, update.percent, update.update_id, server.generation)
-    if judgement.verdict is TrialVerdict.PROBE:
-        return Probe(trial.load_id, rules.observe.probes_at_once)
+    if is_probing:
+        return trial_lease.build_probe(trial, rules.observe)
     return Wait(rules.observe.look_seconds, judgement.message)
 
 
