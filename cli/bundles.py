@@ -151,13 +151,14 @@ def is_loadable(state: Path, model: str) -> bool:
 
     Raises:
         BundleBroken: the committed pointer is malformed.
+        OSError: the committed pointer cannot be read now.
     """
     row = read_committed(state).get(model)
     if row is None:
         return False
     try:
         read_bundle(bundle_folder(state, row.bundle_digest))
-    except BundleBroken:
+    except (BundleBroken, OSError):
         return False
     return True
 
@@ -246,7 +247,7 @@ def list_(*, state_dir: StateDir = None) -> None:
     for folder in folders:
         try:
             bundle = read_bundle(folder)
-        except BundleBroken as error:
+        except (BundleBroken, OSError) as error:
             table.add_row(short(folder.name.replace("-", ":", 1)), text((f"broken: {error}", BAD)))
             continue
         models = _models_of(bundle, committed)

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from rich.table import Table
 
 from cli.output import BAD, DIM, err, text
-from common.bundle import BundleBroken
+from common.bundle import BundleBroken, SchemaTooNew
 from common.durable import NotRegular
 from common.exit_codes import ExitCode
 from common.settings import Mistake, SettingsInvalid
@@ -40,7 +40,7 @@ def report(error: Exception) -> int:
         return ExitCode.WRONG_USE
     if isinstance(error, ConversionRefused):
         _say(f"{error} ({error.reason})")
-    elif isinstance(error, BundleBroken):
+    elif isinstance(error, BundleBroken) and not isinstance(error, SchemaTooNew):  # that names another way out
         _say(f"{error}; import the model again with `hotslot bundle import`")
     elif isinstance(error, OSError):
         _say(_describe_refusal(error))

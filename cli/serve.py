@@ -1,5 +1,6 @@
 """`hotslot serve`: runs the whole stack in the foreground, and prints what to try once it is ready."""
 
+import contextlib
 import errno
 import os
 import shutil
@@ -99,11 +100,13 @@ def serve(
 
 
 def _name_missing(settings: Settings) -> None:
-    """Say for each model without a bundle how to import one."""
+    """Say for each model without a bundle how to import one; the server looks again where the disk does not answer."""
     for model in settings.models:
-        if not is_loadable(settings.state_dir, model.name):
-            step = f"hotslot bundle import DIR --model {model.name}"
-            err.print(text(f"{model.name} has no bundle yet; import one with `{step}` and start again"), soft_wrap=True)
+        with contextlib.suppress(OSError):
+            if not is_loadable(settings.state_dir, model.name):
+                step = f"hotslot bundle import DIR --model {model.name}"
+                sentence = f"{model.name} has no bundle yet; import one with `{step}` and start again"
+                err.print(text(sentence), soft_wrap=True)
 
 
 def _run_and_report(settings: Settings, log: Path | None) -> int:

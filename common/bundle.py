@@ -1,8 +1,10 @@
 """`bundle.json`, the manifest of a sealed bundle, and `committed.json`, the pointer to what a restart loads."""
 
+import contextlib
 import hashlib
 import json
 import re
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -11,21 +13,27 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from common.durable import hold_lock, open_regular, read_bounded, write_atomic
+from common.durable import NotRegular, hold_lock, open_regular, read_bounded, write_atomic
 from common.json_load import load_json
 from common.schema import describe_schema
 
 MANIFEST_NAME, BUNDLE_SCHEMA = "bundle.json", 1
 POINTER_NAME, POINTER_SCHEMA = "committed.json", 1
 POINTER_LOCK = ".committed.lock"
+BROKEN_POINTER_NAME = f"{POINTER_NAME}.broken"  # the last malformed pointer that was replaced
 POINTER_WAIT_SECONDS = 30.0  # longest wait for another writer of the pointer, or for garbage collection
 MAX_MANIFEST_BYTES = 1 << 20
 CONVERSION_CHECK = "14 weights and configuration"  # see docs/verification.md
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_DIGEST_BYTES = re.compile(_DIGEST.pattern.encode())
 
 
 class BundleBroken(ValueError):
     """A sealed bundle or the pointer is missing or malformed; the message says how."""
+
+
+class SchemaTooNew(BundleBroken):
+    """A newer hotslot wrote it: it is whole, and this build must leave it as it is."""
 
 
 class Origin(StrEnum):
@@ -146,6 +154,7 @@ def read_bundle(folder: Path) -> Bundle:
 
     Raises:
         BundleBroken: it is missing, malformed or of a newer layout, or a file is missing or of another size.
+        OSError: it cannot be read now.
     """
     row = _read_json(folder / MANIFEST_NAME, BUNDLE_SCHEMA)
     try:
@@ -161,8 +170,7 @@ def read_bundle(folder: Path) -> Bundle:
     for file in bundle.files:
         if Path(file.name).name != file.name:
             raise BundleBroken(f"{MANIFEST_NAME} names {file.name[:80]!r}, which is not a plain file name")
-        path = folder / file.name
-        if not path.is_file() or path.stat().st_size != file.size:
+        if not _has_size(folder / file.name, file.size):
             raise BundleBroken(f"{file.name} is missing or has not the size in {MANIFEST_NAME}")
     return bundle
 
@@ -177,20 +185,36 @@ def read_committed(state: Path) -> dict[str, Committed]:
     """The rows of the committed pointer by model; empty if nothing was committed yet.
 
     Raises:
-        BundleBroken: the pointer is malformed.
+        BundleBroken: the pointer is malformed, or of a newer schema (`SchemaTooNew`).
+        OSError: it cannot be read now; that says nothing about what it names.
     """
-    path = state / POINTER_NAME
-    if not path.exists():
+    try:
+        content = _read_content(state / POINTER_NAME)
+    except FileNotFoundError:
         return {}
-    row = _read_json(path, POINTER_SCHEMA)
+    row = _parse_json(content, POINTER_NAME, POINTER_SCHEMA)
     try:
         rows = [Committed(**{**entry, "origin": Origin(entry["origin"])}) for entry in row["models"]]
+        wrong = next((entry for entry in rows if not is_digest(entry.bundle_digest)), None)
+        found = {entry.model: entry for entry in rows}
     except (KeyError, TypeError, ValueError) as error:
         raise BundleBroken(f"{POINTER_NAME} is malformed: {error}") from error
-    for entry in rows:
-        if not is_digest(entry.bundle_digest):
-            raise BundleBroken(f"{POINTER_NAME} names {entry.bundle_digest[:80]!r}, which is not a digest")
-    return {entry.model: entry for entry in rows}
+    if wrong is not None:
+        raise BundleBroken(f"{POINTER_NAME} names {wrong.bundle_digest[:80]!r}, which is not a digest")
+    return found
+
+
+def read_replaced_digests(state: Path) -> frozenset[str]:
+    """The digests in the malformed pointer that was replaced last: a person may want back what its rows name.
+
+    Raises:
+        OSError: it cannot be read now.
+    """
+    try:
+        content = _read_start(state / BROKEN_POINTER_NAME)
+    except (FileNotFoundError, NotRegular):
+        return frozenset()
+    return frozenset(digest.decode() for digest in _DIGEST_BYTES.findall(content))
 
 
 def lock_pointer(state: Path, wait_seconds: float = POINTER_WAIT_SECONDS) -> AbstractContextManager[None]:
@@ -213,21 +237,22 @@ def update_pointer(
 ) -> Committed | None:
     """Change one model's row of the committed pointer durably; returns the previous row.
 
-    This is the only writer of the pointer. It reads, changes and writes under one file lock, so that concurrent changes
-    of other models' rows are kept. A crash leaves the old pointer or the new one.
+    It reads, changes and writes under one file lock, so that concurrent changes of other models' rows are kept. A crash
+    leaves the old pointer or the new one.
 
     Args:
         state: hotslot's own folder.
         model: name of the model.
         change: returns the new row for the current one; None means no row. Called under the lock. If it raises, or
             returns the current row, nothing is written.
-        replace_broken: replace a malformed pointer by one with this row alone, instead of raising.
+        replace_broken: replace a malformed pointer by one with this row alone, instead of raising; the malformed one is
+            kept as BROKEN_POINTER_NAME.
         wait_seconds: longest wait for the lock.
 
     Raises:
-        BundleBroken: the pointer is malformed.
+        BundleBroken: the pointer is malformed, or of a newer schema, which is never replaced.
         LockTimeout: another writer did not release the lock in time.
-        OSError: the pointer cannot be written; the old one is kept.
+        OSError: the pointer cannot be read, or not be written durably; the old one is kept.
     """
     with lock_pointer(state, wait_seconds):
         rows, is_broken = _rows_to_change(state, replace_broken=replace_broken)
@@ -235,9 +260,11 @@ def update_pointer(
         after = change(before)
         if after is not None:
             rows[model] = after
+        if is_broken:
+            _keep_broken(state)
         if after != before or is_broken:
             models = [asdict(rows[name]) for name in sorted(rows)]
-            write_atomic(state / POINTER_NAME, _to_json({"schema_version": POINTER_SCHEMA, "models": models}))
+            _replace_pointer(state, _to_json({"schema_version": POINTER_SCHEMA, "models": models}))
     return before
 
 
@@ -287,23 +314,66 @@ def _rows_to_change(state: Path, *, replace_broken: bool) -> tuple[dict[str, Com
     """The rows of the pointer, and whether it was malformed."""
     try:
         return read_committed(state), False
+    except SchemaTooNew:
+        raise
     except BundleBroken:
         if not replace_broken:
             raise
         return {}, True
 
 
+def _keep_broken(state: Path) -> None:
+    """Keep the malformed pointer for people, in place of the one before: it may have rows that no journal has."""
+    with contextlib.suppress(NotRegular):  # a pipe or a link to itself has nothing to keep
+        write_atomic(state / BROKEN_POINTER_NAME, _read_start(state / POINTER_NAME))
+
+
+def _replace_pointer(state: Path, content: bytes) -> None:
+    write_atomic(state / POINTER_NAME, content)
+
+
 def _read_json(path: Path, newest: int) -> dict[str, Any]:
     try:
-        row = load_json(read_bounded(path, MAX_MANIFEST_BYTES))
-    except (OSError, ValueError) as error:
+        content = _read_content(path)
+    except FileNotFoundError as error:
         raise BundleBroken(f"{path.name} cannot be read: {type(error).__name__}") from error
+    return _parse_json(content, path.name, newest)
+
+
+def _read_content(path: Path) -> bytes:
+    """The whole file; one that cannot be a manifest at all, whenever it is read, is broken."""
+    try:
+        return read_bounded(path, MAX_MANIFEST_BYTES)
+    except (NotRegular, ValueError) as error:
+        raise BundleBroken(f"{path.name} cannot be read: {type(error).__name__}") from error
+
+
+def _read_start(path: Path) -> bytes:
+    with open_regular(path) as file:
+        return file.read(MAX_MANIFEST_BYTES)
+
+
+def _parse_json(content: bytes, name: str, newest: int) -> dict[str, Any]:
+    try:
+        row = load_json(content)
+    except ValueError as error:
+        raise BundleBroken(f"{name} cannot be read: {type(error).__name__}") from error
     if not isinstance(row, dict):
-        raise BundleBroken(f"{path.name} is not a JSON object")
+        raise BundleBroken(f"{name} is not a JSON object")
     version = row.pop("schema_version", None)
     if not isinstance(version, int) or not 1 <= version <= newest:
-        raise BundleBroken(describe_schema(path.name, version, newest))
+        is_newer = isinstance(version, int) and version > newest
+        raise (SchemaTooNew if is_newer else BundleBroken)(describe_schema(name, version, newest))
     return row
+
+
+def _has_size(path: Path, size: int) -> bool:
+    """Whether a file is there with this size."""
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: it is no name
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_size == size
 
 
 def _to_json(row: Mapping[str, object]) -> bytes:

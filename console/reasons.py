@@ -219,6 +219,7 @@ REASONS: dict[str, str] = {
     "PAUSED": "更新已暂停。",
     "PERCENT_OUT_OF_RANGE": "百分比超出范围。",
     "POINTER_BROKEN": "启用记录已损坏。",
+    "POINTER_TOO_NEW": "启用记录由更新版本的 hotslot 写入。",
     "PROBE_CUT_OFF": "探测请求中断。",
     "QUARANTINED": "此内容已被隔离。",
     "ROLLED_BACK": "已回滚。",

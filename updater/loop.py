@@ -10,8 +10,8 @@ from typing import TypeVar
 
 from common.clock import Clock
 from updater.commands import CommandQueue
-from updater.core.effects import EffectFailure, Result, Wait
-from updater.core.facts import Facts, GoldenFacts, ServerState
+from updater.core.effects import EffectFailure, FailureKind, Result, Wait
+from updater.core.facts import Facts, GoldenFacts, PointerState, ServerState
 from updater.core.ports import EffectFailed, Journal, JournalUnusable
 from updater.core.record import Installed, ModelRecord
 from updater.core.rules import Rules
@@ -244,8 +244,8 @@ class ModelLoop:
         self._dependencies.journal.check()
         dependencies, ports = self._dependencies, self._dependencies.ports
         server = self._read("the server's state", self._server, None)
-        nothing: tuple[Installed | None, bool] = (None, False)
-        pointer, is_readable = self._read("the committed pointer", self._pointer, nothing)
+        unknown: tuple[Installed | None, PointerState] = (None, PointerState.UNKNOWN)
+        pointer, pointer_state = self._read("the committed pointer", self._pointer, unknown)
         committed = self._record.committed
         return Facts(
             now=dependencies.clock.now(),
@@ -255,7 +255,7 @@ class ModelLoop:
             jitter=dependencies.jitter(),
             server=server,
             pointer=pointer,
-            pointer_is_readable=is_readable,
+            pointer_state=pointer_state,
             golden=self._read("the golden set", ports.golden.facts, GoldenFacts("", problem="UNREADABLE")),
             sealed=ports.store.sealed(),
             free_bytes=ports.store.free_bytes(),
@@ -266,7 +266,7 @@ class ModelLoop:
         )
 
     def _read(self, what: str, read: Callable[[], _F], unknown: _F) -> _F:
-        """A fact, or `unknown` if its port fails as it never should.
+        """A fact, or `unknown` if its port cannot read it, or fails as it never should.
 
         The failure is shown, and the look goes on: what an operator commands then needs no fact of that port.
         """
@@ -274,7 +274,7 @@ class ModelLoop:
             found = read()
         except (Interrupted, JournalUnusable):
             raise
-        except Exception as error:  # noqa: BLE001  an input that its reader did not foresee, or a bug
+        except Exception as error:  # noqa: BLE001  the disk, an input that its reader did not foresee, or a bug
             fault = f"{what} cannot be read: {_describe(error)}"
             if self._faults.get(what) != fault:
                 self._dependencies.observer.report_error(self._dependencies.model, "look_failed", fault)
@@ -295,17 +295,21 @@ class ModelLoop:
         except EffectFailed:
             return None
 
-    def _pointer(self) -> tuple[Installed | None, bool]:
+    def _pointer(self) -> tuple[Installed | None, PointerState]:
         try:
-            return self._dependencies.ports.store.pointer(), True
-        except EffectFailed:
-            return None, False
+            return self._dependencies.ports.store.pointer(), PointerState.READABLE
+        except EffectFailed as error:
+            if error.failure.kind is FailureKind.PERMANENT:
+                return None, PointerState.MALFORMED
+            raise
 
 
 def _describe(error: Exception) -> str:
     """What the system refused; or the kind of an unforeseen exception, and where it was raised."""
     if isinstance(error, OSError):
         return (error.strerror or type(error).__name__).lower()
+    if isinstance(error, EffectFailed):
+        return error.failure.message
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next

@@ -36,7 +36,14 @@ ENTRIES = (
         "committed.json",
         "updater",
         "the committed pointer: which bundle of each model a server loads at its start",
-        "what serves goes on, and the updater writes it again from the journal; a server that starts before that has no model",
+        "what serves goes on, and the updater writes it again from the journal, without models that have no updater; a server that starts before that has no model",
+    ),
+    Entry(
+        "committed.json.broken",
+        "updater",
+        "the last pointer that was no valid JSON, or had malformed rows, and was replaced: rows of models without an updater are in"
+        " it alone; the bundles that it names are kept as long as it is there",
+        "nothing, if you want none of its rows back",
     ),
     Entry(".committed.lock", "updater", "lock for changes of the pointer", "nothing: it is made again"),
     Entry(

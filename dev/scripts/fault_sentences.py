@@ -25,7 +25,7 @@ SENTENCES: Mapping[str, str] = {
     "D3": "The file system is read-only.",
     "D4": "The disk quota is exceeded.",
     "D5": "A rename crosses file systems.",
-    "D6": "The journal is damaged or truncated, or a newer hotslot wrote it.",
+    "D6": "The journal is damaged or truncated, or a newer hotslot wrote it or the committed pointer.",
     "D7": "Folders and temporary files that nothing refers to are left over.",
     "D8": "The state folder was written by an earlier build: journal, bundles, pointer.",
     "D9": "The committed bundle no longer loads.",

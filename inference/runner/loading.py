@@ -114,6 +114,9 @@ def _read_bundle(request: runner_pb2.LoadBundle, context: LoadContext) -> tuple[
         bundle = read_bundle(Path(request.directory))
     except BundleBroken as error:
         raise LoadRefused("BUNDLE_BROKEN", str(error)) from error
+    except OSError as error:
+        sentence = f"the bundle cannot be read now: {(error.strerror or type(error).__name__).lower()}"
+        raise LoadRefused("BUNDLE_BROKEN", sentence) from error
     if bundle.engine not in {*BUILT_IN, *context.extra}:
         raise LoadRefused("BUNDLE_FOREIGN", f"this build has no engine {bundle.engine[:80]!r}")
     pictures = read_picture_rules(request.pictures) if request.HasField("pictures") else PictureOptions()

@@ -184,6 +184,8 @@ def test_a_broken_pointer_is_reported_in_one_sentence(
     spoil(state / "committed.json")
     ended = hotslot("bundle", "list", "--state-dir", str(state))
     assert (ended.code, ended.err.startswith("error: committed.json")) == (1, True)
+    words = " ".join(ended.err.split())
+    assert ("hotslot bundle import" in words) != ("start the newer hotslot again" in words)
 
 
 def test_a_model_that_the_updater_manages_is_not_imported(

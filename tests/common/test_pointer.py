@@ -1,5 +1,7 @@
 """The committed pointer: concurrent writers lose no row of each other."""
 
+import errno
+import os
 import subprocess
 import sys
 import threading
@@ -9,13 +11,16 @@ import pytest
 
 from cli.bundles import import_bundle
 from common.bundle import (
+    BROKEN_POINTER_NAME,
     MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
     POINTER_NAME,
     Bundle,
     BundleBroken,
     Committed,
     Origin,
     Provenance,
+    SchemaTooNew,
     bundle_folder,
     lock_pointer,
     read_bundle,
@@ -155,11 +160,59 @@ def test_a_change_that_fails_writes_nothing(tmp_path: Path) -> None:
 
 def test_a_malformed_pointer_is_replaced_only_on_request(tmp_path: Path) -> None:
     """The updater restores it from its journal; an import must not delete the rows of other models."""
-    (tmp_path / POINTER_NAME).write_text("{")
-    with pytest.raises(BundleBroken):
-        commit_row(tmp_path, ROW)
+    for content in ("{", '{"schema_version": 1, "models": [{"model": ["a"], "bundle_digest": 5}]}'):
+        (tmp_path / POINTER_NAME).write_text(content)
+        with pytest.raises(BundleBroken):
+            commit_row(tmp_path, ROW)
+        update_pointer(tmp_path, "a", lambda _: ROW, replace_broken=True)
+        assert read_committed(tmp_path) == {"a": ROW}
+        assert (tmp_path / BROKEN_POINTER_NAME).read_text() == content
+
+
+@pytest.mark.parametrize("content", [b"{" * (2 * MAX_MANIFEST_BYTES), None])
+def test_of_a_replaced_pointer_no_more_is_kept_than_a_pointer_has(tmp_path: Path, content: bytes | None) -> None:
+    """Of a pipe, nothing."""
+    path = tmp_path / POINTER_NAME
+    if content is None:
+        os.mkfifo(path)
+    else:
+        path.write_bytes(content)
     update_pointer(tmp_path, "a", lambda _: ROW, replace_broken=True)
     assert read_committed(tmp_path) == {"a": ROW}
+    kept = tmp_path / BROKEN_POINTER_NAME
+    assert (kept.stat().st_size if content else kept.exists()) == (MAX_MANIFEST_BYTES if content else False)
+
+
+@pytest.mark.fault("H15")
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ESTALE])
+def test_a_read_error_is_not_a_malformed_pointer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """It passes, and the file is whole; only a file that is not there is none. pathlib may hide such an error."""
+    commit_row(tmp_path, ROW)
+
+    def fail(*_: object, **__: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "exists", lambda _path: False)
+        broken.setattr("common.durable._open_part", fail)
+        for action in (lambda: read_committed(tmp_path), lambda: read_bundle(tmp_path)):
+            with pytest.raises(OSError, match=os.strerror(code)):
+                action()
+        with pytest.raises(OSError, match=os.strerror(code)):
+            update_pointer(tmp_path, "b", lambda _: ROW, replace_broken=True)
+    assert read_committed(tmp_path) == {"a": ROW}
+    assert not (tmp_path / BROKEN_POINTER_NAME).exists()
+
+
+@pytest.mark.fault("D6")
+def test_a_pointer_of_a_newer_schema_is_not_replaced_on_request(tmp_path: Path) -> None:
+    """It is whole; the newer hotslot reads it."""
+    path = tmp_path / POINTER_NAME
+    path.write_text('{"schema_version": 99, "models": [{"model": "b", "new": true}]}')
+    before = path.read_bytes()
+    with pytest.raises(SchemaTooNew, match="start the newer hotslot again"):
+        update_pointer(tmp_path, "a", lambda _: ROW, replace_broken=True)
+    assert path.read_bytes() == before
 
 
 def test_a_bundle_that_was_deleted_is_not_committed(tmp_path: Path) -> None:

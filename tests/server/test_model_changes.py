@@ -82,18 +82,18 @@ class Server:
 
 
 def break_bundle(monkeypatch: pytest.MonkeyPatch, world: World, revision: str, *, times: float = math.inf) -> None:
-    """A fault of the disk at one bundle's folder, for the first few times that it is looked for."""
-    folder, is_dir = bundle_folder(world.state, world.bundle(revision).bundle_digest), Path.is_dir
+    """A fault of the disk in one bundle's folder, for the first few times that it is looked for."""
+    folder = bundle_folder(world.state, world.bundle(revision).bundle_digest)
     looks = 0
 
-    def fail(path: Path) -> bool:
+    def fail(path: Path, limit: int) -> bytes:
         nonlocal looks
-        looks += path == folder
-        if path == folder and looks <= times:
+        looks += path.parent == folder
+        if path.parent == folder and looks <= times:
             raise OSError(errno.EIO, "Input/output error", path)
-        return is_dir(path)
+        return read_bounded(path, limit)
 
-    monkeypatch.setattr(Path, "is_dir", fail)
+    monkeypatch.setattr("common.bundle.read_bounded", fail)
 
 
 async def read_again(server: Server, monkeypatch: pytest.MonkeyPatch, read: Callable[[Path, int], bytes]) -> World:

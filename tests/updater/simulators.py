@@ -97,6 +97,7 @@ class SimDisk:
     sealed: set[str] = field(default_factory=set)  # bundle digests
     pointer: Installed | None = None
     pointer_is_readable: bool = True
+    pointer_fault: Exception | None = None  # of everything that reads the pointer
     record: dict[str, Any] | None = None
     events: list[Event] = field(default_factory=list)
     is_full: bool = False
@@ -164,12 +165,16 @@ class SimStore:
         return bundle_of(content, self.converter) if content in self.disk.sources else ""
 
     def pointer(self) -> Installed | None:
+        if self.disk.pointer_fault is not None:
+            raise self.disk.pointer_fault
         if not self.disk.pointer_is_readable:
             raise EffectFailed.permanent("POINTER_BROKEN", "it is malformed")
         return self.disk.pointer
 
     def write_pointer(self, installed: Installed | None) -> None:
         self.disk.check()
+        if self.disk.pointer_fault is not None:
+            raise self.disk.pointer_fault
         self.disk.pointer, self.disk.pointer_is_readable = installed, True
 
     def collect(

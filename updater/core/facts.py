@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
+from enum import Enum, StrEnum, auto
 
 from updater.core.comparison import AnswerComparison
 from updater.core.label_mix import LabelCount
@@ -187,6 +187,14 @@ class ServerState:
         )
 
 
+class PointerState(Enum):
+    """What a look found of the committed pointer."""
+
+    READABLE = auto()  # or there is none: nothing was committed yet
+    MALFORMED = auto()  # it may be written anew
+    UNKNOWN = auto()  # it could not be read, or a newer hotslot wrote it: nothing that needs it is decided
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """Everything that a decision depends on besides the record and the rules; read anew for every step."""
@@ -198,13 +206,18 @@ class Facts:
     jitter: float  # drawn evenly from 0 to 1
     server: ServerState | None  # None: it cannot be reached
     pointer: Installed | None  # the model's row in the committed pointer; None if it has none
-    pointer_is_readable: bool = True
+    pointer_state: PointerState = PointerState.READABLE
     golden: GoldenFacts = GoldenFacts("")
     sealed: frozenset[str] = frozenset()  # bundle digests on disk
     # What this build would make of the committed source, if its files are kept; empty if they are not.
     committed_converts_to: str = ""
     free_bytes: int = -1  # of the state folder's disk; -1: not known
     command: OperatorCommand | None = None  # the oldest in the queue
+
+    @property
+    def pointer_is_readable(self) -> bool:
+        """Whether `pointer` is what the file says."""
+        return self.pointer_state is PointerState.READABLE
 
     @property
     def is_off_card(self) -> bool:

@@ -247,11 +247,15 @@ class Store(Protocol):
         ...
 
     def pointer(self) -> Installed | None:
-        """The model's row in the committed pointer. If it cannot be read: EffectFailed(PERMANENT)."""
+        """The model's row in the committed pointer.
+
+        If it is malformed: EffectFailed(PERMANENT); if a newer hotslot wrote it: EffectFailed(DENIED); if it cannot be
+        read now: OSError.
+        """
         ...
 
     def write_pointer(self, installed: Installed | None) -> None:
-        """Replace the model's row, durably; other models' rows are not changed."""
+        """Replace the model's row, durably; other models' rows stay. Only a malformed pointer is replaced."""
         ...
 
     def collect(

@@ -10,7 +10,7 @@ from dataclasses import replace
 from updater.core import breaker
 from updater.core.breaker import BreakerName
 from updater.core.effects import CommitLoad, Effect, EffectFailure, Result, Wait, WritePointer
-from updater.core.facts import Facts
+from updater.core.facts import Facts, PointerState
 from updater.core.record import Ending, EndsIn, HeldFor, ModelRecord, Outcome, Stage
 from updater.core.rules import Rules
 from updater.core.versions import choose_higher
@@ -24,11 +24,14 @@ def decide_commit(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | W
         return failback.decide_commit(record, facts, rules)
     update, server = record.under_way, facts.server
     is_written = facts.pointer_is_readable and facts.pointer == update.installed
-    reason = "" if is_written or is_committed(record, facts) else observe.find_end_reason(record, facts)
+    is_unknown = facts.pointer_state is PointerState.UNKNOWN  # it may have been written already
+    is_settled = is_unknown or is_written or is_committed(record, facts)
+    reason = "" if is_settled else observe.find_end_reason(record, facts)
     if reason:
         return observe.end_trial(record, facts, rules, reason)
-    if server is None:
-        return Wait(rules.look_seconds, "the server cannot be reached")
+    if server is None or is_unknown:
+        why = reconcile.POINTER_UNKNOWN if is_unknown else "the server cannot be reached"
+        return Wait(rules.look_seconds, why)
     if not is_written:
         return _renew_lease(record, facts, rules) or WritePointer(update.installed)
     if server.trial is not None and transitions.is_on_trial(update, server):

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from updater.core.effects import CollectGarbage, Effect, EffectFailure, Listed, PollHub, Result, Wait
-from updater.core.facts import Facts
+from updater.core.facts import Facts, PointerState
 from updater.core.record import ModelRecord, Stage, Update, UpdateKind
 from updater.core.rules import Rules
 from updater.core.versions import choose_higher, parse_version
@@ -160,8 +160,9 @@ def _retry_after_deadline(record: ModelRecord, facts: Facts, _rules: Rules, mess
 
 def _decide_at_rest(record: ModelRecord, facts: Facts, rules: Rules) -> Step:
     """In order: restore the committed revision, start a failback or reconversion, collect garbage, poll the hub."""
-    if record.committed is None and facts.pointer is not None:
-        return _adopt_pointer(record, facts, rules)
+    adopted = _adopt_pointer(record, facts, rules) if record.committed is None else None
+    if adopted is not None:
+        return adopted
     may_revert = record.stage is Stage.IDLE or reconcile.can_go_back(record, facts)
     if may_revert and reconcile.is_broken(record, facts, rules):
         return reconcile.revert(record, facts)
@@ -178,11 +179,13 @@ def _decide_at_rest(record: ModelRecord, facts: Facts, rules: Rules) -> Step:
     return next_step or step or Wait(rules.look_seconds)
 
 
-def _adopt_pointer(record: ModelRecord, facts: Facts, rules: Rules) -> Transition:
+def _adopt_pointer(record: ModelRecord, facts: Facts, rules: Rules) -> Transition | Wait | None:
     """Adopt the committed pointer into a record without a committed revision, for example after an import."""
+    if facts.pointer_state is PointerState.UNKNOWN:
+        return Wait(rules.look_seconds, reconcile.POINTER_UNKNOWN)
     installed = facts.pointer
     if installed is None:
-        raise RuntimeError("there is no pointer")
+        return None
     version = parse_version(installed.revision, rules.policy)
     record = replace(record, committed=installed)
     if version is not None:

@@ -18,7 +18,7 @@ from updater.core.effects import (
     Wait,
     WritePointer,
 )
-from updater.core.facts import Facts, ServerState, TrialSnapshot
+from updater.core.facts import Facts, PointerState, ServerState, TrialSnapshot
 from updater.core.record import (
     Ending,
     EndsIn,
@@ -36,6 +36,7 @@ from updater.stages import bridge, transitions
 from updater.stages.transitions import Transition, list_spare_slots
 
 BROKEN, BY_HAND = "COMMITTED_BROKEN", "ROLLED_BACK_BY_HAND"  # reasons
+POINTER_UNKNOWN = "the committed pointer cannot be read"
 _MAX_PAUSE_SECONDS = 60.0
 
 
@@ -53,7 +54,7 @@ def restore(record: ModelRecord, facts: Facts, rules: Rules, *, keep: str = "") 
     Returns:
         None if nothing is left to do.
     """
-    server, pointer = facts.server, _repair_pointer(record, facts)
+    server, pointer = facts.server, _repair_pointer(record, facts, rules)
     if server is None or server.is_draining:
         return pointer or Wait(rules.look_seconds, "the server cannot be reached or is about to end")
     step = _serve(record, server, rules)
@@ -220,10 +221,12 @@ def _load(record: ModelRecord, server: ServerState, target: str, name: str, rule
     return LoadBundle(target, "", name, server.generation)
 
 
-def _repair_pointer(record: ModelRecord, facts: Facts) -> WritePointer | None:
+def _repair_pointer(record: ModelRecord, facts: Facts, rules: Rules) -> WritePointer | Wait | None:
     committed = record.committed
-    if not facts.pointer_is_readable:
-        return WritePointer(committed)
+    if facts.pointer_state is PointerState.UNKNOWN:
+        return Wait(rules.look_seconds, POINTER_UNKNOWN)
+    if facts.pointer_state is PointerState.MALFORMED:  # without a row of ours, it is a person's to repair
+        return None if committed is None else WritePointer(committed)
     if committed is None:  # another's is adopted from IDLE; our own, of an update that is rolled back, is removed
         ours = record.update is not None and facts.pointer == record.update.installed
         return WritePointer(None) if ours else None

@@ -76,7 +76,7 @@ def save(state: Path, target: Path, copy_journal: Callable[[Path], None]) -> int
         raise BackupBroken(f"{target} is not empty")
     copy_journal(target / JOURNAL_NAME)
     records = read_records(target / JOURNAL_NAME)
-    if (state / POINTER_NAME).exists():
+    with contextlib.suppress(FileNotFoundError):  # any other failure to read it ends the backup
         write_atomic(target / POINTER_NAME, read_bounded(state / POINTER_NAME, _MAX_MANIFEST_BYTES))
     for folder in sorted(_find_kept(target, state, records)):
         shutil.copytree(state / folder, target / folder)
@@ -299,6 +299,9 @@ def _find_kept(
             sources.add(committed.source_digest)
     except BundleBroken:
         pass  # `verify` reports it
+    except OSError:
+        if problems is None:
+            raise
     for kind, digests in (("bundles", bundles), (SOURCES, sources)):
         for name in sorted(digest.replace(":", "-") for digest in digests):
             if (state / kind / name).is_dir():

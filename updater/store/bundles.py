@@ -10,6 +10,7 @@ from common.bundle import (
     BundleBroken,
     Committed,
     Provenance,
+    SchemaTooNew,
     bundle_folder,
     compute_bundle_digest,
     compute_source_digest,
@@ -17,6 +18,7 @@ from common.bundle import (
     lock_pointer,
     read_bundle,
     read_committed,
+    read_replaced_digests,
     update_pointer,
 )
 from common.clock import Clock
@@ -171,10 +173,10 @@ class BundleStore:
             raise classify_disk_error(error, "the sealed bundles cannot be compared") from error
 
     def notes(self, bundle_digest: str) -> tuple[str, ...]:
-        """Notes of a sealed bundle about how the published files were read; empty if it is damaged."""
+        """Notes of a sealed bundle about how the published files were read; empty if it cannot be read."""
         try:
             return self.bundle(bundle_digest).notes
-        except BundleBroken:
+        except (BundleBroken, OSError):
             return ()
 
     def keep_source(self, update_id: str, source_digest: str) -> None:
@@ -211,17 +213,17 @@ class BundleStore:
         try:
             row = read_committed(self._state).get(self._model)
         except BundleBroken as error:
-            raise EffectFailed.permanent("POINTER_BROKEN", str(error)) from error
-        except OSError as error:
-            raise classify_disk_error(error, "the committed pointer cannot be read") from error
+            raise _classify_broken_pointer(error) from error
         return None if row is None else Installed(row.revision, row.source_digest, row.bundle_digest, row.origin)
 
     def write_pointer(self, installed: Installed | None) -> None:
         """Replace the model's row, durably; other models' rows stay."""
         row = None if installed is None else _row(self._model, installed)
         try:
-            # Each row is also in the journal: a malformed pointer is replaced, and every model writes its row again.
+            # The rows of all models with an updater are also in the journal: each model writes its own again.
             update_pointer(self._state, self._model, lambda _: row, replace_broken=True)
+        except BundleBroken as error:
+            raise _classify_broken_pointer(error) from error
         except OSError as error:
             raise classify_disk_error(error, "the committed pointer cannot be written") from error
         self._predicted = None
@@ -237,12 +239,13 @@ class BundleStore:
                 self._state
             ):  # keep what the pointer names, also rows of models that are no longer configured
                 rows = read_committed(self._state).values()
+                replaced = read_replaced_digests(self._state)
                 named = garbage.References(
-                    frozenset(row.bundle_digest for row in rows), frozenset(row.source_digest for row in rows)
+                    replaced.union(row.bundle_digest for row in rows), replaced.union(row.source_digest for row in rows)
                 )
                 garbage.collect(self._state, references | named, cap_bytes, self._clock.now(), self._check_stop)
         except BundleBroken as error:
-            raise EffectFailed.permanent("POINTER_BROKEN", str(error)) from error
+            raise _classify_broken_pointer(error) from error
         except OSError as error:
             raise classify_disk_error(error, "unreferenced files cannot be deleted") from error
 
@@ -251,6 +254,7 @@ class BundleStore:
 
         Raises:
             BundleBroken: it is missing or damaged.
+            OSError: it cannot be read now.
         """
         return read_bundle(bundle_folder(self._state, digest))
 
@@ -282,6 +286,12 @@ class BundleStore:
             return self.bundle(digest) if digest else None
         except BundleBroken:
             return None
+
+
+def _classify_broken_pointer(error: BundleBroken) -> EffectFailed:
+    if isinstance(error, SchemaTooNew):
+        return EffectFailed.denied("POINTER_TOO_NEW", str(error))
+    return EffectFailed.permanent("POINTER_BROKEN", str(error))
 
 
 def _row(model: str, installed: Installed) -> Committed:

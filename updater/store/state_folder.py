@@ -10,6 +10,7 @@ journal.db, journal.db-journal       the durable records and the audit trail, SQ
 journal.witness                      what must never be forgotten, once more
 kernels/                             libraries that runners compiled for their processor
 committed.json                       the committed pointer, written under the lock .committed.lock
+committed.json.broken                the last malformed pointer that was replaced
 """
 
 import errno
@@ -20,6 +21,7 @@ from datetime import datetime
 from pathlib import Path
 
 from common.bundle import (
+    BROKEN_POINTER_NAME,
     POINTER_LOCK,
     POINTER_NAME,
     BundleBroken,
@@ -43,7 +45,7 @@ FILES_FOLDER, LISTING_NAME, ORIGIN_NAME = "files", "listing.json", "origin.json"
 # What the updater creates in the state folder, apart from the run folder, and what runners compile.
 STATE_ENTRIES = frozenset(
     {
-        *(INCOMING, SOURCES, "bundles", "staging", POINTER_NAME, POINTER_LOCK),
+        *(INCOMING, SOURCES, "bundles", "staging", POINTER_NAME, POINTER_LOCK, BROKEN_POINTER_NAME),
         KERNELS_FOLDER,
         *(JOURNAL_NAME, f"{JOURNAL_NAME}-journal", WITNESS_NAME),
         *(f"{name}.replaced" for name in (JOURNAL_NAME, f"{JOURNAL_NAME}-journal", WITNESS_NAME)),  # by a restore

@@ -96,7 +96,11 @@ class SlotCommands:
             return self._machine.progress_of(running.load_id)
         self._check_generation(expected_generation)
         self._check_draining()
-        bundle = self._open_bundle(digest)
+        try:
+            bundle = self._open_bundle(digest)
+        except OSError as error:
+            sentence = f"the bundle cannot be read now: {(error.strerror or type(error).__name__).lower()}"
+            raise errors.Conflict(sentence, reason="BUNDLE_BROKEN") from error
         load = self._new_load(bundle, device, transaction_id)
         self._machine.apply(m.LoadBundle(load))
         self.manager.boot_again_at, self.manager.boot_failure = None, ""  # what is loaded is decided by commands now
@@ -239,17 +243,17 @@ class SlotCommands:
 
     def _open_bundle(self, digest: str) -> Bundle:
         folder = bundle_folder(self._options.state_dir, digest)
-        if not folder.is_dir():
+        try:
+            bundle = read_bundle(folder)
+        except BundleBroken as error:
+            if folder.is_dir():
+                raise errors.Conflict(str(error), reason="BUNDLE_BROKEN") from error
             raise errors.NotFound(
                 "no sealed bundle has this digest",
                 reason="BUNDLE_UNKNOWN",
                 field="bundle_digest",
                 resource=("bundle", digest),
-            )
-        try:
-            bundle = read_bundle(folder)
-        except BundleBroken as error:
-            raise errors.Conflict(str(error), reason="BUNDLE_BROKEN") from error
+            ) from None
         if bundle.bundle_digest != digest:
             raise errors.Conflict("the bundle's manifest names another digest", reason="BUNDLE_BROKEN")
         if bundle.engine not in self._options.engines or bundle.task != self._options.task:

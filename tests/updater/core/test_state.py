@@ -1,7 +1,9 @@
 """State on disk: records, pointers and bundles, also malformed ones."""
 
+import errno
 import json
 import math
+import os
 
 import pytest
 
@@ -9,6 +11,7 @@ from tests.updater.core.world import World
 from tests.updater.simulators import Quality, bundle_of
 from updater.core.breaker import BreakerName, assume_safe
 from updater.core.facts import CommandKind
+from updater.core.ports import EffectFailed
 from updater.core.record import HeldFor, Measured, ModelRecord, Stage
 from updater.store.record_json import RecordUnreadable, from_json, read, to_json
 
@@ -138,6 +141,60 @@ def test_a_server_restarted_with_the_new_pointer_keeps_the_commit(world: World) 
     world.settle()
     assert world.serving == world.committed == "1.1.0"
     assert world.disk.pointer_is_readable
+
+
+POINTER_FAULTS = (
+    OSError(errno.ESTALE, os.strerror(errno.ESTALE)),
+    EffectFailed.denied("POINTER_TOO_NEW", "committed.json was written by a newer hotslot"),
+)
+
+
+@pytest.mark.fault("H15")
+@pytest.mark.fault("D6")
+@pytest.mark.parametrize("fault", POINTER_FAULTS, ids=["stale", "newer"])
+def test_a_pointer_that_cannot_be_read_now_is_not_written_and_not_none(empty: World, fault: Exception) -> None:
+    """What was imported is adopted once it can be read; until then the status says why, and no first update begins."""
+    empty.imported("1.0.0")
+    imported = empty.disk.pointer
+    empty.publish("1.1.0")
+    empty.disk.pointer_fault = fault
+    for _ in range(20):
+        empty.tick()
+    assert (empty.disk.pointer, empty.record.update) == (imported, None)
+    assert empty.loop.publisher.snapshot.fault.startswith("the committed pointer cannot be read: ")
+    assert empty.command(CommandKind.PAUSE) is None
+
+    empty.disk.pointer_fault = None
+    assert empty.command(CommandKind.RESUME) is None
+    empty.settle()
+    assert empty.record.previous == imported
+    assert empty.committed == "1.1.0"
+
+
+@pytest.mark.fault("H15")
+@pytest.mark.parametrize("fault", POINTER_FAULTS, ids=["stale", "newer"])
+def test_a_commit_waits_for_a_pointer_that_cannot_be_read_now(world: World, fault: Exception) -> None:
+    """It may have been written already: the commit is neither repeated nor rolled back."""
+    world.publish("1.1.0")
+    world.tick_until(Stage.COMMITTING)
+    events = len(world.disk.events)
+    world.disk.pointer_fault = fault
+    for _ in range(3):
+        world.tick()
+    assert (world.record.stage, len(world.disk.events)) == (Stage.COMMITTING, events)
+
+    world.disk.pointer_fault = None
+    world.settle()
+    assert world.serving == world.committed == "1.1.0"
+
+
+def test_a_malformed_pointer_is_left_to_people_while_nothing_is_committed(empty: World) -> None:
+    """The updater has no row for it, and its rows may be of an import."""
+    empty.imported("1.0.0")
+    empty.disk.pointer_is_readable = False
+    for _ in range(20):
+        empty.tick()
+    assert not empty.disk.pointer_is_readable
 
 
 @pytest.mark.fault("D7")

@@ -14,7 +14,8 @@ import pytest
 
 from common.bundle import Committed, Origin, bundle_folder, read_committed
 from common.clock import SystemClock
-from common.sealing import ConvertLimits
+from common.durable import read_bounded
+from common.sealing import ConvertLimits, seal
 from common.source import MANIFEST_NAME
 from dev.harness.pointer import commit_row
 from dev.harness.revisions import MODEL, convert_scripted, model_folder, publish_scripted
@@ -380,6 +381,108 @@ def test_rows_of_other_models_are_kept(bench: StoreFixture) -> None:
     bench.store.write_pointer(None)
     assert bench.store.pointer() is None
     assert {"other": other} == read_committed(bench.state)
+
+
+def fail_to_read(code: int, patched: pytest.MonkeyPatch) -> None:
+    """Every read of a manifest or the pointer fails."""
+
+    def fail(path: Path, _limit: int) -> bytes:
+        raise OSError(code, os.strerror(code), path)
+
+    patched.setattr("common.bundle.read_bounded", fail)
+
+
+@pytest.mark.fault("H15")
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (errno.EIO, FailureKind.TRANSIENT),
+        (errno.ESTALE, FailureKind.TRANSIENT),
+        (errno.EACCES, FailureKind.DENIED),
+    ],
+)
+def test_a_pointer_that_cannot_be_read_now_loses_no_row_and_no_bundle(
+    bench: StoreFixture, monkeypatch: pytest.MonkeyPatch, code: int, kind: FailureKind
+) -> None:
+    """A row of an imported model is in no journal: neither it nor its bundle could be made again."""
+    imported, ours = (make_scripted_bundle(bench.state, name) for name in ("imported", "ours"))
+    other = Committed("other", imported.bundle_digest, imported.source_digest, "imported", Origin.IMPORT)
+    commit_row(bench.state, other)
+    installed = Installed("ours", ours.source_digest, ours.bundle_digest)
+    with monkeypatch.context() as broken:
+        fail_to_read(code, broken)
+        with pytest.raises(OSError, match=os.strerror(code)):
+            bench.store.pointer()
+        assert failure(lambda: bench.store.write_pointer(installed)).kind is kind
+        assert failure(lambda: bench.store.collect(frozenset(), frozenset(), "", 0)).kind is kind
+    assert {"other": other} == read_committed(bench.state)
+    assert {imported.bundle_digest, ours.bundle_digest} == bench.store.sealed()
+
+    bench.store.write_pointer(installed)
+    assert sorted(read_committed(bench.state)) == ["other", MODEL]
+
+
+@pytest.mark.fault("D6")
+def test_a_pointer_of_a_newer_hotslot_is_never_replaced(bench: StoreFixture) -> None:
+    """A downgrade would lose the rows of all models without an updater; the sentence says what to do."""
+    bundle = make_scripted_bundle(bench.state, "r1")
+    path = bench.state / "committed.json"
+    path.write_text('{"schema_version": 99, "models": {}}')
+    before = path.read_bytes()
+    for action in (
+        bench.store.pointer,
+        lambda: bench.store.write_pointer(Installed("r1", bundle.source_digest, bundle.bundle_digest)),
+        lambda: bench.store.collect(frozenset(), frozenset(), "", 0),
+    ):
+        failed = failure(action)
+        assert (failed.kind, failed.reason) == (FailureKind.DENIED, "POINTER_TOO_NEW")
+        assert "start the newer hotslot again" in failed.message
+    assert path.read_bytes() == before
+    assert {bundle.bundle_digest} == bench.store.sealed()
+
+
+@pytest.mark.fault("D7")
+def test_bundles_of_a_malformed_pointer_that_was_replaced_are_kept(bench: StoreFixture) -> None:
+    """Until a person has deleted it: an imported model's row and bundle can be had back."""
+    imported, ours = (make_scripted_bundle(bench.state, name) for name in ("imported", "ours"))
+    commit_row(bench.state, Committed("other", imported.bundle_digest, imported.source_digest, "r", Origin.IMPORT))
+    path, kept = bench.state / "committed.json", bench.state / "committed.json.broken"
+    torn = path.read_bytes()[:-3]
+    path.write_bytes(torn)
+    bench.store.write_pointer(Installed("ours", ours.source_digest, ours.bundle_digest))
+    assert list(read_committed(bench.state)) == [MODEL]
+    assert kept.read_bytes() == torn
+    bench.store.collect(frozenset(), frozenset(), "", 0)
+    assert {imported.bundle_digest, ours.bundle_digest} == bench.store.sealed()
+
+    kept.unlink()
+    bench.store.collect(frozenset(), frozenset(), "", 0)
+    assert {ours.bundle_digest} == bench.store.sealed()
+
+
+@pytest.mark.fault("H15")
+def test_a_bundle_that_cannot_be_read_now_is_neither_deleted_nor_unknown(
+    bench: StoreFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was taken for a broken one, which the next conversion replaces, and with which nothing is compared."""
+    bundle = make_scripted_bundle(bench.state, "r1")
+    sealed, staging = bundle_folder(bench.state, bundle.bundle_digest), bench.state / "staging" / "convert-1"
+    shutil.copytree(sealed, staging)
+    inode = sealed.stat().st_ino
+
+    def fail(path: Path, limit: int) -> bytes:
+        if path.parent == sealed:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        return read_bounded(path, limit)
+
+    with monkeypatch.context() as broken:
+        broken.setattr("common.bundle.read_bounded", fail)
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            seal(staging, bench.state)
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            bench.store.check_compatible("sha256:" + "0" * 64, bundle.bundle_digest, may_change_labels=False)
+    assert sealed.stat().st_ino == inode
+    assert {bundle.bundle_digest} == bench.store.sealed()
 
 
 @pytest.mark.fault("D7")
