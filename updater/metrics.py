@@ -33,6 +33,17 @@ class Observer(Protocol):
         """
         ...
 
+    def report_crash(self, model: str, error: Exception, failures: int, retry_in_seconds: float) -> None:
+        """The loop of a model failed, or could not be built; it is tried again.
+
+        Args:
+            model: name.
+            error: what ended it.
+            failures: in a row, with this one.
+            retry_in_seconds: until it is tried again.
+        """
+        ...
+
 
 class LogObserver:
     """Writes each event of the audit trail, and each error, as one log line."""
@@ -54,6 +65,11 @@ class LogObserver:
     def report_error(self, model: str, error: str, message: str) -> None:
         """Log the error."""
         self._log.error(error, model=model, detail=message)
+
+    def report_crash(self, model: str, error: Exception, failures: int, retry_in_seconds: float) -> None:
+        """Log it with its traceback."""
+        fields = {"failures": failures, "retry_in_seconds": retry_in_seconds}
+        self._log.error("loop_crashed", model=model, **fields, exc_info=error)
 
 
 class MetricsObserver:
@@ -127,6 +143,11 @@ class MetricsObserver:
         del message
         self._errors.labels(model, error).inc()
 
+    def report_crash(self, model: str, error: Exception, failures: int, retry_in_seconds: float) -> None:
+        """Count it."""
+        del error, failures, retry_in_seconds
+        self._errors.labels(model, "loop_crashed").inc()
+
     def _add_gauge(self, spec: MetricSpec) -> Gauge:
         """A gauge from which `forget` removes a model."""
         gauge = create_gauge(spec, self._registry)
@@ -158,3 +179,8 @@ class BroadcastObserver:
         """Pass it on."""
         for observer in self._observers:
             observer.report_error(model, error, message)
+
+    def report_crash(self, model: str, error: Exception, failures: int, retry_in_seconds: float) -> None:
+        """Pass it on."""
+        for observer in self._observers:
+            observer.report_crash(model, error, failures, retry_in_seconds)

@@ -213,7 +213,7 @@ class UpdatedModels:
         stopping = threading.Event()
         own = replace(dependencies, stopping=stopping)
         updater = build_model(own, model, self.records)
-        shared = (dependencies.clock, dependencies.observer, self._log, stopping, self._on_unusable, updater.wake)
+        shared = (dependencies.clock, dependencies.observer, stopping, self._on_unusable, updater.wake)
         return BuiltLoop(updater, LoopSupervisor(model.name, updater.loop, *shared), stopping)
 
 

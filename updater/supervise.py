@@ -3,14 +3,18 @@
 import threading
 from collections.abc import Callable
 
-from common import logs
 from common.clock import Clock
 from updater.core.ports import JournalUnusable
 from updater.loop import ModelLoop
 from updater.metrics import Observer
 
-RESTART_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)  # before a loop is started again; the last one from then on
+RESTART_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)  # before a loop is built or started again; the last one from then on
 CALM_SECONDS = 600.0  # a loop that ran so long begins with the first pause again
+
+
+def restart_pause(failures: int) -> float:
+    """Seconds before a loop that has failed so often in a row is tried again."""
+    return RESTART_SECONDS[min(failures, len(RESTART_SECONDS)) - 1]
 
 
 class LoopSupervisor:
@@ -22,7 +26,6 @@ class LoopSupervisor:
         loop: ModelLoop,
         clock: Clock,
         observer: Observer,
-        log: logs.Logger,
         stopping: threading.Event,
         on_unusable: Callable[[JournalUnusable], None],
         wake: threading.Event | None = None,
@@ -33,8 +36,7 @@ class LoopSupervisor:
             model: name of the model.
             loop: of the model.
             clock: of the process.
-            observer: counts the failures.
-            log: gets the exceptions.
+            observer: gets the failures.
             stopping: set when the process stops.
             on_unusable: called when the journal cannot be trusted; the loop is not started again then.
             wake: set when an operator's command has come, or with `stopping`; it ends a pause, so that whoever wants to
@@ -44,7 +46,6 @@ class LoopSupervisor:
         self._loop = loop
         self._clock = clock
         self._observer = observer
-        self._log = log
         self._stopping = stopping
         self._on_unusable = on_unusable
         self._wake = wake
@@ -87,10 +88,8 @@ class LoopSupervisor:
 
     def _report(self, error: Exception, failures: int) -> float:
         """Show a failure; returns the pause before the next start."""
-        pause = RESTART_SECONDS[min(failures, len(RESTART_SECONDS)) - 1]
-        kind = type(error).__name__
-        self._log.error("loop_crashed", model=self._model, failures=failures, retry_in_seconds=pause, exc_info=error)
-        self._observer.report_error(self._model, "loop_crashed", f"{kind}, {failures} in a row")
+        pause, kind = restart_pause(failures), type(error).__name__
+        self._observer.report_crash(self._model, error, failures, pause)
         how_often = f" {failures} times in a row" if failures > 1 else ""
         self._loop.publisher.report_fault(
             f"the update loop has failed{how_often} ({kind}; see loop_crashed in the log) and is started again after "

@@ -40,6 +40,9 @@ class TraceObserver:
     def report_error(self, model: str, error: str, message: str) -> None:
         """Nothing: errors are in the log."""
 
+    def report_crash(self, model: str, error: Exception, failures: int, retry_in_seconds: float) -> None:
+        """Nothing: errors are in the log."""
+
     def _trace(self, model: str, event: Event, update: Update) -> None:
         trace_id = make_trace_id(update.update_id)
         begins = max(self._last.get(model, update.started_at), update.started_at)

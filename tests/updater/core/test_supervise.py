@@ -9,9 +9,11 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from common.logs import Logger
+from tests.common.clock import KeptLog
 from tests.updater.core.world import MODEL, NoObserver, World
 from updater.core.ports import JournalUnusable
 from updater.loop import ModelLoop
+from updater.metrics import LogObserver
 from updater.service.health import UpdaterHealth
 from updater.supervise import CALM_SECONDS, RESTART_SECONDS, LoopSupervisor
 
@@ -33,17 +35,6 @@ class Stopping(threading.Event):
         return self.is_set()
 
 
-class Log:
-    """Keeps names of errors."""
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-
-    def error(self, name: str, **_: object) -> None:
-        """An error."""
-        self.names.append(name)
-
-
 class FailingLoop:
     """Fails as told; then runs until the process stops."""
 
@@ -63,26 +54,28 @@ class FailingLoop:
             raise self.failures.pop(0)
 
 
-def supervise(world: World, loop: FailingLoop, pauses: int = 99) -> tuple[LoopSupervisor, Stopping, list[bool], Log]:
+def supervise(
+    world: World, loop: FailingLoop, pauses: int = 99
+) -> tuple[LoopSupervisor, Stopping, list[bool], KeptLog]:
     """Run until the loop ends; returns also whether it was shown as running in each pause."""
-    shown, log = list[bool](), Log()
+    shown, log = list[bool](), KeptLog()
     stopping = Stopping(pauses, lambda: shown.append(supervisor.is_running))
     unusable: list[JournalUnusable] = []
-    supervisor = LoopSupervisor(
-        MODEL, cast("ModelLoop", loop), world.clock, NoObserver(), cast("Logger", log), stopping, unusable.append
-    )
+    observer = LogObserver(cast("Logger", log))
+    supervisor = LoopSupervisor(MODEL, cast("ModelLoop", loop), world.clock, observer, stopping, unusable.append)
     supervisor.run()
     return supervisor, stopping, shown, log
 
 
 @pytest.mark.fault("H15")
 def test_a_loop_that_dies_is_started_again_with_growing_pauses(world: World) -> None:
-    """From the journal, as a new process would; it is not shown as running meanwhile."""
+    """From the journal, as a new process would; it is not shown as running meanwhile, and each failure is one line."""
     loop = FailingLoop(world, *(ValueError("bug") for _ in range(7)))
     supervisor, stopping, shown, log = supervise(world, loop, pauses=7)
     assert stopping.pauses == [*RESTART_SECONDS, 60.0, 60.0]
     assert shown == [False] * 7
-    assert log.names == ["loop_crashed"] * 7
+    assert log.events == ["loop_crashed"] * 7
+    assert [fields["retry_in_seconds"] for _, fields in log.lines] == stopping.pauses
     assert loop.reloads == 6
     assert not supervisor.is_running
 
@@ -116,7 +109,6 @@ def test_a_command_ends_the_pause_of_a_loop_that_has_failed(world: World) -> Non
         cast("ModelLoop", loop),
         world.clock,
         NoObserver(),
-        cast("Logger", Log()),
         stopping,
         lambda _: None,
         Wake(),
@@ -140,9 +132,7 @@ def test_a_lost_journal_ends_the_loop_for_good(world: World) -> None:
     """A person must decide."""
     world.disk.journal_is_lost = True
     unusable: list[JournalUnusable] = []
-    supervisor = LoopSupervisor(
-        MODEL, world.loop, world.clock, NoObserver(), cast("Logger", Log()), threading.Event(), unusable.append
-    )
+    supervisor = LoopSupervisor(MODEL, world.loop, world.clock, NoObserver(), threading.Event(), unusable.append)
     supervisor.run()
     assert len(unusable) == 1
     assert not supervisor.is_running

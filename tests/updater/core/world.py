@@ -93,6 +93,8 @@ class NoObserver:
 
     def report_error(self, model: str, error: str, message: str) -> None: ...
 
+    def report_crash(self, model: str, error: Exception, failures: int, retry_in_seconds: float) -> None: ...
+
 
 @dataclass(slots=True)
 class World:

@@ -111,6 +111,9 @@ class Book:
     def report_error(self, model: str, error: str, message: str) -> None:
         """Ignored: no content is to blame."""
 
+    def report_crash(self, model: str, error: Exception, failures: int, retry_in_seconds: float) -> None:
+        """Ignored: no content is to blame."""
+
 
 class StoryJournal(Journal):
     """Check after an interrupted write that either all of it or nothing was written."""
