@@ -6,7 +6,8 @@ Exit codes:
     75   another updater uses this state_dir, or a socket or port cannot be opened
 
 If the journal cannot be trusted the process keeps running: it changes nothing and reports this in its status, and the
-server keeps serving. A model whose loop cannot be built is tried again, beside the loops of the others.
+server keeps serving. A model whose loop cannot be built is tried again, beside the loops of the others; they run also
+while it hangs.
 """
 
 import argparse
@@ -239,7 +240,7 @@ class Updater:
     def _stop_updates(self, error: JournalUnusable) -> None:
         """Stop all updates, because the journal cannot be trusted; the server keeps serving."""
         self._unreadable = error if isinstance(error, JournalUnreadable) else JournalUnreadable(str(error))
-        self._models.handles.clear()
+        self._models.request_stop()
         name = self._unreadable.reason.lower()  # "journal_unreadable" or "journal_lost"
         self._observer.report_error("", name, f"{error}; {self._unreadable.advice}")
 
@@ -273,7 +274,7 @@ class Updater:
         provenance = partial(read_provenance, self._state)
         settings = SettingsCalls(lambda: self._names, self._settings_status, self.reload)
         api = UpdatesApi(
-            self._models.handles,
+            lambda model: None if self._unreadable is not None else self._models.handle_of(model),
             settings,
             self._get_journal,
             provenance,

@@ -45,11 +45,10 @@ class UpdatedModels:
         Args:
             log: of the process.
             clock: of the process.
-            observer: counts the loops that cannot be built.
+            observer: gets the attempts to build a loop that have failed.
             on_unusable: called when the journal cannot be trusted.
             forget: called with the name of a removed model; removes it from the metrics.
         """
-        self.handles: dict[str, ModelHandle] = {}  # of the loops that take commands
         self._log, self._clock, self._observer = log, clock, observer
         self._on_unusable, self._forget = on_unusable, forget
         self._lock = threading.Lock()  # of the three below; the mappings are replaced and never changed
@@ -60,24 +59,10 @@ class UpdatedModels:
         self._load: Callable[[str], ModelRecord | None] = lambda _name: None  # from the journal
 
     def build(self, dependencies: UpdaterDependencies) -> None:
-        """Build the loops of all configured models; one that cannot be built now is built again by its thread.
-
-        Raises:
-            JournalUnusable: a record cannot be trusted.
-        """
+        """Give each configured model a thread, which builds its loop: one that hangs or fails concerns no other."""
         self._load = dependencies.journal.load
         for name, model in _configured(dependencies.settings).items():
-            try:
-                built = self._make(dependencies, model)
-            except JournalUnusable:
-                raise
-            except Exception as error:  # noqa: BLE001  what fails for one model must not end the others' updates
-                one = self._add(name, None)
-                one.report_failure(error, 0.0)
-                one.change(partial(self._make, dependencies, model))
-            else:
-                self._add(name, built)
-                self.handles[name] = _handle(built.model)
+            self._add(name, None).change(partial(self._make, dependencies, model))
 
     def start(self) -> None:
         """Start the threads."""
@@ -102,14 +87,11 @@ class UpdatedModels:
         new = self._make_new(dependencies, [models[name] for name in (*plan.changed, *plan.added)])
         accept()
         for name in plan.removed:
-            self.handles.pop(name, None)
             if name in threads:
                 threads[name].change(lambda: None)
         for name in (*plan.changed, *plan.added):
             if name in new:
-                self._add(name, new[name])
-                self.handles[name] = _handle(new[name].model)
-                self._threads[name].thread.start()
+                self._add(name, new[name]).thread.start()
             else:
                 self._change(name, threads[name], partial(self._make, dependencies, models[name]))
 
@@ -128,8 +110,14 @@ class UpdatedModels:
         """For each model whether its loop runs."""
         return {name: one.is_running for name, one in self._threads.items()}
 
+    def handle_of(self, name: str) -> ModelHandle | None:
+        """Reads the state of a model's loop and sends it commands; None while there is no loop."""
+        one = self._threads.get(name)
+        built = None if one is None else one.current
+        return None if built is None else _handle(built.model)
+
     def fault_of(self, name: str) -> str:
-        """Why a model's loop cannot be built, for people; empty if it can."""
+        """Why a model has no loop, for people; empty if it has one, or will in a moment."""
         one = self._threads.get(name)
         return "" if one is None else one.fault
 
@@ -180,14 +168,13 @@ class UpdatedModels:
 
     def _change(self, name: str, one: ModelThread, build: Callable[[], BuiltLoop]) -> None:
         """Continue a model with another loop, in its thread or, if its removal has just ended that, in a new one."""
-        self.handles.pop(name, None)
         if not one.change(build):
-            new = self._add(name, one.built)  # that loop, if there is one, was stopped: it ends at once
+            new = self._add(name, None)
             new.change(build)
             new.thread.start()
 
     def _add(self, name: str, built: BuiltLoop | None) -> ModelThread:
-        shared = (self._log, self._clock, self._observer, self._on_unusable)
+        shared = (self._clock, self._observer, self._on_unusable)
         one = ModelThread(name, built, partial(self._on_next, name), *shared)
         with self._lock:
             self._threads = {**self._threads, name: one}
@@ -198,10 +185,9 @@ class UpdatedModels:
         return one
 
     def _on_next(self, name: str, built: BuiltLoop | None) -> None:
-        """A model's loop was built by other settings, or it was removed."""
+        """A model's first loop was built, or one by other settings, or the model was removed."""
         if built is not None:
-            self.handles[name] = _handle(built.model)
-            self._log.info("loop_changed", model=name)
+            self._log.info("loop_started" if self._threads[name].built is None else "loop_changed", model=name)
             return
         with self._lock:
             self._removed = {**self._removed, name: _last_record(self._threads[name].built)}

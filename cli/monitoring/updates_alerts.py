@@ -170,6 +170,10 @@ UPDATES = AlertGroup(
             (
                 Step("the journal is damaged or lost", "`docs/lost-journal.md` says how to go on"),
                 Step("the disk is full or read-only", "`hotslot doctor` shows it; it goes on when there is room"),
+                Step(
+                    "the status says that a loop has been starting for some time",
+                    "a disk or mount does not answer; the loop goes on when it does",
+                ),
             ),
         ),
         Alert(

@@ -71,7 +71,7 @@ class UpdatesApi:
 
     def __init__(
         self,
-        models: Mapping[str, ModelHandle],
+        handle_of: Callable[[str], ModelHandle | None],
         settings: SettingsCalls,
         journal: Callable[[], Journal],
         provenance: Callable[[str], Provenance | None],
@@ -83,14 +83,14 @@ class UpdatesApi:
         """Read nothing yet.
 
         Args:
-            models: running updaters, by model; without those whose loops cannot be built, empty while the journal
-                cannot be trusted.
+            handle_of: returns the handle of a model's loop; None while it has no loop, or the journal cannot be
+                trusted.
             settings: of the process.
             journal: returns the journal; raises JournalUnreadable while it cannot be trusted.
             provenance: returns the provenance of the bundle with a digest.
             log: of the process.
             golden: the golden sets of all models.
-            fault_of: returns why the loop of a model without an updater has not started; empty if it is about to.
+            fault_of: returns why a model has no loop; empty if it will have one in a moment.
             state: state folder: copies of the journal go to its run folder, the server keeps requests in it.
         """
         self._state = state
@@ -98,7 +98,7 @@ class UpdatesApi:
         self._copy_numbers = count()
         self._golden = golden
         self._history = HistoryApi(settings.names, journal, self._find_record, provenance, state)
-        self._models = models
+        self._handle_of = handle_of
         self._fault_of = fault_of
         self._settings = settings
         self._journal = journal
@@ -188,7 +188,7 @@ class UpdatesApi:
         return pb.GetStatusResponse(models=models, settings=self._settings.status())
 
     def _status_of(self, name: str) -> pb.ModelUpdates:
-        handle = self._models.get(name)
+        handle = self._handle_of(name)
         if handle is not None:
             message = convert.to_model_updates(handle.publisher.snapshot, handle.progress.share)
             committed = handle.publisher.snapshot.record.committed
@@ -313,7 +313,7 @@ class UpdatesApi:
     # Helpers.
 
     def _find_record(self, model: str) -> ModelRecord | None:
-        handle = self._models.get(model)
+        handle = self._handle_of(model)
         return None if handle is None else handle.publisher.snapshot.record
 
     def _find_name(self, model: str) -> str:
@@ -326,7 +326,7 @@ class UpdatesApi:
 
     def _find_model(self, model: str) -> ModelHandle:
         name = self._find_name(model)
-        handle = self._models.get(name)
+        handle = self._handle_of(name)
         if handle is None:
             self._journal()  # raises if the journal is the reason
             message = self._fault_of(name) or "the updater is starting"

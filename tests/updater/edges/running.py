@@ -37,8 +37,8 @@ class Running:
         models = "".join(MODEL.format(name=name, seconds=seconds) for name, seconds in polls.items())
         (self.folder / "hotslot.toml").write_text(TOP.format(folder=self.folder) + extra + models, encoding="utf-8")
 
-    def start(self, prepare: Callable[[Updater], None] = lambda _: None) -> None:
-        """Start; wait until it answers operators."""
+    def start(self, prepare: Callable[[Updater], None] = lambda _: None, *, waits: bool = True) -> None:
+        """Start; wait until it answers operators, and unless told not to, until each model has a loop or a fault."""
         make_run_folder(self.folder)
         self.updater = Updater(read_settings(), SystemClock(), cast("Logger", self.log))
         prepare(self.updater)
@@ -47,7 +47,9 @@ class Running:
         self.channel = grpc.insecure_channel(unix_target(run_folder(self.folder) / UPDATES_SOCKET))
         grpc.channel_ready_future(self.channel).result(LIMIT_SECONDS)
         self.stub = UpdatesServiceStub(self.channel)
-        eventually(self.threads, what="the loops run")
+        if waits:
+            eventually(self.threads, what="the threads run")
+            eventually(lambda: "STARTING" not in self.advice().values(), what="the loops are built")
 
     def stop(self) -> None:
         """End it."""
@@ -67,6 +69,10 @@ class Running:
         """The models in the status."""
         return [model.model for model in self.status().models]
 
+    def advice(self) -> dict[str, str]:
+        """The code of the advice that the status has for each model."""
+        return {model.model: model.advice_code for model in self.status().models}
+
     def threads(self) -> dict[str, int]:
         """The threads of the loops, by model."""
         named = [one for one in threading.enumerate() if one.name.startswith("model-") and one.is_alive()]
@@ -78,6 +84,8 @@ class FakeLoops:
 
     def __init__(self) -> None:
         self.began: list[str] = []
+        self.closed: list[str] = []
+        self.is_moving = True  # the step in progress is within its time limit
         self.may_end = threading.Event()  # the step in progress is over
         self.may_end.set()
 
@@ -91,9 +99,9 @@ class FakeLoops:
             assert self.may_end.wait(LIMIT_SECONDS)
 
         publisher = SimpleNamespace(snapshot=SimpleNamespace(record=None))
-        loop = SimpleNamespace(publisher=publisher, is_moving=lambda: True)
+        loop = SimpleNamespace(publisher=publisher, is_moving=lambda: self.is_moving)
         model: Any = SimpleNamespace(
-            wake=threading.Event(), close=lambda: None, loop=loop, commands=None, progress=None
+            wake=threading.Event(), close=lambda: self.closed.append(name), loop=loop, commands=None, progress=None
         )
         supervisor: Any = SimpleNamespace(run=run, is_running=True)
         return BuiltLoop(model, supervisor, stopping)

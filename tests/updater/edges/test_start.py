@@ -1,10 +1,12 @@
-"""The updater starts: a reload waits until its loops run; a loop that cannot be built keeps no other from running.
+"""The updater starts: a reload waits until the threads of the loops run; one that is not built keeps no other waiting.
 
 And it stops: after a reload in progress.
 """
 
+import re
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,6 +18,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from prometheus_client import CollectorRegistry
 
 from common.logs import Logger
+from common.paths import HEARTBEAT, run_folder
 from common.settings import CONFIG_VARIABLE
 from common.settings_change import ReloadPlan
 from dev.harness.waiting import eventually
@@ -24,13 +27,15 @@ from hotslot.updates.v1 import updates_pb2 as pb
 from tests.common.clock import KeptLog, SimClock
 from tests.updater.edges.running import LIMIT_SECONDS, FakeLoops, Running
 from updater.compose import UpdaterDependencies, build_model
+from updater.core.ports import JournalUnusable
 from updater.core.record import ModelRecord
 from updater.loop import GRACE_SECONDS
-from updater.metrics import MetricsObserver
+from updater.metrics import BroadcastObserver, LogObserver, MetricsObserver
 from updater.model_thread import BuiltLoop
 from updater.models import UpdatedModels
 from updater.store.database import JournalNotWritten
 from updater.store.journal import Journal
+from updater.supervise import RESTART_SECONDS, restart_pause
 
 
 @pytest.fixture
@@ -90,7 +95,7 @@ def test_a_reload_waits_until_the_loops_have_started(
     starting.start(lambda updater: setattr(updater, "_reload_lock", lock))
     reload.join(LIMIT_SECONDS)
     assert [(one.applied, list(one.changed), list(one.added)) for one in reloads] == [(True, ["shapes"], ["more"])]
-    eventually(lambda: "loop_changed" in starting.log.events, what="the changed loop is built")
+    eventually(lambda: all(list_health(starting).values()), what="the loops run")
     named = [one.name for one in threading.enumerate() if one.name.startswith("model-")]
     assert sorted(named) == ["model-more", "model-shapes"]
 
@@ -158,7 +163,7 @@ def test_a_loop_that_cannot_be_built_at_the_start_keeps_no_other_from_running(
         return build(shared, settings, others)
 
     monkeypatch.setattr("updater.models.build_model", build_or_fail)
-    monkeypatch.setattr("updater.model_thread.REBUILD_SECONDS", 0.02)
+    monkeypatch.setattr("updater.supervise.RESTART_SECONDS", (0.02,))
     starting.write(shapes=60.0, more=60.0)
     starting.start()
     eventually(lambda: list_health(starting) == {"shapes": False, "more": True}, what="the other loop runs")
@@ -178,6 +183,140 @@ def test_a_loop_that_cannot_be_built_at_the_start_keeps_no_other_from_running(
     assert starting.stub.Pause(pb.PauseRequest(model="shapes"), timeout=LIMIT_SECONDS).state.paused
 
 
+@dataclass
+class HangingBuild:
+    """The builds of the loops of `shapes` hang until the test lets them go on."""
+
+    is_hanging: threading.Event = field(default_factory=threading.Event)
+    may_go_on: threading.Event = field(default_factory=threading.Event)
+    polls: list[float] = field(default_factory=list)  # `poll_seconds` of each build that has ended
+
+    def build(self, shared: Any, settings: Any, others: Any) -> Any:  # noqa: ANN401  as build_model
+        """As build_model."""
+        if settings.name == "shapes":
+            self.is_hanging.set()
+            assert self.may_go_on.wait(LIMIT_SECONDS)
+            self.polls.append(shared.settings.updater.models["shapes"].poll_seconds)
+        return build_model(shared, settings, others)
+
+
+@pytest.fixture
+def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[HangingBuild]:
+    """It hangs from the start."""
+    made = HangingBuild()
+    monkeypatch.setattr("updater.models.build_model", made.build)
+    monkeypatch.setattr("updater.model_thread.SLOW_SECONDS", 0.05)
+    monkeypatch.setattr("updater.daemon.HEARTBEAT_SECONDS", 0.02)
+    yield made
+    made.may_go_on.set()
+
+
+def test_a_build_that_hangs_at_the_start_keeps_no_other_loop_from_running(
+    starting: Running, hanging: HangingBuild
+) -> None:
+    """The heartbeat goes on, so the watchdog ends no other model's update; status, health and commands say so."""
+    starting.write(shapes=60.0, more=60.0)
+    starting.start()
+    eventually(lambda: list_health(starting) == {"shapes": False, "more": True}, what="the other loop runs")
+    heartbeat = run_folder(starting.folder) / HEARTBEAT
+    heartbeat.unlink(missing_ok=True)
+    eventually(heartbeat.exists, what="the heartbeat goes on")
+    shapes = starting.status().models[0]
+    assert (shapes.model, shapes.advice_code) == ("shapes", "FAULT")
+    assert re.search(r"has been starting for \d+ s", shapes.fault)
+    with pytest.raises(grpc.RpcError, match="has been starting for"):
+        starting.stub.Pause(pb.PauseRequest(model="shapes"), timeout=LIMIT_SECONDS)
+    assert starting.stub.Pause(pb.PauseRequest(model="more"), timeout=LIMIT_SECONDS).state.paused
+
+    hanging.may_go_on.set()
+    eventually(lambda: all(list_health(starting).values()), what="its loop runs")
+    assert starting.advice()["shapes"] not in {"FAULT", "STARTING"}
+    assert starting.log.events.count("loop_started") == 2
+
+
+def test_a_stop_waits_a_bounded_time_for_a_build_that_hangs(
+    starting: Running, hanging: HangingBuild, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop that is built after all never begins."""
+    monkeypatch.setattr("updater.daemon.STOP_SECONDS", 0.1)
+    starting.write(shapes=60.0)
+    starting.start(waits=False)
+    assert hanging.is_hanging.wait(LIMIT_SECONDS)
+    starting.updater.request_stop()
+    starting.thread.join(LIMIT_SECONDS)
+    assert not starting.thread.is_alive()
+    assert list(starting.threads()) == ["shapes"]
+    hanging.may_go_on.set()
+    eventually(lambda: not starting.threads(), what="the thread has ended")
+    assert "loop_started" not in starting.log.events
+
+
+def test_a_reload_during_a_build_that_hangs_is_taken_over_after_it(starting: Running, hanging: HangingBuild) -> None:
+    """The reload is answered at once; the loop with the old settings never begins."""
+    starting.write(shapes=60.0)
+    starting.start(waits=False)
+    assert hanging.is_hanging.wait(LIMIT_SECONDS)
+    starting.write(shapes=10.0, more=60.0)
+    found = starting.reload().reload
+    assert (found.applied, list(found.changed), list(found.added)) == (True, ["shapes"], ["more"])
+    eventually(lambda: list_health(starting) == {"shapes": False, "more": True}, what="the added loop runs")
+    assert list(starting.threads()) == ["shapes", "more"]
+    hanging.may_go_on.set()
+    eventually(lambda: all(list_health(starting).values()), what="its loop runs")
+    assert hanging.polls == [60.0, 10.0]
+    assert starting.log.events.count("loop_started") == 1
+    assert list(starting.threads()) == ["shapes", "more"]
+
+
+def test_a_model_whose_build_hangs_can_be_removed_and_added_again(starting: Running, hanging: HangingBuild) -> None:
+    """It keeps its one thread: after the hang the loop with the last settings begins, no other one."""
+    starting.write(shapes=60.0, more=60.0)
+    starting.start(waits=False)
+    assert hanging.is_hanging.wait(LIMIT_SECONDS)
+    starting.write(more=60.0)
+    assert list(starting.reload().reload.removed) == ["shapes"]
+    assert starting.names() == ["more"]
+    starting.write(shapes=10.0, more=60.0)
+    assert list(starting.reload().reload.added) == ["shapes"]
+    hanging.may_go_on.set()
+    eventually(lambda: all(list_health(starting).values()), what="its loop runs")
+    assert hanging.polls == [60.0, 10.0]
+    assert sorted(starting.threads()) == ["more", "shapes"]
+    assert starting.log.events.count("loop_removed") == 0
+
+    starting.write(more=60.0)
+    assert list(starting.reload().reload.removed) == ["shapes"]
+    eventually(lambda: list(starting.threads()) == ["more"], what="its thread has ended")
+
+
+@pytest.mark.parametrize("is_first", [False, True])
+def test_a_journal_that_cannot_be_trusted_when_one_loop_is_built_stops_all_updates(
+    starting: Running, monkeypatch: pytest.MonkeyPatch, *, is_first: bool
+) -> None:
+    """As the status says of all models, at the start and after a reload."""
+    is_broken = threading.Event()
+
+    def build_or_fail(shared: Any, settings: Any, others: Any) -> Any:  # noqa: ANN401  as build_model
+        if settings.name == "shapes" and is_broken.is_set():
+            raise JournalUnusable("a record cannot be read")
+        return build_model(shared, settings, others)
+
+    monkeypatch.setattr("updater.models.build_model", build_or_fail)
+    starting.write(shapes=60.0, more=60.0)
+    if is_first:
+        is_broken.set()
+    starting.start(waits=not is_first)
+    if not is_first:
+        is_broken.set()
+        starting.write(shapes=10.0, more=60.0)
+        starting.reload()
+    eventually(lambda: starting.advice() == {"shapes": "JOURNAL", "more": "JOURNAL"}, what="the status says so")
+    eventually(lambda: not starting.threads(), what="the loops have ended")
+    assert list_health(starting) == {"shapes": False, "more": False}
+    starting.write(shapes=5.0)
+    assert starting.reload().reload.refusal.startswith("updates do not run")
+
+
 class ModelsWithoutLoop:
     """One model, whose loop cannot be built until it is repaired."""
 
@@ -193,10 +332,13 @@ class ModelsWithoutLoop:
         )
         journal = SimpleNamespace(load=self._load)
         self.dependencies = cast("Any", SimpleNamespace(settings=settings, journal=journal))
+        self.pauses: list[float] = []
+        monkeypatch.setattr("updater.model_thread.restart_pause", self._note_pause)
+        log = cast("Logger", self.log)
         self.models = UpdatedModels(
-            cast("Logger", self.log),
+            log,
             self.clock,
-            MetricsObserver(self.registry),
+            BroadcastObserver(LogObserver(log), MetricsObserver(self.registry)),
             lambda _error: None,
             lambda _name: None,
         )
@@ -209,6 +351,11 @@ class ModelsWithoutLoop:
         if self.error is not None:
             raise self.error
         return self.loops.make(name)
+
+    def _note_pause(self, failures: int) -> float:
+        """The thread waits for what the test does."""
+        self.pauses.append(restart_pause(failures))
+        return LIMIT_SECONDS
 
     @property
     def failures(self) -> float:
@@ -228,10 +375,9 @@ class ModelsWithoutLoop:
 
 @pytest.fixture
 def without_loop(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelsWithoutLoop]:
-    """It has been tried twice; the next attempt is made when a test wants it."""
-    monkeypatch.setattr("updater.model_thread.REBUILD_SECONDS", 3600.0)
+    """It has been tried once; the next attempt is made when a test wants it."""
     made = ModelsWithoutLoop(monkeypatch)
-    eventually(lambda: made.failures == 2.0, what="the thread has tried it")
+    eventually(lambda: made.failures == 1.0, what="the thread has tried it")
     yield made
     made.models.request_stop()
     for thread in made.models.threads:
@@ -249,36 +395,74 @@ def test_the_bundles_of_a_model_without_a_loop_are_no_garbage(without_loop: Mode
 
 
 def test_each_failed_attempt_to_build_a_loop_is_counted(without_loop: ModelsWithoutLoop) -> None:
-    """The log has the traceback once, until another one follows."""
-    without_loop.try_again()
-    eventually(lambda: without_loop.failures == 3.0, what="it was tried again")
-    assert without_loop.log.events == ["loop_crashed"]
+    """The log has one line of it; after a reload the pauses begin again."""
+    first = without_loop.error
     without_loop.error = ValueError("something else")
     without_loop.try_again()
-    eventually(lambda: without_loop.failures == 4.0, what="it was tried again")
-    assert [fields["exc_info"].args[0] for _, fields in without_loop.log.lines] == [
-        "something that nobody foresaw",
-        "something else",
+    eventually(lambda: without_loop.failures == 2.0, what="it was tried again")
+    assert without_loop.log.lines == [
+        ("loop_crashed", {"model": "shapes", "failures": 1, "retry_in_seconds": LIMIT_SECONDS, "exc_info": error})
+        for error in (first, without_loop.error)
     ]
+    assert without_loop.pauses == [1.0, 1.0]
 
 
-def test_an_attempt_to_build_a_loop_that_hangs_ends_the_heartbeat(without_loop: ModelsWithoutLoop) -> None:
-    """After a minute, as a step that hangs does; a pause between two attempts does not."""
-    without_loop.clock.advance(GRACE_SECONDS + 1.0)
-    assert without_loop.models.is_moving()
+def test_a_loop_that_cannot_be_built_is_tried_again_with_growing_pauses(
+    without_loop: ModelsWithoutLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to a minute, as a loop that has failed: the log of a day has no line each five seconds."""
 
+    def pause(failures: int) -> float:
+        without_loop.pauses.append(restart_pause(failures))
+        return 0.0 if failures < 7 else LIMIT_SECONDS
+
+    monkeypatch.setattr("updater.model_thread.restart_pause", pause)
+    without_loop.pauses.clear()
+    without_loop.try_again()
+    eventually(lambda: without_loop.failures == 8.0, what="it was tried seven times")
+    assert without_loop.pauses == [*RESTART_SECONDS, 60.0, 60.0]
+
+
+def test_an_attempt_to_build_a_loop_that_hangs_leaves_the_heartbeat(without_loop: ModelsWithoutLoop) -> None:
+    """A restart would end the updates of the other models, and not help this one; its status says how long it hangs."""
     without_loop.is_building.clear()
     without_loop.may_build.clear()
     without_loop.try_again()
     assert without_loop.is_building.wait(LIMIT_SECONDS)
-    assert without_loop.models.is_moving()
     without_loop.clock.advance(GRACE_SECONDS + 1.0)
-    assert not without_loop.models.is_moving()
+    assert without_loop.models.is_moving()
+    assert "has been starting for 61 s" in without_loop.models.fault_of("shapes")
+    assert without_loop.models.running() == {"shapes": False}
 
     without_loop.error = None
     without_loop.may_build.set()
     eventually(lambda: without_loop.loops.began == ["shapes"], what="the loop runs")
     assert without_loop.models.is_moving()
+    assert without_loop.models.fault_of("shapes") == ""
+
+
+def test_a_loop_that_is_built_anew_takes_no_commands_and_has_no_step_that_hangs(
+    without_loop: ModelsWithoutLoop,
+) -> None:
+    """What is known of the loop before it is of no use; the step of that one has ended."""
+    without_loop.error = None
+    without_loop.try_again()
+    eventually(lambda: without_loop.models.running() == {"shapes": True}, what="the loop runs")
+    before = without_loop.models.handle_of("shapes")
+    without_loop.is_building.clear()
+    without_loop.may_build.clear()
+    without_loop.loops.is_moving = False
+    without_loop.try_again()
+    assert without_loop.models.handle_of("shapes") is None
+    assert without_loop.is_building.wait(LIMIT_SECONDS)
+    assert without_loop.models.is_moving()
+    assert without_loop.models.running() == {"shapes": False}
+    without_loop.try_again()
+    without_loop.may_build.set()
+    eventually(lambda: without_loop.models.handle_of("shapes"), what="the last loop is there")
+    assert without_loop.models.handle_of("shapes") is not before
+    assert not without_loop.models.is_moving()
+    assert without_loop.loops.closed == ["shapes"] * 2  # the one before, and the one that was not needed any more
 
 
 def test_a_reload_repairs_a_loop_that_could_not_be_built_at_the_start(without_loop: ModelsWithoutLoop) -> None:
@@ -286,7 +470,7 @@ def test_a_reload_repairs_a_loop_that_could_not_be_built_at_the_start(without_lo
     without_loop.error = None
     without_loop.try_again()
     eventually(lambda: without_loop.loops.began == ["shapes"], what="the loop runs")
-    assert list(without_loop.models.handles) == ["shapes"]
+    assert without_loop.models.handle_of("shapes") is not None
     assert without_loop.models.running() == {"shapes": True}
 
 

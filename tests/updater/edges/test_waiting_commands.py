@@ -41,7 +41,7 @@ class BusyUpdater:
         other = ModelHandle(StatusPublisher(ModelRecord(OTHER), SystemClock()), self.other_commands)
         settings = SettingsCalls(lambda: (MODEL, OTHER), status_pb2.SettingsStatus, lambda **_: cast("Any", None))
         api = UpdatesApi(
-            {MODEL: handle, OTHER: other},
+            {MODEL: handle, OTHER: other}.get,
             settings,
             lambda: cast("Any", None),
             lambda _digest: None,
