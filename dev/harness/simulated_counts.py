@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from updater.core.comparison import AnswerComparison, ChangedDirection
 from updater.core.costs import CostBucket
-from updater.core.effects import ShadowCopies
+from updater.core.effects import LATE_REASONS, ShadowCopies
 from updater.core.facts import ShadowSnapshot
 from updater.core.record import Counts
 
@@ -64,5 +64,6 @@ def count_requests(before: Counts, requests: int, reason: str) -> Counts:
         failed=before.failed + requests,
         not_finite=before.not_finite + (requests if reason == "NOT_FINITE" else 0),
         out_of_memory=before.out_of_memory + (requests if reason == "OUT_OF_MEMORY" else 0),
+        late=before.late + (requests if reason in LATE_REASONS else 0),
         restarts=before.restarts + (1 if reason == "RUNNER_DIED" else 0),
     )

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from dev.harness.simulated_card import CARD, CPU, Card, Held
 from dev.harness.simulated_counts import SimShadow, count_batches, count_requests
-from updater.core.effects import EffectFailure, FailureKind, ShadowCopies
+from updater.core.effects import LATE_REASONS, EffectFailure, FailureKind, ShadowCopies
 from updater.core.facts import (
     DeviceSnapshot,
     RevisionSnapshot,
@@ -132,7 +132,8 @@ class SimServer:
         if self.shadow is not None:
             bundle = self.bundle_of(self.shadow.load_id) or ""
             failure = self.fails(bundle)
-            self.shadow.compare(requests, self.changes(bundle), is_failing=bool(failure))
+            if failure not in LATE_REASONS:
+                self.shadow.compare(requests, self.changes(bundle), is_failing=bool(failure))
             if failure == "RUNNER_DIED" and not self.is_on_trial:
                 self.loses_spare()
         self._count(held, requests, reason)

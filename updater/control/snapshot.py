@@ -6,6 +6,7 @@ from common.answers import ARROW
 from hotslot.control.v1 import control_pb2 as pb
 from updater.core.comparison import AnswerComparison, ChangedDirection
 from updater.core.costs import CostBucket
+from updater.core.effects import LATE_REASONS
 from updater.core.facts import (
     DeviceSnapshot,
     RevisionSnapshot,
@@ -64,6 +65,7 @@ def convert_counts(row: pb.RevisionStats) -> Counts:
         failed=singles + row.restarts,
         not_finite=by_reason.get(_NOT_FINITE, 0),
         out_of_memory=by_reason.get(_OUT_OF_MEMORY, 0),
+        late=sum(by_reason.get(reason, 0) for reason in LATE_REASONS),
         restarts=row.restarts,
         latency=tuple(bucket.count for bucket in row.latency),
         latency_bounds=tuple(
@@ -126,4 +128,5 @@ def _convert_comparison(load_id: str, row: pb.Comparison) -> ShadowSnapshot:
         sure_changed=row.sure_compared - row.sure_equal,
         dropped=sum(row.dropped.values()),
     )
-    return ShadowSnapshot(load_id, comparison, sum(row.failed.values()))
+    failed = sum(count for reason, count in row.failed.items() if reason not in LATE_REASONS)
+    return ShadowSnapshot(load_id, comparison, failed)

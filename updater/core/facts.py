@@ -104,7 +104,7 @@ class ShadowSnapshot:
 
     load_id: str  # that is judged: on trial, or a candidate
     comparison: AnswerComparison
-    failed: int = 0  # copies that the second slot did not answer
+    failed: int = 0  # copies that the second slot did not answer, but for those that were late
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +180,7 @@ class ServerState:
             failed=sum(row.failed for row in rows),
             not_finite=sum(row.not_finite for row in rows),
             out_of_memory=sum(row.out_of_memory for row in rows),
+            late=sum(row.late for row in rows),
             restarts=sum(row.restarts for row in rows),
             latency=tuple(map(sum, zip(*(row.latency for row in rows), strict=False))),
             latency_bounds=next((row.latency_bounds for row in rows if row.latency_bounds), ()),

@@ -93,7 +93,7 @@ class HeldFor(StrEnum):
     APPROVAL = "APPROVAL"  # the policy requires approval
     AGREEMENT = "AGREEMENT"  # its answers differ from the active model's
     NOISE = "NOISE"  # it is worse, but not significantly: the golden set is too small
-    SLOWER = "SLOWER"  # it needs more device time, or answers later, than the active model
+    SLOWER = "SLOWER"  # it needs more device time, or answers later, than the active model, or too late
     CHANGED_ANSWERS = "CHANGED_ANSWERS"  # callers get other answers than the golden set predicts
     LABELS = "LABELS"  # it has other labels than the active model, which callers may depend on
     NO_GOLDEN = "NO_GOLDEN"  # there is no golden set
@@ -168,6 +168,7 @@ class Counts:
     latency: tuple[int, ...] = ()  # answers a bucket, in the server's order
     latency_bounds: tuple[float, ...] = ()  # seconds, upper, of all buckets but the last; as the server sends them
     costs: tuple[CostBucket, ...] = ()
+    late: int = field(default=0, metadata=_ADDED)  # of the failed ones, those for one of LATE_REASONS
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ class TrialVerdict(StrEnum):
     KEEP_ON_PROBES = "KEEP_ON_PROBES"
     ROLL_BACK = "ROLL_BACK"  # the candidate is to blame
     CHANGED_ANSWERS = "CHANGED_ANSWERS"  # more answers change than the golden set predicts: a person decides
-    SLOWER = "SLOWER"  # it costs more or answers later, for which the machine may be the reason: a person decides
+    SLOWER = "SLOWER"  # it costs more, answers later, or too late; the machine may be the reason: a person decides
     DOES_NOT_FIT = "DOES_NOT_FIT"  # out of memory: a person decides
     NO_DATA = "NO_DATA"  # too few answers: a person decides
 
@@ -75,15 +75,16 @@ def judge(update: Update, server: ServerState, trial: TrialSnapshot, rules: Obse
         *_compare_with_previous(counted, server, trial, rules, update.device),
     )
     evidence = Evidence(measured, on_probes=not is_enough)
-    numbers = f"{counted.failed} of {total} requests failed, {counted.restarts} deaths"
+    late = f", {counted.late} of them only because they took too long" if counted.late else ""
+    numbers = f"{counted.failed} of {total} requests failed{late}, {counted.restarts} deaths"
     at_once = _find_early_end(update, counted, rules)
     if at_once:
-        return TrialJudgement(_choose_verdict(counted), at_once, numbers, evidence)
+        return TrialJudgement(_choose_verdict(update, counted, rules), at_once, numbers, evidence)
     if is_enough:
         wrong = next((row for row in measured if not row.passed and row.name not in _MAY_BE_NOISE), None)
         if wrong is not None:
             message = f"{wrong.name} {wrong.candidate:.3f}, allowed {wrong.threshold:.3f}; {numbers}"
-            return TrialJudgement(_choose_verdict(counted), wrong.name.upper(), message, evidence)
+            return TrialJudgement(_choose_verdict(update, counted, rules), wrong.name.upper(), message, evidence)
     if trial.awaiting_previous and update.stage_seconds < rules.window_seconds + rules.max_seconds:
         message = f"{numbers}, {trial.awaiting_previous} wait for the previous slot"
         return TrialJudgement(TrialVerdict.WAIT, message=message, evidence=evidence)
@@ -132,6 +133,7 @@ def subtract_counts(now: Counts, before: Counts) -> Counts:
         failed=max(0, now.failed - before.failed),
         not_finite=max(0, now.not_finite - before.not_finite),
         out_of_memory=max(0, now.out_of_memory - before.out_of_memory),
+        late=max(0, now.late - before.late),
         restarts=max(0, now.restarts - before.restarts),
         latency=latency,
         latency_bounds=now.latency_bounds,
@@ -184,20 +186,36 @@ def _judge_window(  # noqa: PLR0911  one line a case
         failed = counted.failed + update.probes_bad
         if total + asked < rules.min_answers:
             return TrialJudgement(TrialVerdict.NO_DATA, "NO_DATA", "no requests and no probes were answered", evidence)
-        if failed <= max(1.0, rules.error_margin * (total + asked)):
+        most = max(1.0, rules.error_margin * (total + asked))
+        if failed <= most:
             message = f"{numbers}, {update.probes_good} of {asked} probes answered"
             return TrialJudgement(TrialVerdict.KEEP_ON_PROBES, "KEPT_ON_PROBES", message, evidence)
-        return TrialJudgement(TrialVerdict.ROLL_BACK, "PROBES_FAILED", f"{failed} of {total + asked} failed", evidence)
+        verdict = TrialVerdict.SLOWER if failed - counted.late <= most else TrialVerdict.ROLL_BACK
+        message = f"{failed} of {total + asked} requests and probes failed; {numbers}"
+        return TrialJudgement(verdict, "PROBES_FAILED", message, evidence)
     if update.stage_seconds >= rules.max_seconds:
         message = f"only {total} requests came, {rules.min_answers} are needed for a verdict"
         return TrialJudgement(TrialVerdict.NO_DATA, "NO_DATA", message, evidence)
     return TrialJudgement(TrialVerdict.WAIT, message=numbers, evidence=evidence)
 
 
-def _choose_verdict(counted: Counts) -> TrialVerdict:
-    """ROLL_BACK, or DOES_NOT_FIT if most failures are out-of-memory errors."""
-    is_memory = counted.out_of_memory > 0 and counted.out_of_memory * 2 >= counted.failed and not counted.not_finite
+def _choose_verdict(update: Update, counted: Counts, rules: ObserveRules) -> TrialVerdict:
+    """ROLL_BACK; SLOWER if only late requests are too many; DOES_NOT_FIT if most failures are out-of-memory errors.
+
+    A machine that pauses makes a good revision late, too, and the previous slot has no such limit to be compared with.
+    """
+    in_time = replace(counted, failed=max(0, counted.failed - counted.late), late=0)
+    if counted.late and not _is_failing(update, in_time, rules):
+        return TrialVerdict.SLOWER
+    is_memory = in_time.out_of_memory > 0 and in_time.out_of_memory * 2 >= in_time.failed and not in_time.not_finite
     return TrialVerdict.DOES_NOT_FIT if is_memory else TrialVerdict.ROLL_BACK
+
+
+def _is_failing(update: Update, counted: Counts, rules: ObserveRules) -> bool:
+    """Whether these counts alone end the trial."""
+    is_enough = counted.answered + counted.failed >= rules.min_answers
+    is_beyond = is_enough and not all(row.passed for row in _measure(update, counted, rules))
+    return is_beyond or bool(_find_early_end(update, counted, rules))
 
 
 def _measure(update: Update, counted: Counts, rules: ObserveRules) -> tuple[Measured, ...]:
@@ -208,11 +226,8 @@ def _measure(update: Update, counted: Counts, rules: ObserveRules) -> tuple[Meas
     if asked and total < rules.min_answers:  # judged with the probes, of which one may fail
         failed, allowed = counted.failed + update.probes_bad, max(1.0, rules.error_margin * (total + asked))
         share = Measured("failed_with_probes", failed, None, allowed, failed <= allowed)
-    rows = [
-        share,
-        Measured("runner_deaths", counted.restarts, None, rules.max_restarts, counted.restarts <= rules.max_restarts),
-    ]
-    return tuple(rows)
+    deaths, most = counted.restarts, rules.max_restarts
+    return (share, Measured("runner_deaths", deaths, None, most, deaths <= most))
 
 
 def _compare_with_previous(

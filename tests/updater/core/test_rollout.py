@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from hotslot.control.v1.control_pb2 import GetStatusResponse
 from tests.updater.core.world import World
 from tests.updater.simulators import Quality
+from updater.control.snapshot import convert_server_state
 from updater.core.facts import CommandKind
 from updater.core.record import HeldFor, Outcome, Stage
 from updater.core.rules import CompareRules, Rollout, RolloutRules
@@ -149,6 +151,21 @@ def test_a_shadow_that_fails_copies_is_refused_and_costs_no_caller_anything(busy
     busy.settle()
     assert (busy.quarantined, busy.outcomes("1.1.0"), busy.server.lost) == ({"1.1.0"}, [Outcome.REFUSED], 0)
     assert busy.last("candidate_refused").message.startswith("it failed ")
+
+
+@pytest.mark.fault("T10")
+def test_copies_that_are_late_do_not_refuse_a_candidate(busy: World) -> None:
+    """What is late on trial is held."""
+    roll_out(busy, Rollout.SHADOW, shadow_max_seconds=20.0)
+    busy.publish("1.1.0", Quality(fails_callers="PREPARE_TIMEOUT"))
+    busy.settle()
+    assert (busy.stage, busy.record.under_way.reason, busy.quarantined) == (Stage.HELD, "SLOWER", set())
+    state = GetStatusResponse()
+    model = state.models.add()
+    model.shadow.comparison.failed.update({"PREPARE_TIMEOUT": 7, "ENGINE_FAILED": 2})
+    shadow = convert_server_state(state, last_ended_orderly=True).shadow
+    assert shadow is not None
+    assert shadow.failed == 2
 
 
 def test_deaths_of_runners_before_it_do_not_count_against_a_candidate(busy: World) -> None:

@@ -125,6 +125,26 @@ def test_a_revision_that_is_slow_only_on_callers_is_held(world: World) -> None:
     assert world.committed == world.serving == "1.0.0"
 
 
+@pytest.mark.fault("T10")
+@pytest.mark.parametrize("reason", ["TOO_SLOW", "PREPARE_TIMEOUT"])
+def test_a_revision_that_is_late_on_trial_is_held_at_once_and_not_blamed(world: World, reason: str) -> None:
+    """Its machine may have paused: resumed in a calm hour, the same content is committed."""
+    content = "late"
+    world.publish("1.1.0", Quality(fails_callers=reason), content)
+    world.settle()
+
+    assert (held_for(world), world.quarantined, world.record.activation.failures) == (HeldFor.SLOWER, set(), 0)
+    assert (world.serving, world.server.lost) == ("1.0.0", 0)
+    began, held = world.last("trial_began"), world.last("hold_decided")
+    assert (held.at - began.at).total_seconds() < world.rules.observe.window_seconds
+    assert "of them only because they took too long" in held.message
+
+    world.qualities[content] = Quality()
+    world.command(CommandKind.RESUME)
+    world.settle()
+    assert world.committed == "1.1.0"
+
+
 def test_an_approved_slower_revision_is_committed(world: World) -> None:
     """Neither the gate nor the trial holds it for the same reason again."""
     world.requests_a_second = 4.0

@@ -153,6 +153,46 @@ def test_what_the_previous_model_failed_before_allows_a_trial_nothing(baseline: 
     assert TrialVerdict.KEEP is trial(31.0, Counts(answered=990, failed=10), baseline)
 
 
+@pytest.mark.fault("T10")
+@pytest.mark.parametrize(
+    ("seconds", "seen", "verdict"),
+    [
+        (1.0, Counts(answered=20, failed=8, late=8), TrialVerdict.SLOWER),  # a pause with eight calls in flight
+        (1.0, Counts(answered=60, failed=2, late=2), TrialVerdict.SLOWER),  # a share of enough requests
+        (1.0, Counts(failed=5, late=5), TrialVerdict.SLOWER),  # a hang, before its runner is ended
+        (1.0, Counts(answered=20, failed=9, late=8, restarts=1), TrialVerdict.SLOWER),
+        (1.0, Counts(answered=20, failed=10, late=8, restarts=2), TrialVerdict.ROLL_BACK),  # it hung twice
+        (1.0, Counts(answered=10, failed=13, late=8), TrialVerdict.ROLL_BACK),  # a burst without them
+        (1.0, Counts(answered=90, failed=12, late=9), TrialVerdict.ROLL_BACK),  # too large a share without them
+        (1.0, Counts(answered=20, failed=11, late=8, not_finite=3), TrialVerdict.ROLL_BACK),
+        (1.0, Counts(failed=12, late=6, out_of_memory=6), TrialVerdict.DOES_NOT_FIT),
+        (1.0, Counts(answered=20, failed=4, late=4), TrialVerdict.WAIT),
+        (31.0, Counts(answered=5000, failed=20, late=20), TrialVerdict.KEEP),
+    ],
+)
+def test_what_was_only_too_late_is_held(seconds: float, seen: Counts, verdict: TrialVerdict) -> None:
+    """The trial ends as soon, but nothing is blamed that a busy or paused machine may have done."""
+    assert verdict is trial(seconds, seen)
+
+
+@pytest.mark.fault("T10")
+def test_late_requests_beside_good_probes_are_held() -> None:
+    """Three of fifty; other failures are blamed."""
+    assert TrialVerdict.SLOWER is trial(31.0, Counts(failed=3, late=3), probes_good=47)
+    assert TrialVerdict.ROLL_BACK is trial(31.0, Counts(failed=3, late=1), probes_good=47)
+    assert TrialVerdict.KEEP_ON_PROBES is trial(31.0, Counts(failed=1, late=1), probes_good=49)
+
+
+def test_the_servers_reasons_say_what_was_too_late() -> None:
+    """Calls that a trial had for too long, and pictures that got no decoder in time; since activation alone."""
+    row = RevisionStats(StatsKey("b", "cpu"), deaths=1)
+    for reason in ("TOO_SLOW", "TOO_SLOW", "PREPARE_TIMEOUT", "ENGINE_FAILED", "RUNNER_DIED"):
+        row.count_failure(reason)
+    counts = convert_counts(build_stats(row))
+    assert (counts.failed, counts.late, counts.restarts) == (5, 3, 1)
+    assert subtract_counts(counts, Counts(failed=2, late=1)) == replace(counts, failed=3, late=2)
+
+
 def test_a_trial_is_not_kept_while_what_it_failed_waits_for_the_previous_slot() -> None:
     """Whose process may just be starting again: only its answers tell whether the input was at fault."""
     seen = Counts(answered=900)
