@@ -14,6 +14,7 @@ from hotslot.address.v1 import address_pb2
 from hotslot.control.v1 import control_pb2 as pb
 from hotslot.entailment.v1 import entailment_pb2
 from updater.core.comparison import GoldenAnswer
+from updater.core.effects import LATE_PROBE_REASONS
 from updater.core.facts import GoldenFacts, ServerState
 from updater.core.golden import GateAnswers, GoldenQuestion
 from updater.core.ports import EffectFailed
@@ -29,7 +30,6 @@ _LABELS = {
     entailment_pb2.LABEL_MAYBE: "maybe",
 }
 _NOT_FINITE = "NOT_FINITE"
-_OUT_OF_TIME = frozenset({"DEADLINE_EXPIRED", "DEADLINE_TOO_SHORT"})  # of an item: as its call, a moment before
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ class Prober:
     def _probe_one(self, load_id: str, question: ProbeItem, ends: float) -> GoldenAnswer:
         """The answer to one question; if its time has run out, there is none: the time is ours, not the callers'."""
         ((answer, *_),) = self._probe_chunk(load_id, [question], ends)
-        if answer.failure in _OUT_OF_TIME:
+        if answer.failure in LATE_PROBE_REASONS:  # of the item: as its call, a moment before
             raise EffectFailed.inconclusive("DEADLINE", "probing took too long")
         return answer
 

@@ -287,6 +287,7 @@ class FailureKind(StrEnum):
 MEMORY_REASONS = frozenset({"DOES_NOT_FIT", "OUT_OF_MEMORY"})  # of a load or a conversion: planned, and met
 # Reasons of failures for which the machine may be to blame as well: it paused, or was busy with something else.
 LATE_REASONS = frozenset({"TOO_SLOW", "PREPARE_TIMEOUT"})
+LATE_PROBE_REASONS = LATE_REASONS | {"DEADLINE_EXPIRED", "DEADLINE_TOO_SHORT"}  # of probes and golden questions
 
 
 @dataclass(frozen=True, slots=True)

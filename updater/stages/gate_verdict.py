@@ -8,6 +8,7 @@ from enum import StrEnum
 from common.answers import TASK_ANSWERS, TaskAnswers, count_directions, count_label_pairs, sum_parts
 from common.engine_files import Task
 from updater.core.comparison import AnswerPair, ExpectedChanges, ExpectedDirection, LabelPair
+from updater.core.effects import LATE_PROBE_REASONS
 from updater.core.golden import GateAnswers, GoldenQuestion
 from updater.core.record import Differing, Evidence, HeldFor, Measured
 from updater.core.rules import GateRules
@@ -101,6 +102,8 @@ def _check_failures(asked: Sequence[GoldenQuestion], device: str) -> _Check:
     if out_of_memory:
         message = f"it ran out of memory on {device}: {message}"
         return measured, [GateJudgement(GateVerdict.HOLD, _OUT_OF_MEMORY, message, HeldFor.DOES_NOT_FIT)]
+    if all(row.candidate.failure in LATE_PROBE_REASONS for row in failed):  # the machine may have paused
+        return measured, [GateJudgement(GateVerdict.HOLD, "SLOWER", message, HeldFor.SLOWER)]
     return measured, [GateJudgement(GateVerdict.REFUSE, "ANSWERS_FAILED", message)]
 
 

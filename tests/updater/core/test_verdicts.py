@@ -79,6 +79,16 @@ def test_golden_answers_are_judged_by_accuracy_flips_and_chance(
     assert verdict is judge(answers(active, candidate), RULES).verdict
 
 
+@pytest.mark.fault("T10")
+@pytest.mark.parametrize("reason", ["DEADLINE_EXPIRED", "PREPARE_TIMEOUT"])
+def test_golden_questions_that_are_only_late_are_held(reason: str) -> None:
+    """Beside one that fails otherwise the candidate is refused."""
+    asked = list(answers("r" * 20, "r" * 18 + "xx").questions)
+    asked[18] = replace(asked[18], candidate=GoldenAnswer(failure=reason))
+    assert judge(answers("", "", questions=tuple(asked[:19])), RULES).held_for is HeldFor.SLOWER
+    assert judge(answers("", "", questions=tuple(asked)), RULES).verdict is GateVerdict.REFUSE
+
+
 def test_a_first_install_is_judged_by_expectation_alone() -> None:
     """The accuracy is compared with the set's min_accuracy."""
     alone = answers("r" * 40, "r" * 30 + "w" * 10)

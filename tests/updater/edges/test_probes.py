@@ -96,7 +96,7 @@ def test_no_probe_begins_that_would_not_end_in_time(slots: SlowSlots, probe: Sen
     assert slots.seconds == 116.0
 
 
-@pytest.mark.parametrize("reason", ["", "DEADLINE_EXPIRED", "DEADLINE_TOO_SHORT"])
+@pytest.mark.parametrize("reason", ["", "DEADLINE_EXPIRED", "DEADLINE_TOO_SHORT", "PREPARE_TIMEOUT"])
 def test_a_probe_whose_time_runs_out_counts_as_none(slots: SlowSlots, probe: Send, reason: str) -> None:
     """Whichever side notices it first: the time is a probe's own, and no caller's."""
     slots.item_seconds = 1.0 if reason else 90.0
