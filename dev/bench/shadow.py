@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -190,7 +190,8 @@ def run_demo(folder: Path, options: argparse.Namespace) -> list[Measured]:
     with running_server(folder, SETTINGS.format(state=state, port=PORT)):
         control.wait_ready()
         load_id = control.trial(bundles["v1.1.0"].bundle_digest)
-        requests = [asked.request() for _, asked in golden_items(64)]
+        items = [replace(asked, image=asked.image + PLACEHOLDER) for _, asked in golden_items(64)]
+        requests = [asked.request() for asked in items]
         found = measure(Place("demo, CPU", f"127.0.0.1:{PORT}", control, load_id, requests, folder), options)
     control.close()
     return found

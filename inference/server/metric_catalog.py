@@ -156,7 +156,7 @@ COPIES_DROPPED = counter(
     "Requests of the sample that were not compared.",
     *_REVISION,
     "reason",
-    use="Many for BUSY: the model has no idle time for a comparison, which then takes longer.",
+    use="Many for BUSY: the model has no idle time for a comparison, which then takes longer; REPEATED: few differ.",
 )
 CANARY_PERCENT = gauge(
     "hotslot_canary_percent",
@@ -376,7 +376,7 @@ _LABELS = {
     "reason": (
         "The `reason` of the error's ErrorInfo, for example QUEUE_FULL; CANCELLED if the caller is gone; empty for an "
         "answer. Of a handover: why the trial failed the item, TOO_SLOW included. Of a copy: BUSY, BUDGET, MEMORY, "
-        "SLOT_DOWN or ENDED, as Comparison.dropped in control.proto."
+        "SLOT_DOWN, ENDED or REPEATED, as Comparison.dropped in control.proto."
     ),
     "label": '"yes", "no" or "maybe".',
     "format": '"jpeg", "png", "webp" or "other", by the first bytes.',

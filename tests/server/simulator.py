@@ -1,6 +1,7 @@
 """One model with simulated runners and a manual clock, to test the server's decisions without processes."""
 
 import asyncio
+import hashlib
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -367,5 +368,6 @@ class World:
 
 
 def ask(statement: str) -> EntailmentInput:
-    """A request's input."""
-    return EntailmentInput(image=b"picture", statements=(statement,), premise="")
+    """A request's input: one picture for each statement."""
+    picture = hashlib.blake2b(statement.encode(), digest_size=7).digest()
+    return EntailmentInput(image=picture, statements=(statement,), premise="")

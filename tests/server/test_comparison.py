@@ -5,10 +5,17 @@ from datetime import UTC, datetime
 import pytest
 
 from common.engine_files import Task
-from inference.server.model.comparison import MAX_DIFFERING, Comparison, measure_distance, write_answer
+from inference.server.model import comparison as comparisons
+from inference.server.model.comparison import (
+    MAX_DIFFERING,
+    Comparison,
+    digest_questions,
+    measure_distance,
+    write_answer,
+)
 from inference.server.model.stats import MAX_LABELS
-from inference.server.request import RequestTags
-from inference.wire import AddressSpan, EntailmentScores
+from inference.server.request import NO_TAGS, AddressInput, EntailmentInput, RequestTags
+from inference.wire import AddressSpan, EntailmentScores, Picture
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
 ADDRESS = "浙江省杭州市文一西路"
@@ -38,6 +45,50 @@ def test_parts_of_addresses_are_compared_by_kind_and_place() -> None:
         (2, ("road → other characters",)),
     ]
     assert write_answer(ADDRESS, (PROVINCE,)) == '[["prov", "浙江省", 0]]'
+
+
+def test_an_address_that_was_compared_before_does_not_count_again() -> None:
+    """The others of its request do, at their own positions."""
+    comparison = compared(Task.ADDRESS_TAGGING)
+    old, new = (PROVINCE, CITY, ROAD), (PROVINCE, CITY)
+    for addresses in ((ADDRESS, ADDRESS, "1"), ("1", "1", "2"), ("2", ADDRESS, ADDRESS)):
+        questions = digest_questions(AddressInput(addresses))
+        positions = comparison.find_new(questions)
+        if positions:
+            comparison.add(addresses, (new,) * 3, (old,) * 3, NO_TAGS, positions)
+            comparison.remember(questions)
+
+    assert (comparison.requests, comparison.answers, comparison.equal_answers) == (2, 3, 0)
+    assert [row.position for row in comparison.differing] == [0, 2, 2]
+
+
+def test_a_question_is_a_statement_about_a_picture() -> None:
+    """And its premise; of a long file both ends and the length are read."""
+    long = bytes(1 << 20)
+    files = (b"", b"one", b"two", long, long + b"\0", b"1" + long[1:], long[1:] + b"1")
+    pictures: tuple[Picture, ...] = (*files, memoryview(b"three"))
+
+    found = [digest_questions(EntailmentInput(picture, ("a", "b"), "")) for picture in pictures]
+    again = [digest_questions(EntailmentInput(picture, ("b",), "")) for picture in pictures]
+    premises = [EntailmentInput(b"one", (text,), premise) for text, premise in (("b", "a"), ("", "ab"), ("ab", ""))]
+
+    assert len({one.picture for one in found}) == len(pictures)
+    assert [one.picture for one in again] == [one.picture for one in found]
+    assert [one.texts[0] for one in again] == [one.texts[1] for one in found]
+    texts = [text for one in (*found, *(digest_questions(one) for one in premises)) for text in one.texts]
+    assert len(set(texts)) == len(texts)
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes after that counts each time."""
+    monkeypatch.setattr(comparisons, "MAX_REMEMBERED", 2)
+    comparison = compared(Task.VISUAL_ENTAILMENT)
+    questions = [digest_questions(EntailmentInput(b"%d" % number, ("a",), "")) for number in range(3)]
+    for one in questions:
+        comparison.remember(one)
+
+    assert [comparison.find_new(one) for one in questions] == [(), (), (0,)]
+    assert [comparison.fail("NOT_FINITE", one) for one in questions * 2] == [*(True, True, True), *(False, False, True)]
 
 
 @pytest.mark.parametrize(

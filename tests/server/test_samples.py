@@ -23,7 +23,7 @@ async def test_calls_that_two_revisions_answer_differently_are_kept(tmp_path: Pa
     world.commands.set_shadow(load.load_id, ShadowPolicy(1.0), "t1", 0)
     for number in range(3):
         tags = RequestTags(f"id {number}")
-        await world.manager.requests.predict(ask("text"), world.clock.seconds + 30, UNNAMED, tags).outcome
+        await world.manager.requests.predict(ask(f"text {number}"), world.clock.seconds + 30, UNNAMED, tags).outcome
         await world.settle()
     samples.close()
 
@@ -36,9 +36,9 @@ async def test_calls_that_two_revisions_answer_differently_are_kept(tmp_path: Pa
         "0002.json",
         "0002.picture",
     ]
-    assert (row["request_id"], row["texts"]) == ("id 0", ["text"])
+    assert (row["request_id"], row["texts"]) == ("id 0", ["text 0"])
     assert (row["revision"], row["answers"], row["previous_answers"]) == ("r2", ["no"], ["yes"])
-    assert (folder / "0001.picture").read_bytes() == b"picture"
+    assert (folder / "0001.picture").read_bytes() == ask("text 0").picture
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
     assert folder.stat().st_mode & 0o777 == 0o700
 

@@ -1,5 +1,6 @@
 """Copies of answered requests for a second slot: they cost no caller anything, and show how two revisions compare."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from tests.server.test_manager import stats
 
 ALL = ShadowPolicy(1.0)
 NO = (0.2, 0.7, 0.1)
+_numbers = itertools.cycle(range(1000))  # of texts
 
 
 async def start(state: Path, **changes: object) -> World:
@@ -47,12 +49,13 @@ async def shadow(world: World, policy: ShadowPolicy = ALL) -> str:
     return load.load_id
 
 
-async def answered(world: World, count: int = 1, request_id: str = "") -> set[str]:
-    """Send requests one after the other, all with this id or each with its own; returns the revisions that answered."""
+async def answered(world: World, count: int = 1, request_id: str = "", text: str = "") -> set[str]:
+    """Send requests one after the other, all with this id or text or each with its own; returns who answered."""
     revisions = set()
     for number in range(count):
         tags = RequestTags(request_id or f"id {number}")
-        pending = world.manager.requests.predict(ask("text"), world.clock.seconds + 30.0, UNNAMED, tags)
+        asked = ask(text or f"t{next(_numbers):03d}")
+        pending = world.manager.requests.predict(asked, world.clock.seconds + 30.0, UNNAMED, tags)
         await world.settle()
         revisions.add((await pending.outcome).served_by.revision)
     return revisions
@@ -122,6 +125,67 @@ async def test_a_sample_is_a_share_of_the_requests(tmp_path: Path, request_id: s
 
     assert 25 <= sampled <= 75
     assert found(world).requests == sampled
+
+
+async def test_what_callers_repeat_is_compared_once(tmp_path: Path) -> None:
+    """One that asks the same all day decides neither for a revision nor against it."""
+    world = await start(tmp_path)
+    world.scores["r2"] = NO
+    await trial(world)
+
+    await answered(world, 50, text="what a monitor asks")
+    await answered(world, 2)
+
+    assert (found(world).requests, found(world).directions.counts) == (3, {"yes → no": 3})
+    assert found(world).dropped == {"REPEATED": 49}
+
+
+async def test_of_a_picture_with_ever_other_statements_two_requests_are_compared(tmp_path: Path) -> None:
+    """Of the second one what is new: a model that sees the picture otherwise changes all answers about it."""
+    world = await start(tmp_path)
+    world.scores["r2"] = NO
+    await trial(world)
+
+    for texts in (("a cat", "a dog"), ("a cat",), ("a cow", "a dog"), ("a horse",), ("a sheep",)):
+        payload = EntailmentInput(b"one picture", texts, "")
+        await world.manager.requests.predict(payload, world.clock.seconds + 30.0).outcome
+        await world.settle()
+
+    assert (found(world).requests, found(world).answers) == (2, 3)
+    assert found(world).dropped == {"REPEATED": 3}
+
+
+async def test_what_waits_to_be_copied_is_not_kept_twice(tmp_path: Path) -> None:
+    """A caller that repeats itself leaves the room to others; what is dropped then may be copied another time."""
+    world = await start(tmp_path)
+    await trial(world)
+    world.runner("a").is_hung = True
+    await answered(world, 3, text="again")
+    await answered(world, 1)
+    kept = world.manager.requests.shadows.kept_bytes
+    world.clock.seconds += MAX_KEPT_SECONDS
+    world.runner("a").refuse("CANCELLED")
+    await world.settle()
+    await answered(world, 1, text="again")
+
+    assert kept == 7 + 16, "one is computed, and one is kept"
+    assert found(world).dropped == {"REPEATED": 2, "BUSY": 1}
+    assert world.manager.requests.shadows.kept_bytes > kept
+
+
+async def test_a_copy_that_fails_counts_once_and_may_be_compared_later(tmp_path: Path) -> None:
+    """A request that one caller repeats is no reason to refuse a revision that answers all others."""
+    world = await start(tmp_path)
+    await shadow(world)
+    await answered(world, 3, text="!ENGINE_FAILED@r2")
+    before = dict(found(world).failed)
+    world.runner("b").always = "ENGINE_FAILED"
+    await answered(world, 2, text="again")
+    world.runner("b").always = ""
+    await answered(world, 2, text="again")
+
+    assert (before, found(world).failed) == ({"ENGINE_FAILED": 1}, {"ENGINE_FAILED": 2})
+    assert (found(world).requests, found(world).dropped) == (1, {"REPEATED": 4})
 
 
 async def test_requests_are_copied_for_as_long_as_was_asked(tmp_path: Path) -> None:
@@ -426,7 +490,7 @@ async def test_what_is_kept_is_counted_as_held(tmp_path: Path) -> None:
     await trial(world)
     world.runner("a").is_hung = True
     for number in range(2):
-        payload = EntailmentInput(memoryview(b"a picture"), (f"text {number}",), "")
+        payload = EntailmentInput(memoryview(b"picture %d" % number), (f"text {number}",), "")
         pending = world.manager.requests.predict(payload, world.clock.seconds + 30.0)
         held.hold("caller", payload.holder, payload.size_bytes)
         del payload

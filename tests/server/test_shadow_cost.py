@@ -51,7 +51,7 @@ class Play:
             self.world.clock.seconds, _, what, about = heapq.heappop(self.events)
             now = self.world.clock.seconds
             if what == "arrival":
-                self.waiting.append((now, self.world.ask("text", seconds=60.0)))
+                self.waiting.append((now, self.world.ask(f"text {next(self.numbers)}", seconds=60.0)))
             elif what == "tick":
                 self.world.manager.tick()
                 self.at(now + TICK_SECONDS, "tick")

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 
 from common import errors
 from inference.server.events import AnswersCompared, CopyDropped
-from inference.server.model.comparison import Comparison, write_answer
+from inference.server.model.comparison import Comparison, QuestionDigests, digest_questions, write_answer
 from inference.server.model.effects import PairMachine
 from inference.server.model.options import ModelOptions
 from inference.server.model.pair import ANSWERING_ROLES, CPU_DEVICE, Shadow, SlotRecord
@@ -60,6 +60,7 @@ class KeptCopy:
     payload: Payload
     outcome: Outcome  # of the first slot
     tags: RequestTags
+    questions: QuestionDigests  # of the payload
     slot: str  # the second one
     is_judged: bool  # whether the second slot is the one that is judged
     kept_at: float  # clock.monotonic()
@@ -122,11 +123,12 @@ class Shadows:
         judged, reference = compared
         is_judged = slot == reference.name
         second = judged if is_judged else reference
-        reason = self._find_refusal(second, request.size_bytes)
+        questions = digest_questions(request.payload)
+        reason = self._find_refusal(comparison, questions, second, request.size_bytes)
         if reason:
             self._drop(comparison, reason)
             return
-        self._kept.append(KeptCopy(request.payload, outcome, request.tags, second.name, is_judged, now))
+        self._kept.append(KeptCopy(request.payload, outcome, request.tags, questions, second.name, is_judged, now))
         self.kept_bytes += request.size_bytes
         self._compute_soon()
 
@@ -183,19 +185,23 @@ class Shadows:
             self._keep_again(comparison, copy)
         elif isinstance(error, errors.Interrupted):
             self._drop(comparison, "ENDED")
-        else:
-            comparison.fail(getattr(error, "reason", "INTERNAL"))
+        elif not comparison.fail(getattr(error, "reason", "INTERNAL"), copy.questions):
+            self._drop(comparison, "REPEATED")
         self._compute_soon()
 
     # Helpers.
 
     def _compare(self, comparison: Comparison, copy: KeptCopy, outcome: Outcome) -> None:
         judged, reference = (outcome, copy.outcome) if copy.is_judged else (copy.outcome, outcome)
-        texts = copy.payload.texts
-        different = comparison.add(texts, judged, reference, copy.tags)
+        positions = comparison.find_new(copy.questions)  # less than when it was kept, if texts came twice since
+        if not positions:
+            self._drop(comparison, "REPEATED")
+            return
+        different = comparison.add(copy.payload.texts, judged, reference, copy.tags, positions)
+        comparison.remember(copy.questions)
         if different and self._options.samples is not None:
             self._options.samples.keep(self._describe(copy, judged, reference), copy.payload.picture)
-        self._options.emit(AnswersCompared(self._options.model, self._revision, len(texts) - different, different))
+        self._options.emit(AnswersCompared(self._options.model, self._revision, len(positions) - different, different))
 
     def _describe(self, copy: KeptCopy, judged: Outcome, reference: Outcome) -> dict[str, object]:
         """A request and both slots' answers, for a person."""
@@ -228,8 +234,13 @@ class Shadows:
         comparison.drop(reason)
         self._options.emit(CopyDropped(self._options.model, self._revision, reason))
 
-    def _find_refusal(self, second: SlotRecord, size_bytes: int) -> str:
-        """Why a request cannot be kept; empty if it can."""
+    def _find_refusal(
+        self, comparison: Comparison, questions: QuestionDigests, second: SlotRecord, size_bytes: int
+    ) -> str:
+        """Why a request is not kept; empty if it is."""
+        sent = (copy for copy, _ in self._sent.values())
+        if not comparison.find_new(questions) or any(one.questions == questions for one in (*self._kept, *sent)):
+            return "REPEATED"
         if not second.is_loaded:
             return "SLOT_DOWN"
         limit = MAX_KEPT_SHARE * self._options.capacity.max_bytes

@@ -535,7 +535,8 @@ class Comparison(_message.Message):
     """How the answers of two slots to the same requests compare. All counts are
     cumulative since `started_at`. An answer is that to a statement or an address;
     a request has one or more of them, about one picture, so that they are not
-    independent.
+    independent. What callers repeat counts once: a statement about a picture, an
+    address; and of the requests about one picture the first two.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -641,14 +642,16 @@ class Comparison(_message.Message):
     def dropped(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Requests of the sample that were not compared, by reason: BUSY (no idle time
         within some seconds), BUDGET (busy_share was used up), MEMORY (the kept
-        requests were too large), SLOT_DOWN (the second slot does not answer now) and
-        ENDED (the comparison or the server ended).
+        requests were too large), SLOT_DOWN (the second slot does not answer now),
+        ENDED (the comparison or the server ended) and REPEATED (nothing in them is
+        new, or an equal one is about to be compared or has failed).
         """
 
     @_builtins.property
     def failed(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Copies that the second slot failed, by reason (ENGINE_FAILED, NOT_FINITE,
-        RUNNER_DIED …). They are not among the failed requests of RevisionStats.
+        RUNNER_DIED …); of equal requests the first. They are not among the failed
+        requests of RevisionStats.
         """
 
     @_builtins.property
