@@ -188,6 +188,22 @@ async def test_a_copy_that_fails_counts_once_and_may_be_compared_later(tmp_path:
     assert (found(world).requests, found(world).dropped) == (1, {"REPEATED": 4})
 
 
+async def test_copies_of_a_trial_tell_which_slot_has_failed_them(tmp_path: Path) -> None:
+    """Of requests that the previous slot has answered first, what the one on trial answers and fails."""
+    world = await start(tmp_path)
+    load_id = await trial(world, percent=0)
+    await answered(world, 2)
+    await answered(world, 2, text="!NOT_FINITE@r2")
+    await answered(world, 1, text="!ENGINE_FAILED@r2")
+    world.commands.set_percent(load_id, 100, "t1", 0)
+    await answered(world, 3)
+    await answered(world, 1, text="!NOT_FINITE@r1")
+
+    assert (found(world).requests, found(world).judged_answered) == (5, 2)
+    assert found(world).failed == {"NOT_FINITE": 2, "ENGINE_FAILED": 1}
+    assert found(world).judged_failed == {"NOT_FINITE": 1, "ENGINE_FAILED": 1}
+
+
 async def test_requests_are_copied_for_as_long_as_was_asked(tmp_path: Path) -> None:
     """Then the comparison stays as it is."""
     world = await start(tmp_path)

@@ -69,6 +69,8 @@ def test_a_comparison_is_read_from_the_server() -> None:
         sure_equal=5,
         dropped={"BUSY": 2, "BUDGET": 1},
         failed={"ENGINE_FAILED": 4},
+        judged_answered=5,
+        judged_failed={"ENGINE_FAILED": 1, "NOT_FINITE": 2, "RUNNER_DIED": 3, "PREPARE_TIMEOUT": 9},
     )
     candidate = control_pb2.ModelState(shadow=control_pb2.ShadowState(load_id="b", comparison=counts))
     trial = control_pb2.ModelState(trial=control_pb2.TrialState(load_id="c", percent=25, comparison=counts))
@@ -79,5 +81,7 @@ def test_a_comparison_is_read_from_the_server() -> None:
         assert (state.shadow.load_id, state.shadow.failed, found.dropped) == (load_id, 4, 3)
         assert (found.requests, found.compared, found.changed) == (8, 10, 3)
         assert (found.sure_compared, found.sure_changed) == (6, 1)
+        judged = state.shadow.judged
+        assert (judged.answered, judged.failed, judged.not_finite) == (5, 3, 2), "deaths are counted apart"
         assert found.directions == (ChangedDirection("yes → no", 3),)
         assert (state.trial is None) or state.trial.percent == 25

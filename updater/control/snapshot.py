@@ -129,4 +129,6 @@ def _convert_comparison(load_id: str, row: pb.Comparison) -> ShadowSnapshot:
         dropped=sum(row.dropped.values()),
     )
     failed = sum(count for reason, count in row.failed.items() if reason not in LATE_REASONS)
-    return ShadowSnapshot(load_id, comparison, failed)
+    judged = {reason: count for reason, count in row.judged_failed.items() if reason not in LATE_REASONS}
+    counts = convert_counts(pb.RevisionStats(answered=row.judged_answered, failed=judged))
+    return ShadowSnapshot(load_id, comparison, failed, counts)

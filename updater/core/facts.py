@@ -1,6 +1,6 @@
 """Facts that decisions are made from: operators' commands, the hub's releases, the server's state."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum, StrEnum, auto
 
@@ -105,6 +105,7 @@ class ShadowSnapshot:
     load_id: str  # that is judged: on trial, or a candidate
     comparison: AnswerComparison
     failed: int = 0  # copies that the second slot did not answer, but for those that were late
+    judged: Counts = field(default_factory=Counts)  # copies that this load has answered, or failed in time and alive
 
 
 @dataclass(frozen=True, slots=True)

@@ -246,8 +246,22 @@ def is_on_trial(update: Update, server: ServerState) -> bool:
 
 
 def find_counts(update: Update, server: ServerState) -> Counts:
-    """The server's counters of the update's bundle since the server started."""
-    return server.counts_of(update.bundle_digest, update.device)
+    """The server's counters of the update's bundle since the server started.
+
+    On trial, with the copies for it: it may get few requests itself, if callers' deadlines leave no time for both
+    slots. Each copy is of a request that the previous slot has answered.
+    """
+    counts, shadow, trial = server.counts_of(update.bundle_digest, update.device), server.shadow, server.trial
+    is_ours = trial is not None and trial.bundle_digest == update.bundle_digest
+    if trial is None or shadow is None or shadow.load_id != trial.load_id or not is_ours:
+        return counts
+    return replace(
+        counts,
+        answered=counts.answered + shadow.judged.answered,
+        failed=counts.failed + shadow.judged.failed,
+        not_finite=counts.not_finite + shadow.judged.not_finite,
+        out_of_memory=counts.out_of_memory + shadow.judged.out_of_memory,
+    )
 
 
 def list_spare_slots(server: ServerState) -> list[SlotSnapshot]:

@@ -164,6 +164,8 @@ def build_comparison(comparison: Comparison) -> control_pb2.Comparison:
         previous_labels=build_labels(comparison.reference_labels),
         dropped=comparison.dropped,
         failed=comparison.failed,
+        judged_answered=comparison.judged_answered,
+        judged_failed=comparison.judged_failed,
     )
     for direction, count in sorted(comparison.directions.counts.items(), key=lambda row: -row[1]):
         before, _, after = direction.partition(ARROW)

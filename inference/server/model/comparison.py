@@ -61,11 +61,13 @@ class Comparison:
         self.distances = [0] * len(DISTANCE_BOUNDS)
         self.dropped: dict[str, int] = {}  # by reason
         self.failed: dict[str, int] = {}  # by reason
+        self.judged_answered = 0  # copies, by the slot that is judged
+        self.judged_failed: dict[str, int] = {}  # of `failed`, what that slot has failed; not what it refuses
         self.differing: deque[Difference] = deque(maxlen=MAX_DIFFERING)
         self._task = TASK_ANSWERS[task]
         self._compared: set[bytes] = set()  # digests of texts
         self._pictures: dict[bytes, int] = {}  # requests compared, by the picture's digest
-        self._failed: set[QuestionDigests] = set()
+        self._failed: set[tuple[QuestionDigests, bool]] = set()  # and whether by the slot that is judged
 
     def find_new(self, questions: QuestionDigests) -> tuple[int, ...]:
         """Positions of the texts that were not compared yet; none if enough requests about their picture were."""
@@ -130,16 +132,24 @@ class Comparison:
         """Count a request of the sample that was not compared."""
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
 
-    def fail(self, reason: str, questions: QuestionDigests) -> bool:
+    def fail(self, reason: str, questions: QuestionDigests, *, is_judged: bool, is_refused: bool = False) -> bool:
         """Count a copy that the second slot failed, unless it has failed the same before; returns whether it counts.
 
         What it answers is copied once, so what it fails must not count each time.
+
+        Args:
+            reason: of the error.
+            questions: of the request.
+            is_judged: the second slot is the one that is judged.
+            is_refused: the slot found the input wrong: that is no failure of a trial.
         """
-        if questions in self._failed:
+        if (questions, is_judged) in self._failed:
             return False
         if len(self._failed) < MAX_REMEMBERED:
-            self._failed.add(questions)
+            self._failed.add((questions, is_judged))
         self.failed[reason] = self.failed.get(reason, 0) + 1
+        if is_judged and not is_refused:
+            self.judged_failed[reason] = self.judged_failed.get(reason, 0) + 1
         return True
 
 

@@ -185,11 +185,16 @@ class Shadows:
             self._keep_again(comparison, copy)
         elif isinstance(error, errors.Interrupted):
             self._drop(comparison, "ENDED")
-        elif not comparison.fail(getattr(error, "reason", "INTERNAL"), copy.questions):
-            self._drop(comparison, "REPEATED")
+        else:
+            self._fail(comparison, copy, error)
         self._compute_soon()
 
     # Helpers.
+
+    def _fail(self, comparison: Comparison, copy: KeptCopy, error: BaseException) -> None:
+        reason, is_refused = getattr(error, "reason", "INTERNAL"), isinstance(error, errors.InputRefused)
+        if not comparison.fail(reason, copy.questions, is_judged=copy.is_judged, is_refused=is_refused):
+            self._drop(comparison, "REPEATED")
 
     def _compare(self, comparison: Comparison, copy: KeptCopy, outcome: Outcome) -> None:
         judged, reference = (outcome, copy.outcome) if copy.is_judged else (copy.outcome, outcome)
@@ -199,6 +204,7 @@ class Shadows:
             return
         different = comparison.add(copy.payload.texts, judged, reference, copy.tags, positions)
         comparison.remember(copy.questions)
+        comparison.judged_answered += copy.is_judged
         if different and self._options.samples is not None:
             self._options.samples.keep(self._describe(copy, judged, reference), copy.payload.picture)
         self._options.emit(AnswersCompared(self._options.model, self._revision, len(positions) - different, different))

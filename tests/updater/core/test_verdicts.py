@@ -12,10 +12,18 @@ from inference.server.model.stats import RevisionStats, StatsKey
 from tests.updater.core.world import World
 from updater.compose import build_rules
 from updater.control.snapshot import convert_counts
-from updater.core.comparison import GoldenAnswer
+from updater.core.comparison import AnswerComparison, GoldenAnswer
 from updater.core.costs import CostBucket, compare_costs, t_tail
 from updater.core.effects import EffectFailure, FailureKind
-from updater.core.facts import CommandKind, OperatorCommand, RevisionSnapshot, ServerState, SlotSnapshot, TrialSnapshot
+from updater.core.facts import (
+    CommandKind,
+    OperatorCommand,
+    RevisionSnapshot,
+    ServerState,
+    ShadowSnapshot,
+    SlotSnapshot,
+    TrialSnapshot,
+)
 from updater.core.golden import (
     GateAnswers,
     GoldenQuestion,
@@ -123,16 +131,19 @@ def trial(
     rules: ObserveRules = WATCHED,
     beside: Counts | None = None,
     awaiting: int = 0,
+    copies: Counts | None = None,
     **changes: object,
 ) -> TrialVerdict:
     """Judge a trial after so long, with these counts; `beside` is what the previous slot has counted until now."""
     update = Update("u", UpdateKind.RELEASE, "1.1.0", World().clock.now(), bundle_digest="b", stage_seconds=seconds)
     rows = (RevisionSnapshot("b", "cpu", seen), RevisionSnapshot("a", "cpu", beside or Counts()))
     previous = SlotSnapshot("p", "a", "cpu", "float32", "LOADED", "PREVIOUS")
-    server = ServerState("life", 1, (previous,), "", is_ready=True, stats=rows)
     frozen = Counts(answered=1000) if baseline is None else baseline
+    on_trial = TrialSnapshot("l", "b", "p", 60.0, frozen, awaiting)
+    shadow = None if copies is None else ShadowSnapshot("l", AnswerComparison(), copies.failed, copies)
+    server = ServerState("life", 1, (previous,), "", is_ready=True, stats=rows, trial=on_trial, shadow=shadow)
     changed = replace(update, **changes)  # type: ignore[arg-type]
-    return judge_trial(changed, server, TrialSnapshot("l", "b", "p", 60.0, frozen, awaiting), rules).verdict
+    return judge_trial(changed, server, on_trial, rules).verdict
 
 
 @pytest.mark.fault("S13")
@@ -201,6 +212,24 @@ def test_the_servers_reasons_say_what_was_too_late() -> None:
     counts = convert_counts(build_stats(row))
     assert (counts.failed, counts.late, counts.restarts) == (5, 3, 1)
     assert subtract_counts(counts, Counts(failed=2, late=1)) == replace(counts, failed=3, late=2)
+
+
+@pytest.mark.parametrize(
+    ("copies", "verdict"),
+    [
+        (Counts(answered=200), TrialVerdict.KEEP),
+        (Counts(answered=7, failed=3, not_finite=3), TrialVerdict.ROLL_BACK),
+        (Counts(answered=70, failed=3), TrialVerdict.ROLL_BACK),
+        (Counts(answered=400, failed=4), TrialVerdict.KEEP),
+        (Counts(failed=5, out_of_memory=5), TrialVerdict.DOES_NOT_FIT),
+        (None, TrialVerdict.PROBE),
+    ],
+)
+def test_a_trial_is_judged_by_copies_of_what_the_previous_slot_has_answered(
+    copies: Counts | None, verdict: TrialVerdict
+) -> None:
+    """It gets no request itself: callers' deadlines leave no time for both slots."""
+    assert trial(31.0, Counts(), copies=copies) is verdict
 
 
 def test_a_trial_is_not_kept_while_what_it_failed_waits_for_the_previous_slot() -> None:

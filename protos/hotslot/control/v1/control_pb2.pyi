@@ -581,6 +581,26 @@ class Comparison(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class JudgedFailedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     BUNDLE_DIGEST_FIELD_NUMBER: _builtins.int
     PREVIOUS_DIGEST_FIELD_NUMBER: _builtins.int
     STARTED_AT_FIELD_NUMBER: _builtins.int
@@ -597,6 +617,8 @@ class Comparison(_message.Message):
     DIFFERING_FIELD_NUMBER: _builtins.int
     SURE_COMPARED_FIELD_NUMBER: _builtins.int
     SURE_EQUAL_FIELD_NUMBER: _builtins.int
+    JUDGED_ANSWERED_FIELD_NUMBER: _builtins.int
+    JUDGED_FAILED_FIELD_NUMBER: _builtins.int
     bundle_digest: _builtins.str
     """Digest of the bundle on trial, or of the candidate."""
     previous_digest: _builtins.str
@@ -615,6 +637,10 @@ class Comparison(_message.Message):
     """
     sure_equal: _builtins.int
     """Of these, the equal ones."""
+    judged_answered: _builtins.int
+    """Copies that the bundle that is judged has answered, and that were compared.
+    The other compared requests it has answered first.
+    """
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp:
         """Begin of the trial, or of the shadow."""
@@ -658,6 +684,12 @@ class Comparison(_message.Message):
     def differing(self) -> _containers.RepeatedCompositeFieldContainer[Global___DifferingAnswer]:
         """The latest answers that differ, at most 100."""
 
+    @_builtins.property
+    def judged_failed(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Of `failed`, what the bundle that is judged has failed, without inputs that it
+        refuses.
+        """
+
     def __init__(
         self,
         *,
@@ -677,10 +709,12 @@ class Comparison(_message.Message):
         differing: _abc.Iterable[Global___DifferingAnswer] | None = ...,
         sure_compared: _builtins.int = ...,
         sure_equal: _builtins.int = ...,
+        judged_answered: _builtins.int = ...,
+        judged_failed: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers_compared", b"answers_compared", "answers_equal", b"answers_equal", "bundle_digest", b"bundle_digest", "differing", b"differing", "directions", b"directions", "distances", b"distances", "dropped", b"dropped", "failed", b"failed", "labels", b"labels", "previous_digest", b"previous_digest", "previous_labels", b"previous_labels", "requests_compared", b"requests_compared", "requests_equal", b"requests_equal", "started_at", b"started_at", "sure_compared", b"sure_compared", "sure_equal", b"sure_equal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers_compared", b"answers_compared", "answers_equal", b"answers_equal", "bundle_digest", b"bundle_digest", "differing", b"differing", "directions", b"directions", "distances", b"distances", "dropped", b"dropped", "failed", b"failed", "judged_answered", b"judged_answered", "judged_failed", b"judged_failed", "labels", b"labels", "previous_digest", b"previous_digest", "previous_labels", b"previous_labels", "requests_compared", b"requests_compared", "requests_equal", b"requests_equal", "started_at", b"started_at", "sure_compared", b"sure_compared", "sure_equal", b"sure_equal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
