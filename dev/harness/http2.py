@@ -17,9 +17,10 @@ def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
     return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
 
 
-def opening() -> bytes:
+def opening(settings: Mapping[int, int] | None = None) -> bytes:
     """The opening of a client: preface and settings."""
-    return PREFACE + frame(SETTINGS, 0, 0, b"")
+    values = (settings or {}).items()
+    return PREFACE + frame(SETTINGS, 0, 0, b"".join(struct.pack(">HI", key, value) for key, value in values))
 
 
 def read_settings(payload: bytes) -> dict[int, int]:

@@ -35,11 +35,13 @@ class Http2Caller:
     Args:
         port: of the server on this host.
         reads: whether answers are read; if not, the server may send each call and the connection only one window.
+        window: how many bytes the server may send each call before `take`; None: the usual number.
     """
 
-    def __init__(self, port: int, *, reads: bool = True) -> None:
+    def __init__(self, port: int, *, reads: bool = True, window: int | None = None) -> None:
         self._port = port
         self._reads = reads
+        self._settings = {} if window is None else {http2.INITIAL_WINDOW_SIZE: window}
         self._ids = itertools.count(1, 2)
         self._streams: dict[int, _Stream] = {}
         self._window = WINDOW_BYTES
@@ -49,7 +51,7 @@ class Http2Caller:
 
     async def __aenter__(self) -> Self:
         self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
-        self._writer.write(http2.opening())
+        self._writer.write(http2.opening(self._settings))
         self._receiving = asyncio.create_task(self._receive())
         return self
 
@@ -88,6 +90,10 @@ class Http2Caller:
             at += count
             await self._writer.drain()
 
+    def take(self, number: int, count: int = WINDOW_BYTES) -> None:
+        """Let the server send so many more bytes of a call's answer."""
+        self._writer.write(http2.frame(_WINDOW_UPDATE, 0, number, struct.pack(">I", count)))
+
     def reset(self, number: int) -> None:
         """Cancel a call."""
         self._streams[number].has_ended = True
@@ -97,6 +103,11 @@ class Http2Caller:
     def ended(self) -> int:
         """Calls that the server has ended; all of them if it has closed the connection."""
         return len(self._streams) if not self._is_open else sum(one.has_ended for one in self._streams.values())
+
+    async def wait_closed(self) -> None:
+        """Wait until the server has closed the connection."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self._is_open)
 
     async def wait_answer(self, number: int) -> None:
         """Wait until the server has begun to answer a call, or has ended it."""

@@ -165,6 +165,7 @@ SENTENCES: Mapping[str, str] = {
     "L23": "Metrics are compared with the load generator's own count.",
     "L24": "A client leaves while its answer is written.",
     "L25": "Certificates are replaced and a token is revoked under load.",
+    "L26": "Callers do not take their answers.",
     "H1": "A repository that has only `master`, with one content after another.",
     "H2": "A revision named by a commit, by the beginning of a digest, or ambiguously.",
     "H3": "Versions of two or four parts, padded with zeros, with build metadata; names that are none.",

@@ -1,4 +1,4 @@
-"""What the kernel knows of the server's connections: bytes received, and since when nothing has come."""
+"""What the kernel knows of the server's connections: bytes received, and since when nothing has come; closes them."""
 
 import contextlib
 import ipaddress
@@ -8,9 +8,10 @@ import stat
 import struct
 import urllib.parse
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 from inference.server.scheduling.uploads import Traffic
 
@@ -26,6 +27,7 @@ _LAST_DATA_RECEIVED = 52  # offset; milliseconds ago, 32 bits
 _BYTES_RECEIVED = 128  # offset; 64 bits
 
 _Address = tuple[str, int]
+_Result = TypeVar("_Result")
 
 
 class TcpConnections:
@@ -55,9 +57,15 @@ class TcpConnections:
 
     def read_traffic(self, names: Collection[str]) -> Mapping[str, Traffic]:
         """The traffic of connections by gRPC's names of their peers; without those that are not TCP, or are gone."""
+        return self._use(names, _read_info)
+
+    def close(self, names: Collection[str]) -> None:
+        """Close the connections of these peers, by gRPC's names; gRPC then ends all their calls."""
+        self._use(names, lambda connection: connection.shutdown(socket.SHUT_RDWR))
+
+    def _use(self, names: Collection[str], use: Callable[[socket.socket], _Result]) -> dict[str, _Result]:
+        """What `use` returns for the connections of these peers; without those that are not TCP, or are gone."""
         wanted = {address: name for name in names if (address := parse_peer(name)) is not None}
-        if not wanted:
-            return {}
         known = {**self._peers, **self._round}
         if any(address not in known for address in wanted):
             known = self._peers = dict(self._find(self._list_descriptors()))
@@ -65,7 +73,7 @@ class TcpConnections:
         for address, name in wanted.items():
             with contextlib.suppress(OSError, KeyError), _duplicate(known[address]) as connection:
                 if self._peer_of(connection) == address:
-                    found[name] = _read_info(connection)
+                    found[name] = use(connection)
         return found
 
     def look(self, in_use: Collection[str], *, most: int, closes_large: bool) -> None:

@@ -24,7 +24,7 @@ from common.tls import ServerContexts
 from inference.server import compose
 from inference.server.access import Access
 from inference.server.api import open_inference, standard_services, status
-from inference.server.api.grpc_server import make_server
+from inference.server.api.grpc_server import OpenCalls, make_server
 from inference.server.api.interceptors import CallInterceptor
 from inference.server.api.predict import PredictApi
 from inference.server.api.tasks import TASK_APIS
@@ -86,7 +86,7 @@ class InferenceServer:
         self._early = early or RunnerStarter()
         self._clock = clock
         self._log = log
-        self._drain = Drain()
+        self._drain, self._open_calls = Drain(), OpenCalls()
         self._stop_requested, self._hurry = asyncio.Event(), asyncio.Event()
         self._traces, self._tracer = compose.build_traces(settings, clock, log)
         self._metrics = EventMetrics()
@@ -104,7 +104,7 @@ class InferenceServer:
         self._changes = ModelChanges(self.models, self._metrics.forget_slots, log)
         self._callers, self._lag = compose.build_callers(settings, clock), LoopLag(clock.monotonic)
         self._connections, self._memory = TcpConnections(), MemoryGauge(settings.server.max_waiting_bytes)
-        self._held = HeldBytes(compose.held_rules(settings), self._connections, self._memory)
+        self._held = HeldBytes(compose.held_rules(settings), self._connections, self._memory, self._open_calls)
         more = [open_inference.SERVICE] if settings.server.open_inference else []
         self._readiness = Readiness(self.models, self._drain, settings.health.overall, log, more)
         uses = (self._access, self._callers, self._held, self._memory, self._readiness)
@@ -213,7 +213,7 @@ class InferenceServer:
 
     def _tick_memory(self) -> None:
         self._held.tick(self._clock.monotonic())
-        self._memory.trim(self._held.calls, self._held.message_bytes)
+        self._memory.trim(self._open_calls.count, self._held.message_bytes)
         self._memory.check()
         self._connections.check()
 
@@ -221,12 +221,8 @@ class InferenceServer:
     async def _serve_public(self) -> AsyncIterator[tuple[grpc.aio.Server, int]]:
         """The public gRPC server and its port; on exit the runners are stopped."""
         settings, section = self._settings, self._settings.server
-        server = make_server(
-            self._interceptor(self._held, self._access).wrap,
-            compose.server_arguments(settings),
-            self._make_handlers(),
-            self._on_failure,
-        )
+        wrap, arguments = self._interceptor(self._held, self._access).wrap, compose.server_arguments(settings)
+        server = make_server(wrap, arguments, self._make_handlers(), self._on_failure, self._open_calls)
         listening = parse_address(section.host, section.port)
         self._connections.port = port = add_port(server, listening, self._access.make_credentials)
         await server.start()
@@ -282,6 +278,7 @@ class InferenceServer:
 
     async def _stop(self, server: grpc.aio.Server, grace_seconds: float) -> None:
         """End the calls: within the grace period, or at once after a second stop request."""
+        self._held.unread.is_stopping = True
         stop = asyncio.create_task(server.stop(grace_seconds))
         hurry = asyncio.create_task(self._hurry.wait())
         await asyncio.wait((stop, hurry), return_when=asyncio.FIRST_COMPLETED)

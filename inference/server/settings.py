@@ -129,7 +129,7 @@ class ServerSection(Section):
             ge=MIB,
             le=64 * 1024 * MIB,
             description="most bytes that the server holds for its callers: incomplete messages, requests that wait or "
-            "are computed, open calls, connections; a message for which there is no room is not read",
+            "are computed, calls, unread answers, connections; a message for which there is no room is not read",
         ),
     ] = 512 * MIB
     upload_seconds: Annotated[

@@ -32,7 +32,7 @@ from inference.server.scheduling.fair_queue import CallerRules
 from inference.server.scheduling.held_bytes import HeldBytes, HeldRules
 from tests.fuzz.requests import MAX_CHARS, MAX_IMAGE_BYTES, message_bytes, request_bytes
 from tests.fuzz.source import Source
-from tests.server.simulated_connections import SimConnections, SimMemory
+from tests.server.simulated_connections import SimCalls, SimConnections, SimMemory
 from tests.server.simulator import SimRunner, World
 
 _SERVICE = "/hotslot.entailment.v1.EntailmentService/"
@@ -139,7 +139,7 @@ class QuickWorld(World):
     def __init__(self, state: Path) -> None:
         super().__init__(state)
         self.memory = SimMemory()
-        self.held = HeldBytes(_HELD, SimConnections(), self.memory)
+        self.held = HeldBytes(_HELD, SimConnections(), self.memory, SimCalls())
 
     async def wait(self, seconds: float, step: float = 0.05) -> None:
         """Let time pass, ticking."""

@@ -35,7 +35,7 @@ from inference.server.scheduling.admission import Capacity
 from inference.server.scheduling.held_bytes import HeldBytes, HeldRules
 from inference.server.trace_events import CallTracer
 from inference.wire import FrameDecoder, frame, split_items
-from tests.server.simulated_connections import SimConnections, SimMemory
+from tests.server.simulated_connections import SimCalls, SimConnections, SimMemory
 from tests.server.simulator import World
 
 METHOD = "/hotslot.entailment.v1.EntailmentService/Predict"
@@ -108,7 +108,7 @@ class CallableServer:
     def __init__(self, world: World, emit: Callable[[Any], None], tracer: CallTracer | None = None) -> None:
         models = Models([world.manager])
         rules = PredictRules(InputLimits(1 << 20, 1000), StreamRules(64), 60.0)
-        held = HeldBytes(HeldRules(1 << 30, 1 << 25, 12.0), SimConnections(), SimMemory())
+        held = HeldBytes(HeldRules(1 << 30, 1 << 25, 12.0), SimConnections(), SimMemory(), SimCalls())
         api = PredictApi(ENTAILMENT, models, rules, world.clock, emit, world.drain, held)
         interceptor = CallInterceptor(world.clock, emit, lambda *_: None, Callers((), "", 0.0), held, tracer=tracer)
         service, _, method = METHOD.strip("/").partition("/")

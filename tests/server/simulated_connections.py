@@ -1,6 +1,6 @@
-"""Connections and memory of a server, as a test sets them."""
+"""Connections, memory and calls of a server, as a test sets them."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Hashable, Mapping
 
 from inference.server.scheduling.uploads import Traffic
 
@@ -19,6 +19,10 @@ class SimConnections:
         """Those that a test has set."""
         self.most_read = max(self.most_read, len(names))
         return {name: self.traffic[name] for name in names if name in self.traffic}
+
+    def close(self, names: Collection[str]) -> None:
+        """Remember them."""
+        self.closed += names
 
     def look(self, in_use: Collection[str], *, most: int, closes_large: bool) -> None:
         """All at once; remember those that would be closed."""
@@ -41,3 +45,19 @@ class SimMemory:
     def count_freed(self, size_bytes: int) -> None:
         """Remember it."""
         self.freed.append(size_bytes)
+
+
+class SimCalls:
+    """The calls that gRPC would keep."""
+
+    def __init__(self) -> None:
+        self.answered: dict[Hashable, str] = {}  # with their connections
+
+    @property
+    def count(self) -> int:
+        """Those that were answered; the others are not simulated."""
+        return len(self.answered)
+
+    def find_answered(self) -> Mapping[Hashable, str]:
+        """Those whose callers have not taken the answer."""
+        return self.answered

@@ -23,7 +23,7 @@ from inference.server.api.task import InputLimits
 from inference.server.model.models import Models
 from inference.server.scheduling.held_bytes import CALL_BYTES, MAX_SMALL, HeldBytes, HeldRules
 from tests.server.scheduling.uploads import Arrival
-from tests.server.simulated_connections import SimConnections, SimMemory
+from tests.server.simulated_connections import SimCalls, SimConnections, SimMemory
 from tests.server.simulator import World
 from tests.server.stream_caller import StreamCaller
 from tests.server.test_stream import wait_still
@@ -35,7 +35,7 @@ MAX_OUTSTANDING = 8
 def open_stream(world: World, caller: StreamCaller) -> "asyncio.Task[None]":
     """A stream on a simulated model."""
     rules = PredictRules(InputLimits(1000, 100), StreamRules(MAX_OUTSTANDING), max_deadline_seconds=60.0)
-    held = HeldBytes(HeldRules(1 << 20, 1 << 20, 12.0), SimConnections(), SimMemory())
+    held = HeldBytes(HeldRules(1 << 20, 1 << 20, 12.0), SimConnections(), SimMemory(), SimCalls())
     api = PredictApi(
         EntailmentApi(), Models([world.manager]), rules, world.clock, world.events.append, world.drain, held
     )
@@ -81,7 +81,7 @@ class SlowCall:
         self.arrived: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self.taken: list[bytes] = []  # gRPC has freed its own copy of them
         self.context: Any = SimpleNamespace(peer=lambda: "caller", read=self._read)
-        self.held = HeldBytes(HeldRules(1 << 20, 1 << 20, 12.0), SimConnections(), SimMemory())
+        self.held = HeldBytes(HeldRules(1 << 20, 1 << 20, 12.0), SimConnections(), SimMemory(), SimCalls())
 
     async def read(self) -> bytes | None:
         """Read the message as a handler does."""
@@ -161,7 +161,7 @@ class Picture:
 async def test_an_observers_call_is_not_refused_for_what_callers_hold() -> None:
     """With a limit of 3 MiB that callers fill, a status or health call is read at once; a caller's waits."""
     call, picture, asked = SlowCall(), Picture(), []
-    call.held = HeldBytes(HeldRules(3 << 20, 32 << 20, 12.0), SimConnections(), SimMemory())
+    call.held = HeldBytes(HeldRules(3 << 20, 32 << 20, 12.0), SimConnections(), SimMemory(), SimCalls())
     call.held.hold("caller", picture, 3 << 20)
 
     async def get_status(request: object, _context: object) -> str:
@@ -211,7 +211,7 @@ async def test_a_watch_beyond_the_budget_ends_another_one() -> None:
 @pytest.mark.fault("L4")
 async def test_of_observers_only_some_are_read_without_waiting() -> None:
     """Nobody keeps a message of a health check small: further ones wait as pictures do."""
-    held, picture = HeldBytes(HeldRules(3 << 20, 32 << 20, 12.0), SimConnections(), SimMemory()), Picture()
+    held, picture = HeldBytes(HeldRules(3 << 20, 32 << 20, 12.0), SimConnections(), SimMemory(), SimCalls()), Picture()
     held.hold("caller", picture, 3 << 20)
     observers = [Arrival("observer", is_small=True) for _ in range(MAX_SMALL + 1)]
 

@@ -29,7 +29,7 @@ from inference.server.model.models import Models
 from inference.server.model.stats import IncomingItem, classify_error
 from inference.server.scheduling.held_bytes import HeldBytes, HeldRules
 from inference.wire import EntailmentScores
-from tests.server.simulated_connections import SimConnections, SimMemory
+from tests.server.simulated_connections import SimCalls, SimConnections, SimMemory
 from tests.server.simulator import World
 
 
@@ -149,7 +149,7 @@ async def test_a_call_that_ends_before_its_message_is_read_is_an_item(
 ) -> None:
     """It waits for memory or for its bytes, and its deadline passes or its caller leaves."""
     world = await World(tmp_path).serving()
-    held = HeldBytes(HeldRules(1 << 20, 1 << 20, 12.0), SimConnections(), SimMemory())
+    held = HeldBytes(HeldRules(1 << 20, 1 << 20, 12.0), SimConnections(), SimMemory(), SimCalls())
     rules = PredictRules(InputLimits(1000, 100), StreamRules(8), max_deadline_seconds=60.0)
     given = (world.clock, world.events.append, world.drain, held)
     predict = PredictApi(EntailmentApi(), Models([world.manager]), rules, *given)

@@ -24,7 +24,7 @@ from inference.server.scheduling.held_bytes import HeldBytes, HeldRules
 from inference.server.settings import ServerSettings
 from tests.common.clock import KeptLog
 from tests.runner.simulated_forks import SimulatedForks
-from tests.server.simulated_connections import SimConnections, SimMemory
+from tests.server.simulated_connections import SimCalls, SimConnections, SimMemory
 from tests.server.simulator import World
 
 
@@ -32,7 +32,7 @@ def reader(world: World, state_dir: Path = Path("/"), forks: ForkServer | None =
     """A reader of one model."""
     health = HealthRegistry(["", "shapes"])
     health.update({"": False, "shapes": True})
-    held = HeldBytes(HeldRules(1000, 1000, 12.0), SimConnections(), SimMemory())
+    held = HeldBytes(HeldRules(1000, 1000, 12.0), SimConnections(), SimMemory(), SimCalls())
     lag = LoopLag(world.clock.monotonic)
     models, access = Models([world.manager]), Access(None, AccessRules())
     is_draining = lambda: world.drain.is_draining  # noqa: E731

@@ -27,7 +27,7 @@ from inference.server.scheduling.fair_queue import Caller, CallerRules, Quota, S
 from inference.server.scheduling.held_bytes import HeldBytes, HeldRules
 from inference.server.scheduling.turns import GRANT_SECONDS, MAX_AHEAD, TURN_ROWS, Reader
 from inference.server.settings import ServerSettings
-from tests.server.simulated_connections import SimConnections, SimMemory
+from tests.server.simulated_connections import SimCalls, SimConnections, SimMemory
 from tests.server.simulator import UNIT_SECONDS, ManualClock, World, ask
 from tests.server.stream_caller import StreamCaller
 from tests.stack.refusal import status_refusal
@@ -160,7 +160,7 @@ def stream_messages(name: str, count: int) -> list[bytes]:
 
 def hold_bytes(max_bytes: int = 1 << 30) -> HeldBytes:
     """What counts the bytes of messages."""
-    return HeldBytes(HeldRules(max_bytes, 1 << 25, 12.0), SimConnections(), SimMemory())
+    return HeldBytes(HeldRules(max_bytes, 1 << 25, 12.0), SimConnections(), SimMemory(), SimCalls())
 
 
 def build_api(world: World, *others: World, held: HeldBytes, max_outstanding: int = 32) -> PredictApi:

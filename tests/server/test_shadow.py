@@ -20,7 +20,7 @@ from inference.server.request import EntailmentInput, RequestTags
 from inference.server.scheduling.admission import Capacity
 from inference.server.scheduling.fair_queue import UNNAMED
 from inference.server.scheduling.held_bytes import HeldBytes, HeldRules
-from tests.server.simulated_connections import SimConnections, SimMemory
+from tests.server.simulated_connections import SimCalls, SimConnections, SimMemory
 from tests.server.simulator import SimRunner, World, ask
 from tests.server.test_manager import stats
 
@@ -501,7 +501,7 @@ async def test_what_is_kept_is_dropped_when_callers_need_the_memory(tmp_path: Pa
 
 async def test_what_is_kept_is_counted_as_held(tmp_path: Path) -> None:
     """A message that a caller sent is held until its copy is computed, like those of callers that wait."""
-    held = HeldBytes(HeldRules(1 << 20, 1 << 20, 12.0), SimConnections(), SimMemory())
+    held = HeldBytes(HeldRules(1 << 20, 1 << 20, 12.0), SimConnections(), SimMemory(), SimCalls())
     world = await start(tmp_path)
     await trial(world)
     world.runner("a").is_hung = True

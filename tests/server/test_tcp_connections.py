@@ -122,3 +122,12 @@ def test_the_names_of_calls_are_not_read_again_and_again(port: Port) -> None:
 
     assert read_without_need == 0
     assert parse_peer.cache_info().misses == len(names)
+
+
+@pytest.mark.fault("L26")
+def test_those_of_peers_are_closed(port: Port) -> None:
+    """Also before the first look; others stay, and a peer that is gone or no TCP connection is passed over."""
+    port.connect(3)
+    port.seen.close([port.name(1), "ipv4:127.0.0.1:1", "unix:"])
+
+    assert port.closed() == [1]

@@ -17,7 +17,7 @@ from inference.server.api.task import InputLimits
 from inference.server.model.models import Models
 from inference.server.scheduling.held_bytes import HeldBytes, HeldRules
 from tests.call_trace import Visits
-from tests.server.simulated_connections import SimConnections, SimMemory
+from tests.server.simulated_connections import SimCalls, SimConnections, SimMemory
 from tests.server.simulator import World
 
 METHOD = "/hotslot.entailment.v1.EntailmentService/Predict"
@@ -28,7 +28,7 @@ async def list_server_files(state: Path) -> list[str]:
     world = await World(state).serving()
     models = Models([world.manager])
     rules = PredictRules(InputLimits(1 << 20, 1000), StreamRules(64), 60.0)
-    held = HeldBytes(HeldRules(1 << 30, 1 << 25, 12.0), SimConnections(), SimMemory())
+    held = HeldBytes(HeldRules(1 << 30, 1 << 25, 12.0), SimConnections(), SimMemory(), SimCalls())
     api = PredictApi(ENTAILMENT, models, rules, world.clock, world.events.append, world.drain, held)
     interceptor = CallInterceptor(world.clock, world.events.append, lambda *_: None, Callers((), "", 0.0))
     request = entailment_pb2.PredictRequest(statements=ENTAILMENT.self_test.statements)

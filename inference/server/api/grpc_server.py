@@ -11,7 +11,7 @@ them, which costs more the more methods there are. Here each method accepts its 
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, cast
@@ -26,10 +26,29 @@ OnFailure = Callable[[BaseException], None]
 Wrap = Callable[[Handler, str, str], Handler]
 
 
+class OpenCalls:
+    """The calls of a server that gRPC keeps, each until its caller has taken the whole answer, or has left."""
+
+    def __init__(self) -> None:
+        self.contexts: dict[asyncio.Task[None], Any] = {}
+
+    @property
+    def count(self) -> int:
+        """All of them; from any thread."""
+        return len(self.contexts)
+
+    def find_answered(self) -> Mapping[Hashable, str]:
+        """Those whose status is on its way to their callers, with gRPC's names of these."""
+        # The context of a task that is done refers to a call that gRPC has freed.
+        calls = ((task, context) for task, context in self.contexts.items() if not task.done())
+        return {task: context.peer() for task, context in calls if context.done()}
+
+
 class AioServer(cygrpc.AioServer):  # type: ignore[misc]  # the library's own base of grpc.aio.Server, without types
     """The accepting side of a server; `tests/server/test_grpc_server.py` shows that the library still calls this."""
 
     on_failure: OnFailure | None = None
+    open_calls: OpenCalls
     _resolvers: "Mapping[str, _Resolver]" = MappingProxyType({})
     _accepting: "asyncio.Future[None] | None" = None  # done when one of the tasks that accept calls has ended
 
@@ -56,7 +75,7 @@ class AioServer(cygrpc.AioServer):  # type: ignore[misc]  # the library's own ba
         resolver, loop = self._resolvers[name], asyncio.get_running_loop()
         handler = resolver.handler
         is_own_reader = handler.stream_unary is not None and handler.request_deserializer is None
-        calls: set[asyncio.Task[None]] = set()  # the loop itself keeps no task alive
+        calls = self.open_calls.contexts  # the loop itself keeps no task alive
         while True:
             try:
                 state = await self._request_registered_call(method)
@@ -64,20 +83,20 @@ class AioServer(cygrpc.AioServer):  # type: ignore[misc]  # the library's own ba
                 if not self.is_running():
                     return
                 continue
+            context = cygrpc._ServicerContext(state, None, None, loop)  # noqa: SLF001
             if is_own_reader:  # without the library's search for the handler, and its reader of messages
-                context = cygrpc._ServicerContext(state, None, None, loop)  # noqa: SLF001
                 answer = cygrpc._finish_handler_with_unary_response(  # noqa: SLF001
                     state, handler.stream_unary, None, context, handler.response_serializer, loop
                 )
             else:
                 answer = cygrpc._handle_rpc(name, resolver, (), state, loop, False)  # noqa: SLF001
             task = loop.create_task(cygrpc._schedule_rpc_coro(answer, state, loop, name))  # noqa: SLF001
-            calls.add(task)
-            task.add_done_callback(calls.discard)
+            calls[task] = context
+            task.add_done_callback(calls.pop)
 
     async def _refuse_calls(self) -> None:
         """Refuse all calls of methods that are not registered, until the server stops."""
-        refusals: set[asyncio.Task[None]] = set()
+        refusals, loop = self.open_calls.contexts, asyncio.get_running_loop()
         while True:
             try:
                 state = await self._request_call()
@@ -85,9 +104,10 @@ class AioServer(cygrpc.AioServer):  # type: ignore[misc]  # the library's own ba
                 if not self.is_running():
                     return
                 continue
-            refusal = asyncio.create_task(_refuse(state))
-            refusals.add(refusal)
-            refusal.add_done_callback(refusals.discard)
+            context = cygrpc._ServicerContext(state, None, None, loop)  # noqa: SLF001
+            refusal = loop.create_task(_refuse(context))
+            refusals[refusal] = context
+            refusal.add_done_callback(refusals.pop)
 
     def _serving_task_crash_handler(self, task: "asyncio.Task[None]") -> None:
         super()._serving_task_crash_handler(task)
@@ -120,6 +140,7 @@ def make_server(
     options: Sequence[tuple[str, Any]],
     handlers: Iterable[grpc.GenericRpcHandler],
     on_failure: OnFailure,
+    open_calls: OpenCalls | None = None,
 ) -> grpc.aio.Server:
     """Make a server of these services.
 
@@ -128,6 +149,7 @@ def make_server(
         options: channel arguments.
         handlers: of services that are in the default descriptor pool.
         on_failure: called when the server accepts no calls any more, although nobody has stopped it.
+        open_calls: is to have the server's calls; None: nobody asks for them.
     """
     library = cygrpc.AioServer
     cygrpc.AioServer = AioServer  # which grpc.aio.server takes, and offers no other way to choose
@@ -135,7 +157,8 @@ def make_server(
         server = grpc.aio.server(options=options)
     finally:
         cygrpc.AioServer = library
-    cast("Any", server)._server.on_failure = on_failure  # noqa: SLF001
+    accepting: AioServer = cast("Any", server)._server  # noqa: SLF001
+    accepting.on_failure, accepting.open_calls = on_failure, open_calls or OpenCalls()
     for handler in handlers:
         service = cast("grpc.ServiceRpcHandler", handler).service_name()
         methods = _list_methods(service, handler)
@@ -153,7 +176,6 @@ def _list_methods(service: str, handler: grpc.GenericRpcHandler) -> dict[str, Ha
     return {name: method for name, method in found.items() if method is not None}
 
 
-async def _refuse(state: object) -> None:
-    context = cygrpc._ServicerContext(state, None, None, asyncio.get_running_loop())  # noqa: SLF001
+async def _refuse(context: Any) -> None:  # noqa: ANN401  gRPC's context
     with contextlib.suppress(grpc.aio.AbortError, grpc.aio.InternalError):  # the latter: the caller has left
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "unknown method")

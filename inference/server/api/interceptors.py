@@ -126,10 +126,10 @@ class CallInterceptor:
             try:
                 self._identify(context, metadata, call)
                 if call.kind != "unary":
-                    await _send_ids(context, call)
+                    await self._send_ids(context, call)
                 response = await behaviour(request, context)
                 if call.kind == "unary":  # a client sends no call again that has received headers
-                    await _send_ids(context, call)
+                    await self._send_ids(context, call)
             except asyncio.CancelledError:
                 code = _cancel_code(context)
                 raise
@@ -199,6 +199,18 @@ class CallInterceptor:
         call.caller = self._callers.find(metadata, context.peer(), token, certificate)
         if token or certificate:
             call.fields["caller"] = call.caller.name
+
+    async def _send_ids(self, context: Context, call: Call) -> None:
+        """Echo the caller's ids as initial metadata; send a generated id in the trailers, without an extra message."""
+        if not call.is_echoed:
+            context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
+            return
+        traceparent = ((TRACEPARENT, call.traceparent),) if call.traceparent else ()
+        sending = context.send_initial_metadata(((REQUEST_ID, call.request_id), *traceparent))
+        if self._held is None:
+            await sending
+        else:
+            await self._held.unread.write(context.peer(), sending)
 
     def _end(self, call: Call, code: grpc.StatusCode) -> None:
         if call.kind == "unary" and code is grpc.StatusCode.OK:
@@ -330,16 +342,6 @@ async def _abort(context: Context, error: errors.HotslotError, call: Call) -> No
         raise
     finally:
         del context  # as in `handle`
-
-
-async def _send_ids(context: Context, call: Call) -> None:
-    """Echo the caller's ids as initial metadata; send a generated id in the trailers, without an extra message."""
-    if not call.is_echoed:
-        context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
-    elif call.traceparent:
-        await context.send_initial_metadata(((REQUEST_ID, call.request_id), (TRACEPARENT, call.traceparent)))
-    else:
-        await context.send_initial_metadata(((REQUEST_ID, call.request_id),))
 
 
 def _code_number(code: Any) -> int:  # noqa: ANN401  grpc.aio returns an int where the stubs say StatusCode

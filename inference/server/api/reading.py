@@ -74,6 +74,10 @@ class MessageReader:
             raise InputRefused("the call has no message", reason="MESSAGE_MALFORMED")
         return raw
 
+    async def write(self, message: object) -> None:
+        """Write a message of a stream, as its context does; it counts as unread until the caller has taken it."""
+        await self._held.unread.write(self._connection, self._context.write(message))
+
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """A `with` block around the rest of a call that has no further message; the server may end it for others.
@@ -238,13 +242,22 @@ def read_in_turn(handler: Handler, held: HeldBytes, clock: Clock) -> Handler:
     async def call(_messages: object, context: Context) -> Any:  # noqa: ANN401  gRPC's messages
         with MessageReader(context, held, clock, is_small=True) as reader:
             if handler.request_streaming:
-                return await behaviour(_parse_all(reader, parse), context)
+                return await behaviour(_parse_all(reader, parse), _WriteContext(reader))
             request = _parse(await reader.read_only(), parse)
-            with reader.watching() if handler.response_streaming else contextlib.nullcontext():
+            if not handler.response_streaming:
                 return await behaviour(request, context)
+            with reader.watching():
+                return await behaviour(request, _WriteContext(reader))
 
     make = grpc.stream_stream_rpc_method_handler if handler.response_streaming else grpc.stream_unary_rpc_method_handler
     return make(call, None, handler.response_serializer)
+
+
+class _WriteContext:
+    """What the handler of an observer's stream uses of its context."""
+
+    def __init__(self, reader: MessageReader) -> None:
+        self.write = reader.write
 
 
 async def _parse_all(reader: MessageReader, parse: "Callable[[bytes], Any] | None") -> AsyncIterator[Any]:

@@ -242,7 +242,7 @@ class ItemStream:
 
     async def _write(self) -> None:
         results, self._ready = self._ready[:MAX_RESULTS_PER_MESSAGE], self._ready[MAX_RESULTS_PER_MESSAGE:]
-        await self._context.write(self._task.build_response(results))
+        await self._reader.write(self._task.build_response(results))
         self._call.sent += len(results)
         self._unwritten -= len(results)
         if self._unwritten < self._rules.max_outstanding:

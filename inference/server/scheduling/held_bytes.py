@@ -4,7 +4,7 @@ gRPC says how long a message is only when it is complete, and then it is in memo
 
 * complete messages, each until nothing refers to its picture or its texts any more: waiting, computed, cancelled, not
   yet sent;
-* open calls and connections, at a fixed size each;
+* calls and connections, at a fixed size each; a call until its caller has taken the answer;
 * what else the process has grown by: incomplete messages, mostly. It is measured, not counted.
 
 A message is read when the sum has room for the size of its connection's last one, or a guess. Until then the transport
@@ -18,10 +18,11 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from common.errors import DeadlineMissed, NotReady, Overloaded
+from inference.server.scheduling.unread import Calls, UnreadAnswers
 from inference.server.scheduling.uploads import Connections, Memory, Traffic, TrafficReader, Upload, Watch, Watches
 
 LOOKAHEAD_BYTES = 128 << 10  # that gRPC buffers of a message that is not being read
-CALL_BYTES = 24 << 10  # of an open call: gRPC's and Python's objects, measured
+CALL_BYTES = 24 << 10  # of a call: gRPC's and Python's objects, measured
 STRICT_BYTES = 128 << 20  # a limit up to which a first message is expected to have the largest size
 MIN_FIRST_BYTES = 1 << 20  # is expected of a first message under any limit: more would let few begin at once
 FIRST_FACTOR = 8  # a later message is expected to be like the last one, and at least this part of a first one
@@ -75,10 +76,10 @@ class _Connection:
 class HeldBytes:
     """The messages, calls and uploads of all connections."""
 
-    def __init__(self, rules: HeldRules, connections: Connections, memory: Memory) -> None:
+    def __init__(self, rules: HeldRules, connections: Connections, memory: Memory, calls: Calls) -> None:
         self.rules, self.message_bytes, self.calls = rules, 0, 0
         self._network, self._memory = connections, memory
-        self._traffic = TrafficReader(connections)
+        self._traffic, self.unread = TrafficReader(connections), UnreadAnswers(calls, connections)
         self._reserved = 0  # expected bytes of young uploads
         self._growth = self._steady_growth = 0  # that messages and calls do not explain; since when it is steady
         self._drift = 0  # of it, what is taken for the process's own
@@ -246,6 +247,7 @@ class HeldBytes:
             self._next_look = now + CUT_SECONDS
             self._end_quiet()
         self._look_at_connections(now)
+        self.unread.tick(now, self.calls, self.rules.max_bytes // CALL_BYTES)
         self._end_empty(now)
         self._begin_waiting(now)
         if len(self._connections) > MAX_CONNECTIONS:
@@ -267,7 +269,7 @@ class HeldBytes:
     @property
     def _explained_bytes(self) -> int:
         """Bytes of messages, calls and connections."""
-        return self.message_bytes + CALL_BYTES * self.calls + CONNECTION_BYTES * self._network.count
+        return self.message_bytes + CALL_BYTES * self.unread.add_to(self.calls) + CONNECTION_BYTES * self._network.count
 
     def _measure(self, now: float) -> None:
         """Read the growth. What is steady while nobody is in the middle of a message is the process's own."""

@@ -34,6 +34,10 @@ class Connections(Protocol):
         """Whether a round of looks has begun and not ended."""
         ...
 
+    def close(self, names: Collection[str]) -> None:
+        """Close some of them, with all their calls."""
+        ...
+
     def look(self, in_use: Collection[str], *, most: int, closes_large: bool) -> None:
         """Look at some of them; close those without calls beyond `most`, and for which gRPC keeps large buffers."""
         ...

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from common.errors import HotslotError
 from inference.server.scheduling.held_bytes import HeldBytes, HeldRules
 from inference.server.scheduling.uploads import Traffic, Upload
-from tests.server.simulated_connections import SimConnections, SimMemory
+from tests.server.simulated_connections import SimCalls, SimConnections, SimMemory
 
 MIB = 1 << 20
 LIMIT, LARGEST = 128 * MIB, 16 * MIB  # a first message is expected to be as large as any
@@ -53,8 +53,8 @@ class Server:
     """The messages of callers in simulated time; what has arrived of incomplete ones is the process's growth."""
 
     def __init__(self, limit: int = LIMIT) -> None:
-        self.memory, self.network = SimMemory(), SimConnections()
-        self.held = HeldBytes(HeldRules(limit, LARGEST, UPLOAD_SECONDS), self.network, self.memory)
+        self.memory, self.network, self.calls = SimMemory(), SimConnections(), SimCalls()
+        self.held = HeldBytes(HeldRules(limit, LARGEST, UPLOAD_SECONDS), self.network, self.memory, self.calls)
         self.now = 0.0
         self.own_growth = self.peak = 0
         self.uploads: list[Arrival] = []
