@@ -238,7 +238,7 @@ def update_pointer(
     """Change one model's row of the committed pointer durably; returns the previous row.
 
     It reads, changes and writes under one file lock, so that concurrent changes of other models' rows are kept. A crash
-    leaves the old pointer or the new one.
+    leaves the old pointer or the new one. The only other writer is `restore_pointer`, under the same lock.
 
     Args:
         state: hotslot's own folder.
@@ -266,6 +266,17 @@ def update_pointer(
             models = [asdict(rows[name]) for name in sorted(rows)]
             _replace_pointer(state, _to_json({"schema_version": POINTER_SCHEMA, "models": models}))
     return before
+
+
+def restore_pointer(state: Path, content: bytes, wait_seconds: float = POINTER_WAIT_SECONDS) -> None:
+    """Replace the whole committed pointer by that of a backup, under the lock of all its writers.
+
+    Raises:
+        LockTimeout: another writer did not release the lock in time.
+        OSError: it cannot be written durably; the old one is kept.
+    """
+    with lock_pointer(state, wait_seconds):
+        _replace_pointer(state, content)
 
 
 def parse_provenance(row: Mapping[str, Any]) -> Provenance:

@@ -25,6 +25,7 @@ from common.bundle import (
     hash_file,
     read_bundle,
     read_committed,
+    restore_pointer,
 )
 from common.durable import read_bounded, read_within, sync_folder, write_atomic
 from common.json_load import load_json
@@ -208,7 +209,7 @@ def restore(backup: Path, state: Path, policies: Mapping[str, ReleasePolicy] | N
             _copy_whole(source, state / folder / source.name)
     _replace_journal(state, backup / JOURNAL_NAME, records)
     if (backup / POINTER_NAME).exists():
-        write_atomic(state / POINTER_NAME, read_bounded(backup / POINTER_NAME, _MAX_MANIFEST_BYTES))
+        restore_pointer(state, read_bounded(backup / POINTER_NAME, _MAX_MANIFEST_BYTES))
     return records
 
 

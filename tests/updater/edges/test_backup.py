@@ -5,11 +5,13 @@ import shutil
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from common.bundle import Committed, Origin, bundle_folder, read_committed
+from common.bundle import Committed, Origin, bundle_folder, lock_pointer, read_committed, restore_pointer
+from common.durable import LockTimeout
 from dev.harness.pointer import commit_row
 from dev.harness.scripted_engine import make_scripted_bundle
 from tests.updater.edges.test_witness import BAD
@@ -67,6 +69,19 @@ def test_a_backup_moves_to_another_host(state: Path, backup: Path, tmp_path: Pat
         w.identity.journal_id for w in (read_witness(witness_path(p / "journal.db")) for p in (state, other)) if w
     }
     assert len(identities) == 2
+
+
+def test_a_restore_waits_for_another_writer_of_the_pointer(
+    state: Path, backup: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An import at the same time is either replaced by the backup or comes after it; it is not overwritten unseen."""
+    row = read_committed(state)["shapes"]
+    monkeypatch.setattr("updater.store.backup.restore_pointer", partial(restore_pointer, wait_seconds=0.0))
+    with lock_pointer(state), pytest.raises(LockTimeout):
+        restore(backup, state)
+    commit_row(state, replace(row, model="other"))
+    restore(backup, state)
+    assert read_committed(state) == {"shapes": row}
 
 
 @pytest.mark.fault("H12")
