@@ -8,7 +8,7 @@ import os
 import stat
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
@@ -138,6 +138,7 @@ def _open_part(part: str, flags: int, place: int | None, name: str) -> int:
 _CHUNK_BYTES = 1 << 20
 _CACHED_BYTES = 8 << 20  # at most so much of a file read stays in the page cache
 _LOCK_PAUSE_SECONDS = 0.002  # between two attempts to take a lock
+_LOCK_OPENINGS = 10  # of a lock file that is deleted or replaced each time
 
 
 class AlreadyRunning(RuntimeError):
@@ -232,16 +233,17 @@ def hold_lock(path: Path, wait_seconds: float) -> Iterator[None]:
     """Hold an exclusive lock on a file, against other processes and threads. Not reentrant.
 
     Args:
-        path: the lock file, created if missing and never deleted.
+        path: the lock file, created if missing and never deleted. If a person deletes it while it is held, its holder
+            excludes nobody any more; one that only waits takes the lock of the new file.
         wait_seconds: longest wait for the lock.
 
     Raises:
         LockTimeout: another holder did not release it within `wait_seconds`.
         OSError: the lock file cannot be opened.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    ends = SystemClock().monotonic() + wait_seconds
+    descriptor = _open_locked(path, lambda file: _await_lock(file, path, ends, wait_seconds))
     try:
-        _await_lock(descriptor, path, wait_seconds)
         yield
     finally:
         os.close(descriptor)
@@ -253,17 +255,20 @@ def lock_instance(path: Path) -> Iterator[None]:
 
     Raises:
         AlreadyRunning: another process holds it.
-        LockUnusable: it cannot be opened.
+        LockUnusable: it cannot be opened or locked.
     """
+
+    def take(file: int) -> None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise AlreadyRunning(f"another process holds {path.name}") from error
+
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = _open_locked(path, take)
     except OSError as error:
         raise LockUnusable(describe_blocked_path(path, error, "cannot be locked")) from error
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise AlreadyRunning(f"another process holds {path.name}") from error
         with contextlib.suppress(OSError):  # for people: on a full disk the lock holds without its holder's name
             os.ftruncate(descriptor, 0)
             os.write(descriptor, f"{os.getpid()}\n".encode())
@@ -272,9 +277,33 @@ def lock_instance(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _await_lock(descriptor: int, path: Path, wait_seconds: float) -> None:
+def _open_locked(path: Path, take: Callable[[int], None]) -> int:
+    """Open and lock the file that has this name once it is locked; returns its descriptor.
+
+    A file that was deleted between the two is another one than those who come later lock.
+    """
+    for _ in range(_LOCK_OPENINGS):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            take(descriptor)
+            if _has_name(descriptor, path):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+    raise LockTimeout(errno.ETIMEDOUT, "this lock file is deleted again and again", str(path))
+
+
+def _has_name(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _await_lock(descriptor: int, path: Path, ends: float, wait_seconds: float) -> None:
     clock, pause = SystemClock(), threading.Event()
-    ends = clock.monotonic() + wait_seconds
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
