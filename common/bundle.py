@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import re
-import stat
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -13,7 +12,17 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from common.durable import NotRegular, hold_lock, open_regular, read_bounded, write_atomic
+from common.durable import (
+    NotRegular,
+    has_size,
+    hold_lock,
+    open_regular,
+    read_bounded,
+    read_start,
+    replace_file,
+    sync_folder,
+    write_atomic,
+)
 from common.json_load import load_json
 from common.schema import describe_schema
 
@@ -170,7 +179,7 @@ def read_bundle(folder: Path) -> Bundle:
     for file in bundle.files:
         if Path(file.name).name != file.name:
             raise BundleBroken(f"{MANIFEST_NAME} names {file.name[:80]!r}, which is not a plain file name")
-        if not _has_size(folder / file.name, file.size):
+        if not has_size(folder / file.name, file.size):
             raise BundleBroken(f"{file.name} is missing or has not the size in {MANIFEST_NAME}")
     return bundle
 
@@ -210,10 +219,9 @@ def read_replaced_digests(state: Path) -> frozenset[str]:
     Raises:
         OSError: it cannot be read now.
     """
-    try:
-        content = _read_start(state / BROKEN_POINTER_NAME)
-    except (FileNotFoundError, NotRegular):
-        return frozenset()
+    content = b""
+    with contextlib.suppress(FileNotFoundError, NotRegular):
+        content = read_start(state / BROKEN_POINTER_NAME, MAX_MANIFEST_BYTES)
     return frozenset(digest.decode() for digest in _DIGEST_BYTES.findall(content))
 
 
@@ -252,7 +260,7 @@ def update_pointer(
     Raises:
         BundleBroken: the pointer is malformed, or of a newer schema, which is never replaced.
         LockTimeout: another writer did not release the lock in time.
-        OSError: the pointer cannot be read, or not be written durably; the old one is kept.
+        OSError: the pointer cannot be read, or not be written durably; the old one is kept, or put back.
     """
     with lock_pointer(state, wait_seconds):
         rows, is_broken = _rows_to_change(state, replace_broken=replace_broken)
@@ -273,7 +281,7 @@ def restore_pointer(state: Path, content: bytes, wait_seconds: float = POINTER_W
 
     Raises:
         LockTimeout: another writer did not release the lock in time.
-        OSError: it cannot be written durably; the old one is kept.
+        OSError: it cannot be written durably; the old one is kept, or put back.
     """
     with lock_pointer(state, wait_seconds):
         _replace_pointer(state, content)
@@ -325,10 +333,8 @@ def _rows_to_change(state: Path, *, replace_broken: bool) -> tuple[dict[str, Com
     """The rows of the pointer, and whether it was malformed."""
     try:
         return read_committed(state), False
-    except SchemaTooNew:
-        raise
-    except BundleBroken:
-        if not replace_broken:
+    except BundleBroken as error:
+        if isinstance(error, SchemaTooNew) or not replace_broken:
             raise
         return {}, True
 
@@ -336,11 +342,24 @@ def _rows_to_change(state: Path, *, replace_broken: bool) -> tuple[dict[str, Com
 def _keep_broken(state: Path) -> None:
     """Keep the malformed pointer for people, in place of the one before: it may have rows that no journal has."""
     with contextlib.suppress(NotRegular):  # a pipe or a link to itself has nothing to keep
-        write_atomic(state / BROKEN_POINTER_NAME, _read_start(state / POINTER_NAME))
+        write_atomic(state / BROKEN_POINTER_NAME, read_start(state / POINTER_NAME, MAX_MANIFEST_BYTES))
 
 
 def _replace_pointer(state: Path, content: bytes) -> None:
-    write_atomic(state / POINTER_NAME, content)
+    """Replace the pointer durably, or put the old one back: what a crash may undo is not to be found in the file."""
+    path, before = state / POINTER_NAME, None
+    with contextlib.suppress(FileNotFoundError, NotRegular):
+        before = read_start(path, MAX_MANIFEST_BYTES)
+    replace_file(path, content)
+    try:
+        sync_folder(state)
+    except OSError:
+        with contextlib.suppress(OSError):  # the first refusal is the one to report
+            if before is None:
+                path.unlink()
+            else:
+                replace_file(path, before)
+        raise
 
 
 def _read_json(path: Path, newest: int) -> dict[str, Any]:
@@ -359,11 +378,6 @@ def _read_content(path: Path) -> bytes:
         raise BundleBroken(f"{path.name} cannot be read: {type(error).__name__}") from error
 
 
-def _read_start(path: Path) -> bytes:
-    with open_regular(path) as file:
-        return file.read(MAX_MANIFEST_BYTES)
-
-
 def _parse_json(content: bytes, name: str, newest: int) -> dict[str, Any]:
     try:
         row = load_json(content)
@@ -376,15 +390,6 @@ def _parse_json(content: bytes, name: str, newest: int) -> dict[str, Any]:
         is_newer = isinstance(version, int) and version > newest
         raise (SchemaTooNew if is_newer else BundleBroken)(describe_schema(name, version, newest))
     return row
-
-
-def _has_size(path: Path, size: int) -> bool:
-    """Whether a file is there with this size."""
-    try:
-        found = path.stat()
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: it is no name
-        return False
-    return stat.S_ISREG(found.st_mode) and found.st_size == size
 
 
 def _to_json(row: Mapping[str, object]) -> bytes:

@@ -162,6 +162,17 @@ def write_atomic(path: Path, content: bytes, mode: int = 0o644) -> None:
         mode: permission bits of the new file.
 
     Raises:
+        OSError: the file was not replaced; or it was, but its folder could not be flushed: after a crash of the machine
+            the old content or the new is there.
+    """
+    replace_file(path, content, mode)
+    sync_folder(path.parent)
+
+
+def replace_file(path: Path, content: bytes, mode: int = 0o644) -> None:
+    """As `write_atomic`, but the folder is not flushed: a crash of the machine may bring back the old content.
+
+    Raises:
         OSError: the file was not replaced.
     """
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -176,7 +187,6 @@ def write_atomic(path: Path, content: bytes, mode: int = 0o644) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
         raise
-    sync_folder(path.parent)
 
 
 def exchange_folders(one: Path, other: Path) -> bool:
@@ -205,6 +215,29 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
     """
     with open_regular(path) as file:
         return _read_all(file, path.name, max_bytes)
+
+
+def read_start(path: Path, max_bytes: int) -> bytes:
+    """Read the beginning of a regular file.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file (`NotRegular`).
+    """
+    with open_regular(path) as file:
+        return file.read(max_bytes)
+
+
+def has_size(path: Path, size: int) -> bool:
+    """Whether a regular file of this size is there.
+
+    Raises:
+        OSError: that cannot be found out now.
+    """
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: it is no name
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_size == size
 
 
 def _read_all(file: BinaryIO, name: str, max_bytes: int) -> bytes:

@@ -4,9 +4,11 @@ import errno
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -370,6 +372,29 @@ def test_a_failed_write_keeps_the_pointer(bench: StoreFixture, monkeypatch: pyte
     bench.store.write_pointer(new)
     assert new == bench.store.pointer()
     assert not [path for path in bench.state.iterdir() if path.name.endswith(".tmp")]
+
+
+@pytest.mark.fault("D2")
+def test_a_pointer_whose_folder_cannot_be_flushed_is_put_back(
+    bench: StoreFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trial would be committed on what a crash of the machine undoes; the next attempt writes it again."""
+    bundles = [make_scripted_bundle(bench.state, revision) for revision in ("r1", "r2")]
+    old, new = (Installed(row.revision, row.source_digest, row.bundle_digest) for row in bundles)
+    sync = os.fsync
+
+    def fail(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        sync(descriptor)
+
+    for before, after in ((None, old), (old, new)):
+        with monkeypatch.context() as broken:
+            broken.setattr(os, "fsync", fail)
+            assert failure(partial(bench.store.write_pointer, after)).reason == "IO_FAILED"
+        assert bench.store.pointer() == before
+        bench.store.write_pointer(after)
+        assert bench.store.pointer() == after
 
 
 def test_rows_of_other_models_are_kept(bench: StoreFixture) -> None:
