@@ -115,7 +115,7 @@ def import_bundle(
     def change(row: Committed | None) -> Committed:
         if row is not None and row.bundle_digest == bundle.bundle_digest:
             return row
-        # Under the lock: the updater holds it while it deletes bundles that no row names.
+        # Under the lock: the updater holds it while it drops bundles that no row names.
         if not bundle_folder(state, bundle.bundle_digest).is_dir():
             raise BundleBroken("the bundle was deleted to free space before it was committed")
         return Committed(model, bundle.bundle_digest, bundle.source_digest, bundle.revision, Origin.IMPORT)
@@ -166,7 +166,8 @@ def is_loadable(state: Path, model: str) -> bool:
 def bundle_folders(state: Path) -> list[Path]:
     """The folders of all sealed bundles, sorted by name."""
     root = state / "bundles"
-    return sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    # A name that begins with a dot is of a bundle that is being deleted or put back.
+    return sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".") if root.is_dir() else []
 
 
 app = typer.Typer(no_args_is_help=True)

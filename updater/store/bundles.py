@@ -243,7 +243,10 @@ class BundleStore:
                 named = garbage.References(
                     replaced.union(row.bundle_digest for row in rows), replaced.union(row.source_digest for row in rows)
                 )
-                garbage.collect(self._state, references | named, cap_bytes, self._clock.now(), self._check_stop)
+                dropped = garbage.drop(self._state, references | named, cap_bytes, self._clock.now())
+            for path in dropped:
+                self._check_stop()
+                garbage.delete(path)
         except BundleBroken as error:
             raise _classify_broken_pointer(error) from error
         except OSError as error:

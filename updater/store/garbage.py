@@ -1,9 +1,12 @@
-"""Deletes unreferenced files and folders. A folder is renamed first, so that no half-deleted folder keeps its name."""
+"""Deletes unreferenced files and folders. A folder is renamed first, so that no half-deleted folder keeps its name.
+
+What a crash leaves of a renamed folder is deleted by the next collection.
+"""
 
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -37,36 +40,48 @@ class _StoredFolder:
     is_referenced: bool
 
 
-def collect(state: Path, references: References, cap_bytes: int, now: datetime, check_stop: Callable[[], None]) -> None:
-    """Delete orphans, then the oldest unreferenced bundles and sources until all fit into the cap.
+def drop(state: Path, references: References, cap_bytes: int, now: datetime) -> list[Path]:
+    """Drop orphans, then the oldest unreferenced bundles and sources until all fit into the cap.
+
+    The caller holds the lock of the committed pointer, so that no row names a bundle at the same moment; deleting
+    gigabytes takes longer than other models may wait for that lock, and needs none.
+
+    Returns:
+        What is to be deleted, with `delete`: orphans, and folders under names of no bundle or source.
 
     Raises:
-        OSError: something could not be deleted; the next run tries the rest.
+        OSError: something could not be renamed; the next run deletes what was.
     """
-    for path in _find_orphans(state, references, now):
-        delete(path)
+    dropped = [_rename_dropped(path) for path in _find_orphans(state, references, now)]
     stored = sorted(_list_stored(state, references), key=lambda one: (not one.is_referenced, -one.changed))
     used = 0
     for one in stored:
-        check_stop()
         if one.is_referenced or used + one.size <= cap_bytes:
             used += one.size
         else:
-            delete(one.path)
+            dropped.append(_rename_dropped(one.path))
+    return dropped
 
 
 def delete(path: Path) -> None:
-    """Delete a file or a folder, if it exists."""
-    with contextlib.suppress(FileNotFoundError):
-        if not path.is_dir() or path.is_symlink():
-            path.unlink()
-            return
-        target = path if path.name.startswith(DROPPED_PREFIX) else path.with_name(DROPPED_PREFIX + path.name)
-        if target != path:
-            if target.exists():
-                shutil.rmtree(target)
-            path.rename(target)
-        shutil.rmtree(target)
+    """Delete a file or a folder, if it exists; another thread may delete the same."""
+    target = _rename_dropped(path)
+    while target.is_dir() and not target.is_symlink():
+        with contextlib.suppress(FileNotFoundError):  # the other thread was faster with a file
+            shutil.rmtree(target)
+    target.unlink(missing_ok=True)
+
+
+def _rename_dropped(path: Path) -> Path:
+    """Give a folder a name that no reader takes for a bundle or a source; returns it. A file keeps its name."""
+    if path.name.startswith(DROPPED_PREFIX) or not path.is_dir() or path.is_symlink():
+        return path
+    name = DROPPED_PREFIX + path.name
+    while os.path.lexists(path.with_name(name)):  # what a crash has left
+        name += "+"
+    with contextlib.suppress(FileNotFoundError):  # it was deleted meanwhile
+        return path.rename(path.with_name(name))
+    return path
 
 
 def measure_stored(state: Path) -> int:
@@ -102,7 +117,7 @@ def _find_orphans(state: Path, references: References, now: datetime) -> Iterato
             if path.name.startswith(DROPPED_PREFIX) or (path.name.startswith(".") and _is_old(path, now)):
                 yield path
     for path in _list_entries(state / "staging"):
-        if _is_old(path, now):
+        if path.name.startswith(DROPPED_PREFIX) or _is_old(path, now):
             yield path
     for path in _list_entries(state):
         if path.name.startswith(".") and path.name.endswith(".tmp") and _is_old(path, now):

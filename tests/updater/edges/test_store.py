@@ -1,5 +1,6 @@
 """Staging, verification, sealing and collection, on a real folder hub."""
 
+import contextlib
 import errno
 import json
 import os
@@ -14,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from common.bundle import Committed, Origin, bundle_folder, read_committed
+from cli.bundles import bundle_folders
+from common.bundle import Committed, Origin, bundle_folder, read_committed, update_pointer
 from common.clock import SystemClock
 from common.durable import read_bounded
 from common.sealing import ConvertLimits, seal
@@ -28,6 +30,7 @@ from updater.core.facts import Release
 from updater.core.ports import EffectFailed
 from updater.core.record import Installed
 from updater.hub.folder import DirectoryHub
+from updater.store import garbage
 from updater.store.bundles import BundleStore, ChildConverter, StoreOptions
 from updater.store.garbage import References
 from updater.store.staging import StagingLimits
@@ -534,6 +537,57 @@ def test_orphans_are_collected_and_references_are_kept(bench: StoreFixture) -> N
     assert [path.name for path in (bench.state / "incoming").iterdir()] == [ID]
     assert [young] == list((bench.state / "staging").iterdir())
     assert not temp.exists()
+
+
+@pytest.mark.fault("D7")
+@pytest.mark.parametrize("ends", ["deleted", "killed", "stopped"])
+def test_gigabytes_are_deleted_without_the_lock_of_the_pointer(
+    bench: StoreFixture, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    """Other models' commits would time out. What a crash in between leaves is no bundle, and goes with the next run."""
+    orphan = make_scripted_bundle(bench.state, "orphan")
+    leftover = bench.state / "bundles" / f".dropped-{orphan.bundle_digest.replace(':', '-')}"
+    leftover.mkdir()
+    remove, deleted = shutil.rmtree, list[str]()
+
+    def remove_and_commit(path: Path) -> None:
+        update_pointer(bench.state, "other", lambda row: row, wait_seconds=0.0)
+        deleted.append(path.name)
+        if ends == "killed":
+            raise KeyboardInterrupt
+        remove(path)
+
+    def check_stop() -> None:
+        if ends == "stopped":
+            raise KeyboardInterrupt
+
+    stop = pytest.raises(KeyboardInterrupt) if ends != "deleted" else contextlib.nullcontext()
+    with monkeypatch.context() as watched, stop:
+        watched.setattr(shutil, "rmtree", remove_and_commit)
+        watched.setattr(bench.store, "_check_stop", check_stop)
+        bench.store.collect(frozenset(), frozenset(), "", 0)
+    assert len(deleted) == {"deleted": 2, "killed": 1, "stopped": 0}[ends]
+    assert (bench.store.sealed(), bundle_folders(bench.state)) == (frozenset(), [])
+    assert len(list((bench.state / "bundles").iterdir())) == 2 - len(deleted) + (ends == "killed")
+
+    bench.store.collect(frozenset(), frozenset(), "", 0)
+    assert not list((bench.state / "bundles").iterdir())
+
+
+def test_a_folder_that_two_delete_is_gone_after_both(bench: StoreFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each finds files that the other has deleted."""
+    remove, folder = shutil.rmtree, bench.state / "bundles" / ".dropped-x"
+    (folder / "inner").mkdir(parents=True)
+
+    def remove_a_part(path: Path) -> None:
+        if (path / "inner").exists():
+            (path / "inner").rmdir()
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "inner")
+        remove(path)
+
+    monkeypatch.setattr(shutil, "rmtree", remove_a_part)
+    garbage.delete(folder)
+    assert not folder.exists()
 
 
 def test_the_newest_unreferenced_bundles_are_kept_under_the_cap(bench: StoreFixture) -> None:
