@@ -76,7 +76,8 @@ def _perform(effect: Effect, ports: Ports) -> Result:  # noqa: PLR0911  one line
             limit = effect.deadline_seconds
             return Gated(ports.golden.run(effect.load_id, effect.active_load_id, digest, limit))
         case Probe():
-            return Probed(*ports.golden.probe(effect.load_id, effect.items, effect.deadline_seconds))
+            loads = (effect.load_id, effect.previous_load_id)
+            return Probed(*ports.golden.probe(*loads, effect.items, effect.deadline_seconds))
         case WritePointer():
             ports.store.write_pointer(effect.installed)
             return None

@@ -121,9 +121,9 @@ class PerfectGolden:
         )
         return GateAnswers(digest, "cpu", "float32", questions, candidate_seconds=1.0, active_seconds=1.0)
 
-    def probe(self, load_id: str, items: int, deadline_seconds: float) -> tuple[int, int, int]:
+    def probe(self, load_id: str, previous_load_id: str, items: int, deadline_seconds: float) -> tuple[int, int, int]:
         """All are answered."""
-        del load_id, deadline_seconds
+        del load_id, previous_load_id, deadline_seconds
         return items, 0, 0
 
 

@@ -213,6 +213,7 @@ class SimGolden:
     qualities: dict[str, Quality]
     set_facts: GoldenFacts = field(default_factory=lambda: GoldenFacts("golden", questions=40, expected=20))
     faults: list[EffectFailure] = field(default_factory=list)
+    probe_failures: list[str] = field(default_factory=list)  # of the next items of probes; empty: it is answered
     probe_seconds: float = 0.0  # of each item of a probe
     passes: Callable[[float], None] = lambda _: None  # lets time pass
 
@@ -233,14 +234,19 @@ class SimGolden:
             digest, device, "float32", tuple(asked), self.set_facts.min_accuracy, quality.cost_seconds, seconds
         )
 
-    def probe(self, load_id: str, items: int, deadline_seconds: float) -> tuple[int, int, int]:
-        failure = self._quality(load_id).failure
+    def probe(self, load_id: str, previous_load_id: str, items: int, deadline_seconds: float) -> tuple[int, int, int]:
+        quality = self._quality(load_id)
         if self.probe_seconds:
             items = min(items, int(deadline_seconds / self.probe_seconds))
             self.passes(items * self.probe_seconds if items else deadline_seconds)
         if not items:
             raise EffectFailed.inconclusive("DEADLINE", "probing took too long")
-        return (0, items, items * (failure == "NOT_FINITE")) if failure else (items, 0, 0)
+        reasons = [quality.failure] * items if quality.failure else self.probe_failures[:items]
+        del self.probe_failures[:items]
+        failed = [reason for reason in reasons if reason]
+        if failed and previous_load_id and self._quality(previous_load_id).failure:
+            return (items - len(failed), 0, 0)
+        return (items - len(failed), len(failed), failed.count("NOT_FINITE"))
 
     def _quality(self, load_id: str) -> Quality:
         bundle = self.server.bundle_of(load_id)

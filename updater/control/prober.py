@@ -108,27 +108,33 @@ class Prober:
             task=self._task,
         )
 
-    def probe(self, load_id: str, items: int, deadline_seconds: float) -> tuple[int, int, int]:
+    def probe(self, load_id: str, previous_load_id: str, items: int, deadline_seconds: float) -> tuple[int, int, int]:
         """Send some questions to one slot, one after the other, until the time is over.
+
+        A question that the previous load, if there is one, fails too is void and not counted, as at the gate.
 
         Returns:
             The numbers of answers, of failures, and of failures by NaN.
 
         Raises:
-            EffectFailed: there was no time for a single answer, the slot was emptied, or the set has changed.
+            EffectFailed: there was no time for a single question, the slot was emptied, or the set has changed.
         """
         ends, longest = self._clock.monotonic() + deadline_seconds, 0.0
         answers: list[GoldenAnswer] = []
-        for _ in range(items):
+        for asked in range(items):
             began = self._clock.monotonic()
-            if answers and began + longest > ends:
+            if asked and began + longest > ends:
                 break
             try:
-                answers.append(self._probe_one(load_id, self._take(), ends))
+                question = self._take()
+                answer = self._probe_one(load_id, question, ends)
+                is_suspect = bool(answer.failure and previous_load_id)
+                is_void = is_suspect and bool(self._probe_one(previous_load_id, question, ends).failure)
             except EffectFailed:
-                if not answers:
+                if not asked:
                     raise
                 break
+            answers += [] if is_void else [answer]
             longest = max(longest, self._clock.monotonic() - began)
         bad = [answer for answer in answers if answer.failure]
         return len(answers) - len(bad), len(bad), sum(answer.failure == _NOT_FINITE for answer in bad)

@@ -146,6 +146,7 @@ class Probe:
     """Send items to one slot, one after the other, in place of missing traffic. Result: `Probed`."""
 
     load_id: str
+    previous_load_id: str  # what it fails too blames the item; empty: there is none
     items: int  # at most: none begins that would probably not end in time
     deadline_seconds: float  # before the trial's lease ends
 
@@ -267,11 +268,11 @@ class Activated:
 
 @dataclass(frozen=True, slots=True)
 class Probed:
-    """Counts of answered and failed probes."""
+    """Counts of answered and failed probes, without those that the previous load fails too."""
 
     good: int
     bad: int
-    not_finite: int = 0
+    not_finite: int = 0  # of the failed ones
 
 
 class FailureKind(StrEnum):

@@ -186,11 +186,11 @@ class Golden(Protocol):
         """
         ...
 
-    def probe(self, load_id: str, items: int, deadline_seconds: float) -> tuple[int, int, int]:
+    def probe(self, load_id: str, previous_load_id: str, items: int, deadline_seconds: float) -> tuple[int, int, int]:
         """Send some items to one slot; returns how many were answered, failed, and failed by NaN.
 
-        Items for which the time is too short are left out. If it is too short for the first one:
-        EffectFailed(INCONCLUSIVE).
+        Items that the previous load fails too are void, as at the gate. Items for which the time is too short are left
+        out; if it is too short for the first one: EffectFailed(INCONCLUSIVE).
         """
         ...
 

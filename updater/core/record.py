@@ -212,6 +212,7 @@ class Update:
     at_activation: Counts = Counts()  # the bundle's counters before the trial
     probes_good: int = 0
     probes_bad: int = 0
+    probes_not_finite: int = field(default=0, metadata={"omit_default": True})  # of the bad ones
     on_probes: bool = False  # gated or observed on probes, not on traffic
     gate_passed: GateKey | None = None
     expected_changes: ExpectedChanges | None = None  # of answers, since its gate

@@ -51,7 +51,7 @@ def apply_activated(record: ModelRecord, facts: Facts) -> Transition:
 
     It began in the server that was looked at, which alone knows the load; that server may have ended since.
     """
-    record = transitions.enter(record, Stage.OBSERVING, probes_good=0, probes_bad=0)
+    record = transitions.enter(record, Stage.OBSERVING, probes_good=0, probes_bad=0, probes_not_finite=0)
     return transitions.with_event(record, facts, "trial_began", f"{record.under_way.revision} answers on trial")
 
 

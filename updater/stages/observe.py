@@ -77,6 +77,7 @@ def judge(update: Update, server: ServerState, trial: TrialSnapshot, rules: Obse
     evidence = Evidence(measured, on_probes=not is_enough)
     late = f", {counted.late} of them only because they took too long" if counted.late else ""
     numbers = f"{counted.failed} of {total} requests failed{late}, {counted.restarts} deaths"
+    numbers += trial_lease.describe_probes(update)
     at_once = _find_early_end(update, counted, rules)
     if at_once:
         return TrialJudgement(_choose_verdict(update, counted, rules), at_once, numbers, evidence)
@@ -158,7 +159,7 @@ def percentile(counts: Counts, share: float) -> float:
 def _find_early_end(update: Update, counted: Counts, rules: ObserveRules) -> str:
     """Reason to end the trial before its window is over; empty if there is none."""
     total = counted.answered + counted.failed
-    if counted.not_finite > rules.max_not_finite:
+    if counted.not_finite + update.probes_not_finite > rules.max_not_finite:
         return "NOT_FINITE"
     if counted.restarts > rules.max_restarts:
         return "RUNNER_DIED"
@@ -304,9 +305,7 @@ def _decide_undecided(
 def apply_result(record: ModelRecord, effect: Effect, result: Result, facts: Facts, rules: Rules) -> Transition:
     """Count the probes' answers, or the renewed lease; a failed effect needs no action before the next facts."""
     if isinstance(result, Probed):
-        update = record.under_way
-        good, bad = update.probes_good + result.good, update.probes_bad + result.bad
-        return Transition(record.with_update(probes_good=good, probes_bad=bad))
+        return Transition(trial_lease.count_probes(record, result))
     return reconcile.apply_result(record, effect, result, facts, rules)
 
 

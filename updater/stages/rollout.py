@@ -88,7 +88,7 @@ def advance(record: ModelRecord, facts: Facts, why: str, evidence: Evidence | No
     record = record.with_update(percent_step=update.percent_step + 1, stage_seconds=0.0)
     if evidence is not None and server is not None:
         counts = transitions.find_counts(update, server)
-        record = record.with_update(at_activation=counts, probes_good=0, probes_bad=0)
+        record = record.with_update(at_activation=counts, probes_good=0, probes_bad=0, probes_not_finite=0)
     message = (
         f"{update.revision} gets {record.under_way.percent:g} % of the requests, after {update.percent:g} %: {why}"
     )

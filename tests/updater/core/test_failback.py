@@ -346,6 +346,18 @@ def test_a_failback_whose_trial_lease_expired_has_failed(fallen: World) -> None:
     assert (fallen.record.device.state, fallen.record.device.openings) == (BreakerState.OPEN, 2)
 
 
+@pytest.mark.fault("B3")
+def test_one_probe_with_nan_fails_a_failback(fallen: World) -> None:
+    """No caller comes, and every other probe is answered."""
+    fallen.requests_a_second = 0.0
+    empty(fallen)
+    until_failback(fallen, Stage.OBSERVING)
+    fallen.golden.probe_failures = ["", "NOT_FINITE"]
+    until_over(fallen)
+    assert fallen.server.serving_on == CPU
+    assert "1 of 10 probes" in openings(fallen)[-1]
+
+
 def test_a_card_that_runs_out_after_a_failback_waits_longer_than_before(fallen: World) -> None:
     """That is another fallback, and the breaker counts its openings."""
     empty(fallen)

@@ -361,6 +361,8 @@ def test_a_trial_on_probes() -> None:
     assert TrialVerdict.KEEP_ON_PROBES is trial(31.0, Counts(), probes_good=50)
     assert TrialVerdict.ROLL_BACK is trial(31.0, Counts(), probes_good=10, probes_bad=10)
     assert TrialVerdict.NO_DATA is trial(1e6, Counts(), probes_good=1)
+    assert TrialVerdict.ROLL_BACK is trial(1.0, Counts(), probes_good=900, probes_bad=3, probes_not_finite=3)
+    assert TrialVerdict.ROLL_BACK is trial(1.0, Counts(failed=1, not_finite=1), probes_bad=2, probes_not_finite=2)
     strict = replace(WATCHED, probes_allowed=False)
     assert TrialVerdict.WAIT is trial(31.0, Counts(), rules=strict)
     assert TrialVerdict.NO_DATA is trial(121.0, Counts(), rules=strict)

@@ -212,7 +212,8 @@ def test_an_emptied_slot_gives_no_verdict(server: Server) -> None:
 
 def test_probes_are_counted(server: Server) -> None:
     """As many answers as probes."""
-    assert server.golden.probe(load(server, server.good), 5, LIMIT) == (5, 0, 0)
+    active = server.control.state(LIMIT).active_load_id
+    assert server.golden.probe(load(server, server.good), active, 5, LIMIT) == (5, 0, 0)
 
 
 # Hub.

@@ -20,7 +20,7 @@ from updater.golden_files import GoldenFiles
 
 Send = Callable[..., tuple[int, int, int]]
 TASK = Task.VISUAL_ENTAILMENT
-CANDIDATE = "candidate"
+CANDIDATE, PREVIOUS = "candidate", "previous"
 OUT_OF_TIME = EffectFailure(FailureKind.TRANSIENT, "DEADLINE", "the server did not answer in time")
 
 
@@ -81,8 +81,8 @@ def probe(tmp_path: Path, slots: SlowSlots) -> Send:
     (tmp_path / "golden.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     prober = Prober(GoldenFiles(tmp_path, TASK), slots, TASK, slots, lambda: None)
 
-    def send(items: int, seconds: float = 60.0) -> tuple[int, int, int]:
-        return prober.probe(CANDIDATE, items, seconds)
+    def send(items: int, seconds: float = 60.0, previous: str = PREVIOUS) -> tuple[int, int, int]:
+        return prober.probe(CANDIDATE, previous, items, seconds)
 
     return send
 
@@ -107,3 +107,26 @@ def test_a_probe_whose_time_runs_out_counts_as_none(slots: SlowSlots, probe: Sen
 
     slots.item_seconds = 1.0
     assert probe(10) == ((3, 0, 0) if reason else (10, 0, 0))
+
+
+@pytest.mark.fault("S11")
+def test_an_item_that_the_previous_load_fails_too_is_void(slots: SlowSlots, probe: Send) -> None:
+    """As at the gate, which the candidate has passed with it. Only what it fails is sent to both."""
+    slots.reasons = {(load, "b"): "IMAGE_UNREADABLE" for load in (CANDIDATE, PREVIOUS)}
+    slots.reasons |= {(CANDIDATE, "d"): "NOT_FINITE", (CANDIDATE, "e"): "ENGINE_FAILED"}
+    assert probe(10) == (4, 4, 2)
+    assert [statement for load, statement in slots.asked if load == PREVIOUS] == ["b", "d", "e"] * 2
+
+
+def test_without_a_previous_load_each_failure_counts(slots: SlowSlots, probe: Send) -> None:
+    """At a first install the gate has passed no item that fails."""
+    slots.reasons = {(CANDIDATE, "b"): "IMAGE_UNREADABLE"}
+    assert probe(5, previous="") == (4, 1, 0)
+
+
+def test_a_failure_that_the_previous_load_has_no_time_to_confirm_does_not_count(slots: SlowSlots, probe: Send) -> None:
+    """The next call has time for both."""
+    slots.item_seconds, slots.reasons = 4.0, {(CANDIDATE, "b"): "ENGINE_FAILED"}
+    assert probe(5, 10.0) == (1, 0, 0)
+    assert probe(5, 16.5) == (4, 0, 0)
+    assert probe(2) == (1, 1, 0)
