@@ -39,6 +39,8 @@ from updater.store.bundles import BundleStore, ChildConverter, DigestOf, StoreOp
 from updater.store.garbage import References
 from updater.store.journal import Journal
 
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
@@ -120,6 +122,7 @@ def build_model(
         stopping=shared.stopping,
         fresh_id=lambda: _create_update_id(shared.clock),
         jitter=random.SystemRandom().random,
+        boot_id=read_boot_id(),
     )
     return ModelUpdater(ModelLoop(parts), commands, wake, progress, control.close)
 
@@ -202,6 +205,14 @@ def open_hub(section: UpdaterSection, name: str, clock: Clock) -> Hub:
         clock,
         lambda one: not policy.branch and parse_version(one, policy) is not None,
     )
+
+
+def read_boot_id(path: Path = _BOOT_ID) -> str:
+    """Id of this start of the machine, in a container of its host's; empty if the system has none."""
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeError):
+        return ""
 
 
 def _create_update_id(clock: Clock) -> str:

@@ -97,6 +97,7 @@ class LoopDependencies:
     stopping: threading.Event
     fresh_id: Callable[[], str]
     jitter: Callable[[], float]  # drawn evenly from 0 to 1
+    boot_id: str = ""  # of this start of the machine; empty: not known
 
 
 class ModelLoop:
@@ -263,6 +264,7 @@ class ModelLoop:
             if committed is None
             else self._read("the committed source", lambda: ports.store.converts_to(committed), ""),
             command=dependencies.commands.oldest(self._record),
+            boot_id=dependencies.boot_id,
         )
 
     def _read(self, what: str, read: Callable[[], _F], unknown: _F) -> _F:

@@ -215,11 +215,19 @@ class Facts:
     committed_converts_to: str = ""
     free_bytes: int = -1  # of the state folder's disk; -1: not known
     command: OperatorCommand | None = None  # the oldest in the queue
+    boot_id: str = ""  # another one after each start of the machine; empty: not known
 
     @property
     def pointer_is_readable(self) -> bool:
         """Whether `pointer` is what the file says."""
         return self.pointer_state is PointerState.READABLE
+
+    def has_machine_restarted(self, boot_id: str) -> bool:
+        """Whether the machine was started again since it had this boot id.
+
+        Most often that is a power cut, which blames nothing; if it repeats in trials, the candidate may cause it.
+        """
+        return bool(boot_id and self.boot_id) and boot_id != self.boot_id
 
     @property
     def is_off_card(self) -> bool:

@@ -208,11 +208,12 @@ class Update:
     stage_seconds: float = 0.0  # spent in this stage, restarts of the updater included
     retry_in_seconds: float = 0.0  # wait before the effect is tried again
     server_incarnation: str = ""  # of the server at activation
+    boot_id: str = field(default="", metadata=_ADDED)  # of the machine's start at activation; empty: not known
     orderly: bool = False  # the server or the updater was stopped orderly during the trial
     at_activation: Counts = Counts()  # the bundle's counters before the trial
     probes_good: int = 0
     probes_bad: int = 0
-    probes_not_finite: int = field(default=0, metadata={"omit_default": True})  # of the bad ones
+    probes_not_finite: int = field(default=0, metadata=_ADDED)  # of the bad ones
     on_probes: bool = False  # gated or observed on probes, not on traffic
     gate_passed: GateKey | None = None
     expected_changes: ExpectedChanges | None = None  # of answers, since its gate

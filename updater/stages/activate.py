@@ -68,7 +68,8 @@ def _apply_lost(record: ModelRecord, facts: Facts, rules: Rules, reason: str, me
     """The server or the candidate's load ended before it was known whether the trial had begun."""
     update = record.under_way
     is_orderly = update.orderly or (facts.server is not None and facts.server.last_ended_orderly)
-    if update.kind is UpdateKind.FAILBACK and not is_orderly:
+    is_restarted = facts.has_machine_restarted(update.boot_id)
+    if update.kind is UpdateKind.FAILBACK and not (is_orderly or is_restarted):
         return transitions.fail_failback(record, facts, reason, message)
     if reason != "SERVER_STOPPED" or is_orderly:
         return transitions.retry(record, facts, reason, message)
@@ -76,6 +77,6 @@ def _apply_lost(record: ModelRecord, facts: Facts, rules: Rules, reason: str, me
     record = record.with_update(crashes=crashes)
     if record.committed is None and crashes >= rules.max_crashes:
         return transitions.hold(record, facts, HeldFor.SERVER_CRASHED, f"{message}, {crashes} times")
-    if record.committed is not None and crashes >= _MAX_LOST:
+    if record.committed is not None and crashes >= (rules.max_crashes if is_restarted else _MAX_LOST):
         return transitions.refuse(record, facts, rules, "SERVER_CRASHED", f"{message}, {crashes} times")
-    return transitions.retry(record, facts, "SERVER_CRASHED", message)
+    return transitions.retry(record, facts, reason if is_restarted else "SERVER_CRASHED", message)

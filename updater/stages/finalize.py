@@ -139,7 +139,15 @@ def _try_again(record: ModelRecord, facts: Facts) -> Transition:
     if not update.bundle_digest or (record.paused and not update.forced):
         return transitions.end(record, facts, Outcome.ABANDONED)
     record = transitions.enter(
-        record, Stage.GATING, load_id="", server_incarnation="", orderly=False, ending=None, reason="", message=""
+        record,
+        Stage.GATING,
+        load_id="",
+        server_incarnation="",
+        boot_id="",
+        orderly=False,
+        ending=None,
+        reason="",
+        message="",
     )
     return transitions.with_event(record, facts, "update_started_again", f"{update.revision} is tried again")
 

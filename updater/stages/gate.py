@@ -163,7 +163,7 @@ def _pass(
     if rules.mode is Mode.APPROVE and not is_wanted and record.committed is not None:
         message = f"{update.revision} passed its gate and waits for approval"
         return transitions.hold(record, facts, HeldFor.APPROVAL, message, evidence=evidence)
-    record = rollout.leave_gate(record, server, rules)
+    record = rollout.leave_gate(record, facts, server, rules)
     message = f"{update.revision} passed its gate" + ("" if judgement is None else f": {judgement.message}")
     return transitions.with_event(record, facts, "gate_passed", message, evidence=evidence)
 

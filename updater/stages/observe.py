@@ -373,14 +373,15 @@ def _apply_server_stopped(record: ModelRecord, facts: Facts, rules: Rules) -> Tr
     update, server = record.under_way, facts.server
     if update.orderly or (server is not None and server.last_ended_orderly):
         return transitions.retry(record, facts, "SERVER_STOPPED", "the server was stopped in good order")
-    crashes = update.crashes + 1
+    crashes, is_restarted = update.crashes + 1, facts.has_machine_restarted(update.boot_id)
     record = record.with_update(crashes=crashes)
-    message = f"the server crashed while {update.revision} answered on trial"
-    if record.committed is not None:
+    what = "the machine was restarted" if is_restarted else "the server crashed"
+    message = f"{what} while {update.revision} answered on trial"
+    if record.committed is not None and (not is_restarted or crashes >= rules.max_crashes):
         return transitions.refuse(record, facts, rules, "SERVER_CRASHED", message, outcome=Outcome.ROLLED_BACK)
     if crashes >= rules.max_crashes:
         return transitions.hold(record, facts, HeldFor.SERVER_CRASHED, f"{message}, {crashes} times")
-    return transitions.retry(record, facts, "SERVER_CRASHED", message)
+    return transitions.retry(record, facts, "SERVER_STOPPED" if is_restarted else "SERVER_CRASHED", message)
 
 
 def _ran_out_of_memory(record: ModelRecord, facts: Facts) -> bool:

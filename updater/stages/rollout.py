@@ -14,7 +14,7 @@ from updater.stages.compare import ChangesJudgement
 from updater.stages.transitions import Transition
 
 
-def leave_gate(record: ModelRecord, server: ServerState, rules: Rules) -> ModelRecord:
+def leave_gate(record: ModelRecord, facts: Facts, server: ServerState, rules: Rules) -> ModelRecord:
     """The record in the stage after the gate: SHADOWING if the rollout begins with it, else ACTIVATING."""
     if record.committed is not None and rules.rollout.rollout is Rollout.SHADOW and _has_stages(record.under_way):
         slot = transitions.find_slot(record.under_way, server)
@@ -26,10 +26,10 @@ def leave_gate(record: ModelRecord, server: ServerState, rules: Rules) -> ModelR
             shadow_slot=-1 if slot is None else server.slots.index(slot),
             slot_deaths=0 if slot is None else slot.restarts,
         )
-    return begin_activation(record, server, rules)
+    return begin_activation(record, facts, server, rules)
 
 
-def begin_activation(record: ModelRecord, server: ServerState, rules: Rules) -> ModelRecord:
+def begin_activation(record: ModelRecord, facts: Facts, server: ServerState, rules: Rules) -> ModelRecord:
     """The record in ACTIVATING, with the plan of the trial's steps."""
     update = record.under_way
     is_canary = record.committed is not None and rules.rollout.rollout is Rollout.CANARY and _has_stages(update)
@@ -37,6 +37,7 @@ def begin_activation(record: ModelRecord, server: ServerState, rules: Rules) -> 
         record,
         Stage.ACTIVATING,
         server_incarnation=server.incarnation,
+        boot_id=facts.boot_id,
         orderly=False,
         at_activation=transitions.find_counts(update, server),
         percents=rules.rollout.steps if is_canary else (),
@@ -130,7 +131,7 @@ def _end_shadow(
     record: ModelRecord, facts: Facts, server: ServerState, rules: Rules, changes: ChangesJudgement
 ) -> Transition:
     revision = record.under_way.revision
-    record = begin_activation(record, server, rules)
+    record = begin_activation(record, facts, server, rules)
     message = f"{revision} has answered copies: {changes.compared} answers were compared"
     evidence = Evidence(changes.measured, changes=changes.rows)
     return transitions.with_event(record, facts, "shadow_ended", message, evidence=evidence)

@@ -60,6 +60,15 @@ def end_server(world: World, *, orderly: bool) -> World:
     return world._replace(record=keep(_forget_incarnation(world)))
 
 
+def cut_power(world: World) -> World:
+    """The machine loses its power: both processes end, and a trial under way is not to blame."""
+    crashed, update = world.crashed, world.record.update
+    world = end_server(world, orderly=False)._replace(has_begun=False, crashed=crashed)
+    if update is None or not update.boot_id:
+        return world
+    return world._replace(record=keep(world.record.with_update(boot_id=OTHER)))
+
+
 def start_server(world: World) -> World:
     """A server starts and loads what the pointer names."""
     server = world.server._replace(is_up=True)

@@ -3,8 +3,9 @@
 The model imports the shipped `refresh`, `decide` and `apply_result`; everything that is not a decision is the small
 world of `crash_world`. From each reachable state all of this may happen: a step is taken; the updater dies before its
 effect, or after it and before the record is written; the server crashes, or is stopped in good order, and starts again;
-a trial lease expires; callers send requests; a revision is published, or published again with other content; operators
-send commands; a card runs out of memory under the active slot, and the open time of the device breaker passes.
+the power fails; a trial lease expires; callers send requests; a revision is published, or published again with other
+content; operators send commands; a card runs out of memory under the active slot, and the open time of the device
+breaker passes.
 
 In each state the invariants are checked, and each state is followed without further faults until it rests: then what
 serves is the committed one, no other load is left, and the newest good revision is committed unless a person has to
@@ -19,7 +20,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from tests.updater.core import crash_mutations
-from tests.updater.core.crash_effects import end_server, let_breaker_wait, run_out_of_memory, send_traffic, start_server
+from tests.updater.core.crash_effects import (
+    cut_power,
+    end_server,
+    let_breaker_wait,
+    run_out_of_memory,
+    send_traffic,
+    start_server,
+)
 from tests.updater.core.crash_journal import lose, restore, with_witness
 from tests.updater.core.crash_rules import rest_violations, state_violations, step_violations
 from tests.updater.core.crash_step import plain, step
@@ -166,6 +174,7 @@ def all_worlds() -> list[World]:
         worlds.append(_installed((Published("1.1.0", kind, "two"), Published("1.2.0", Kind.GOOD, "three")), faults))
         again = (Published("1.1.0", kind, "two"), Published("1.1.0", Kind.GOOD, "two again"))
         worlds.append(_installed(again, faults._replace(expiries=0)))
+        worlds.append(_installed((Published("1.1.0", kind, "two"),), Budget(1, power_cuts=1)))
         if kind is Kind.CORRUPT:  # operators meet it as they meet one that is refused
             continue
         newer = (Published("1.1.0", Kind.GOOD, "two"), Published("1.2.0", kind, "three"))
@@ -223,6 +232,8 @@ def _server_events(world: World, undisturbed: _Undisturbed) -> Iterator[tuple[st
     if budget.server_stops:
         spent = budget._replace(server_stops=budget.server_stops - 1)
         yield "server is stopped", undisturbed.end(orderly=True)._replace(budget=spent, coming=world.coming), []
+    if budget.power_cuts:
+        yield "the power fails", cut_power(world)._replace(budget=budget._replace(power_cuts=budget.power_cuts - 1)), []
     if server.on_trial and server.previous >= 0 and budget.expiries:
         spent = budget._replace(expiries=budget.expiries - 1)
         yield (

@@ -57,6 +57,13 @@ def no_quarantine() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def power_cut_blamed() -> Iterator[None]:
+    """A restart of the machine is taken for a crash of the server."""
+    with patch.object(Facts, "has_machine_restarted", lambda *_: False):
+        yield
+
+
+@contextlib.contextmanager
 def min_version_raised_at_activation() -> Iterator[None]:
     """The minimal version rises with the trial, not with the commit."""
 
@@ -202,6 +209,8 @@ def worlds(all_of_them: list[World], name: str) -> list[World]:
     if name in OF_WITNESSES:
         return [world for world in plain if world.witness is not None]
     plain = [world for world in plain if world.witness is None]
+    if name in OF_POWER_CUTS:
+        return [world for world in plain if world.budget.power_cuts]
     if name in OF_ROLLOUTS:
         return [world._replace(budget=Budget(1)) for world in plain if _is_rolled_out(world)]
     plain = [world for world in plain if not _is_rolled_out(world)]
@@ -230,6 +239,7 @@ OF_FAILBACKS: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "failback outlives its breaker": failback_outlives_its_breaker,
     "unproven device kept": unproven_device_kept,
 }
+OF_POWER_CUTS: dict[str, Callable[[], AbstractContextManager[None]]] = {"power cut blamed": power_cut_blamed}
 OF_FOLLOWING: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "replaced contents forgotten": replaced_contents_forgotten,
     "first contact taken": first_contact_taken,
@@ -251,6 +261,7 @@ ALL: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "commit before observe": commit_before_observe,
     "no quarantine": no_quarantine,
     "min_version raised at activation": min_version_raised_at_activation,
+    **OF_POWER_CUTS,
     **OF_FAILBACKS,
     **OF_WITNESSES,
     **OF_FOLLOWING,

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from tests.updater.core.crash_effects import is_failback, perform
 from tests.updater.core.crash_journal import open_journal, write, write_witness
-from tests.updater.core.crash_world import GOLDEN, LEFT_SECONDS, NOW, World, keep, server_state
+from tests.updater.core.crash_world import GOLDEN, LEFT_SECONDS, NOW, THIS, World, keep, server_state
 from updater.core.breaker import Breaker, BreakerName
 from updater.core.effects import Wait
 from updater.core.facts import Facts, OperatorCommand
@@ -56,6 +56,7 @@ def facts_of(world: World, command: OperatorCommand | None = None) -> Facts:
         golden=GOLDEN,
         sealed=world.sealed,
         command=command,
+        boot_id=THIS,
     )
 
 

@@ -29,7 +29,7 @@ from updater.core.rules import GateRules, ObserveRules, ReleasePolicy, Rollout, 
 from updater.core.witness import Witness
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-THIS, OTHER = "this life", "another life"  # of the server, as the record sees it
+THIS, OTHER = "this life", "another life"  # of the server, and of the machine, as the record sees it
 GONE = "gone"  # a load id that no slot has any more
 CPU, CARD = "cpu", "cuda:0"
 LEFT_SECONDS = 1e6  # of any breaker that still waits: only an event lets that time pass
@@ -137,6 +137,7 @@ class Budget(NamedTuple):
     updater_deaths: int = 0
     server_deaths: int = 0
     server_stops: int = 0
+    power_cuts: int = 0
     expiries: int = 0
     card_failures: int = 0  # how often the card runs out under what answers
     breaker_waits: int = 0  # how often the device breaker's time passes

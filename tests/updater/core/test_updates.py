@@ -265,6 +265,53 @@ def test_an_orderly_stop_in_a_trial_is_without_blame(world: World, empty: World,
     assert here.quarantined == set()
 
 
+@pytest.mark.parametrize("stage", [Stage.ACTIVATING, Stage.OBSERVING, Stage.COMMITTING])
+@pytest.mark.parametrize("is_first", [False, True])
+def test_a_power_cut_in_a_trial_is_without_blame(world: World, empty: World, stage: Stage, *, is_first: bool) -> None:
+    """As often as a server may crash at a first install; the update starts again and is committed."""
+    here = empty if is_first else world
+    here.publish("1.1.0")
+    for _ in range(RULES.max_crashes - 1):
+        here.tick_until(stage)
+        here.cut_power()
+        here.tick()
+        here.tick()
+    here.settle()
+
+    assert here.serving == here.committed == "1.1.0"
+    assert here.quarantined == set()
+
+
+def test_a_machine_that_restarts_in_each_trial_is_no_chance(world: World) -> None:
+    """A revision may cause it: the third time it is to blame."""
+    world.publish("1.1.0")
+    for _ in range(RULES.max_crashes):
+        world.tick_until(Stage.OBSERVING)
+        world.cut_power()
+        world.tick()
+        world.tick()
+    world.settle()
+
+    assert (world.serving, world.quarantined) == ("1.0.0", {"1.1.0"})
+    assert "the machine was restarted" in world.last("candidate_refused").message
+
+
+@pytest.mark.parametrize("why", ["the system has no boot id", "an earlier build wrote the record"])
+def test_a_power_cut_that_cannot_be_told_counts_as_a_crash(world: World, why: str) -> None:
+    """Without the boot id of the activation."""
+    if why == "the system has no boot id":
+        world.boot_id = ""
+        world.start_updater()
+    world.publish("1.1.0")
+    world.tick_until(Stage.OBSERVING)
+    assert world.disk.record is not None
+    world.disk.record["update"].pop("boot_id", None)
+    world.cut_power()
+    world.settle()
+
+    assert (world.serving, world.quarantined) == ("1.0.0", {"1.1.0"})
+
+
 @pytest.mark.fault("K17")
 def test_an_expired_trial_lease_is_without_blame(world: World) -> None:
     """The updater was away; the previous slot was activated; the update is tried again."""

@@ -116,6 +116,7 @@ class World:
     operators: Operators = field(init=False)
     crash: SimulatedCrash = field(init=False)
     stopping: threading.Event = field(init=False)
+    boot_id: str = "boot 1"  # of the machine; empty: the system has none
     _ids: "count[int]" = field(default_factory=count)
 
     def __post_init__(self) -> None:
@@ -172,6 +173,7 @@ class World:
                 stopping=self.stopping,
                 fresh_id=lambda: f"update-{next(self._ids)}",
                 jitter=self.random.random,
+                boot_id=self.boot_id,
             )
         )
 
@@ -184,6 +186,12 @@ class World:
         """The server is killed and supervised back."""
         self.server.end(orderly=False)
         self.server.start()
+
+    def cut_power(self) -> None:
+        """The machine loses its power, and everything is started again."""
+        self.boot_id = f"boot {next(self._ids) + 2}" if self.boot_id else ""
+        self.crash_server()
+        self.start_updater()
 
     def stop_server(self) -> None:
         """The server is stopped in good order and started again."""

@@ -26,7 +26,7 @@ from hotslot.control.v1 import control_pb2
 from hotslot.updates.v1 import updates_pb2 as pb
 from tests.common.clock import KeptLog, SimClock
 from tests.updater.edges.running import LIMIT_SECONDS, FakeLoops, Running
-from updater.compose import UpdaterDependencies, build_model
+from updater.compose import UpdaterDependencies, build_model, read_boot_id
 from updater.core.ports import JournalUnusable
 from updater.core.record import ModelRecord
 from updater.loop import GRACE_SECONDS
@@ -484,3 +484,11 @@ def test_a_model_without_a_loop_can_be_removed(without_loop: ModelsWithoutLoop) 
         without_loop.models.records()
     without_loop.record = record
     assert without_loop.models.records() == {"shapes": record}
+
+
+def test_the_boot_id_of_a_machine_without_one_is_empty(tmp_path: Path) -> None:
+    """Else it is the kernel's, without the end of the line."""
+    file = tmp_path / "boot_id"
+    assert read_boot_id(file) == ""
+    file.write_text("00c8a5d1-9c5e\n", encoding="ascii")
+    assert read_boot_id(file) == "00c8a5d1-9c5e"
