@@ -9,7 +9,7 @@ from cli.problems import CommandFailed
 from cli.settings import read_settings
 from common.bundle import Bundle, Committed, bundle_folder
 from common.golden_set import GoldenBroken, read_folder
-from common.judging import Answers, count_right, find_objection, run_judge
+from common.judging import Answers, Thresholds, count_right, find_objection, run_judge
 from common.settings import settings_path
 from common.source import ConversionRefused
 
@@ -21,26 +21,28 @@ Judge = Callable[[Path, Path, float], Answers]
 class GoldenChoice:
     """The golden set that the settings name for a model."""
 
-    folder: Path | None
-    min_accuracy: float = 0.0
+    folder: Path
+    thresholds: Thresholds
 
 
-def golden_of(model: str) -> GoldenChoice:
-    """The golden set of a model by the settings; none without settings."""
-    if not settings_path().is_file():
-        return GoldenChoice(None)
-    section = read_settings().updater.models.get(model)
-    return GoldenChoice(None) if section is None else GoldenChoice(section.golden, section.golden_min_accuracy)
+def golden_of(model: str) -> GoldenChoice | None:
+    """The golden set of a model by the settings, with the gate's thresholds; None if they name none."""
+    section = read_settings().updater.models.get(model) if settings_path().is_file() else None
+    if section is None or section.golden is None:
+        return None
+    gate = section.gate
+    thresholds = Thresholds(section.golden_min_accuracy, gate.max_accuracy_loss, gate.min_agreement)
+    return GoldenChoice(section.golden, thresholds)
 
 
 def golden_check(
-    state: Path, golden: GoldenChoice, *, force: bool, judge: Judge = run_judge
+    state: Path, golden: GoldenChoice | None, *, force: bool, judge: Judge = run_judge
 ) -> Callable[[Bundle, Committed | None], None]:
     """The function that stops an import if the golden set speaks against the bundle.
 
     Args:
         state: the state folder.
-        golden: the set; without a folder nothing is checked.
+        golden: the set; without one nothing is checked.
         force: print the numbers, and never stop.
         judge: answers a set with a bundle.
 
@@ -49,7 +51,7 @@ def golden_check(
     """
 
     def check(bundle: Bundle, committed: Committed | None) -> None:
-        if golden.folder is None:
+        if golden is None:
             return
         objection = _judge(state, golden, bundle, committed, judge)
         if not objection:
@@ -64,8 +66,6 @@ def golden_check(
 
 def _judge(state: Path, golden: GoldenChoice, bundle: Bundle, committed: Committed | None, judge: Judge) -> str:
     """Answer the set, print the accuracy, and return what speaks against the bundle."""
-    if golden.folder is None:
-        return ""
     try:
         found = read_folder(golden.folder, bundle.task).distinct
         ours = judge(bundle_folder(state, bundle.bundle_digest), golden.folder, TIMEOUT_SECONDS)
@@ -76,7 +76,7 @@ def _judge(state: Path, golden: GoldenChoice, bundle: Bundle, committed: Committ
         return f"the golden set {golden.folder} cannot be used: {error}"
     except ConversionRefused as error:
         return f"the golden set was not answered: {error}"
-    objection = find_objection(found, ours, before, golden.min_accuracy)
+    objection = find_objection(found, ours, before, golden.thresholds)
     count = count_right(found, ours)
     said = f"{count.right} of {count.expected} expected answers right ({count.accuracy:.1%})"
     beside = (

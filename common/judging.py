@@ -15,8 +15,6 @@ from common.source import ConversionRefused
 
 ANSWERS_NAME = "answers.json"
 MAX_ANSWERS_BYTES = 64 << 20
-MAX_LOSS = 0.01  # of accuracy against the committed bundle
-MIN_AGREEMENT = 0.9  # with the committed bundle, on questions without an expected answer
 Answers = Mapping[str, Sequence[str]]  # by item, in the form of `common.answers`; "" where it was NaN or infinity
 
 
@@ -33,6 +31,15 @@ class GoldenCount:
     def accuracy(self) -> float:
         """Share of right answers, 0 to 1; 1 if none is expected."""
         return self.right / self.expected if self.expected else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """What a bundle must reach, by the settings; see `[updater.models.NAME]` and its `gate`."""
+
+    min_accuracy: float  # the set's own counts if it is higher
+    max_accuracy_loss: float  # against the committed bundle
+    min_agreement: float  # with the committed bundle, on questions without an expected answer
 
 
 def run_judge(bundle: Path, golden: Path, timeout_seconds: float) -> Answers:
@@ -67,31 +74,32 @@ def count_right(golden: GoldenSet, answers: Answers) -> GoldenCount:
     )
 
 
-def find_objection(golden: GoldenSet, candidate: Answers, committed: Answers | None, min_accuracy: float = 0.0) -> str:
+def find_objection(golden: GoldenSet, candidate: Answers, committed: Answers | None, thresholds: Thresholds) -> str:
     """Why a bundle should not be committed; empty if nothing speaks against it.
 
     Args:
         golden: the set.
         candidate: its answers.
         committed: the answers of the committed bundle; None without one.
-        min_accuracy: from the settings; the set's own counts if it is higher.
+        thresholds: from the settings.
     """
     count = count_right(golden, candidate)
     if count.not_finite:
         return f"{count.not_finite} of {golden.questions} questions are answered with NaN or infinity"
     if count.unread == len(golden.items):
         return "it answers no item"
-    least = max(min_accuracy, golden.min_accuracy)
+    least = max(thresholds.min_accuracy, golden.min_accuracy)
     if golden.expected and count.accuracy < least:
         return f"the accuracy is {count.accuracy:.1%}, required: {least:.1%}"
     if committed is None:
         return ""
     before = count_right(golden, committed)
-    if golden.expected and count.accuracy < before.accuracy - MAX_LOSS:
+    if golden.expected and count.accuracy < before.accuracy - thresholds.max_accuracy_loss:
         return f"the accuracy is {count.accuracy:.1%}, the committed bundle's {before.accuracy:.1%}"
     pairs = [pair for item in golden.items if not item.expected for pair in _pair_answers(item, candidate, committed)]
     share = sum(given == other for given, other in pairs) / len(pairs) if pairs else 1.0
-    return "" if share >= MIN_AGREEMENT else f"it agrees with the committed bundle on {share:.1%} of the questions"
+    agrees = share >= thresholds.min_agreement
+    return "" if agrees else f"it agrees with the committed bundle on {share:.1%} of the questions"
 
 
 def _pair_answers(item: GoldenItem, candidate: Answers, committed: Answers) -> list[tuple[str, str]]:

@@ -2,16 +2,17 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-from cli.golden_check import GoldenChoice, golden_check
+from cli.golden_check import GoldenChoice, golden_check, golden_of
 from cli.problems import CommandFailed
 from common.bundle import Bundle, Committed, Origin
 from common.golden_set import MAX_PICTURE_BYTES, GoldenItem, GoldenSet, read_folder
-from common.judging import count_right, find_objection, run_judge
+from common.judging import Thresholds, count_right, find_objection, run_judge
 from common.sealing import ConvertLimits, run_convert
 from tests.cli.conftest import Hotslot
 from tests.cli.scripted_server import ScriptedServer
@@ -19,6 +20,7 @@ from tests.cli.scripted_server import ScriptedServer
 ADDRESSES = Path(__file__).resolve().parents[2] / "examples" / "addresses"
 NEW, OLD = "sha256:" + "1" * 64, "sha256:" + "2" * 64
 COMMITTED = Committed("shapes", OLD, OLD, "v1", Origin.IMPORT)
+STRICT = Thresholds(min_accuracy=0.0, max_accuracy_loss=0.01, min_agreement=0.9)
 BUNDLE = Bundle(NEW, NEW, "v2", "ofa", "visual-entailment", "float32", "ofa-2", ())
 
 
@@ -49,7 +51,9 @@ def test_a_worse_bundle_is_objected_to(
 ) -> None:
     """By the set's own least accuracy, and by one point against the committed bundle."""
     before = None if committed is None else answers(committed, 100)
-    found = find_objection(golden(100, expects=True, min_accuracy=min_accuracy), answers(candidate, 100), before)
+    found = find_objection(
+        golden(100, expects=True, min_accuracy=min_accuracy), answers(candidate, 100), before, STRICT
+    )
 
     assert found == objection
 
@@ -58,8 +62,9 @@ def test_a_bundle_that_disagrees_is_objected_to() -> None:
     """Where the set expects nothing, the committed bundle's answers count."""
     questions = golden(100, expects=False)
 
-    assert find_objection(questions, answers(91, 100), answers(100, 100)) == ""
-    assert "agrees with the committed bundle on 80.0%" in find_objection(questions, answers(80, 100), answers(100, 100))
+    assert find_objection(questions, answers(91, 100), answers(100, 100), STRICT) == ""
+    objection = find_objection(questions, answers(80, 100), answers(100, 100), STRICT)
+    assert "agrees with the committed bundle on 80.0%" in objection
 
 
 def test_an_item_without_answers_is_wrong() -> None:
@@ -71,7 +76,7 @@ def test_an_item_without_answers_is_wrong() -> None:
 
 def test_a_bundle_that_answers_with_nan_is_objected_to() -> None:
     """Also where nothing is expected and nothing is committed."""
-    found = find_objection(golden(2, expects=False), {"i0": ["yes"], "i1": [""]}, None)
+    found = find_objection(golden(2, expects=False), {"i0": ["yes"], "i1": [""]}, None, STRICT)
 
     assert found == "1 of 2 questions are answered with NaN or infinity"
 
@@ -80,14 +85,14 @@ def test_a_bundle_that_answers_nothing_is_objected_to() -> None:
     """It refuses each picture."""
     questions = golden(4, expects=False)
 
-    assert find_objection(questions, {}, None) == "it answers no item"
+    assert find_objection(questions, {}, None, STRICT) == "it answers no item"
     some = {"i0": ["yes"]}
-    assert "on 25.0% of" in find_objection(questions, some, answers(4, 4))
+    assert "on 25.0% of" in find_objection(questions, some, answers(4, 4), STRICT)
 
 
 def test_what_the_committed_bundle_does_not_answer_is_not_compared() -> None:
     """It is no reason against the new one."""
-    assert find_objection(golden(2, expects=False), answers(2, 2), {"i0": ["yes"], "i1": []}) == ""
+    assert find_objection(golden(2, expects=False), answers(2, 2), {"i0": ["yes"], "i1": []}, STRICT) == ""
 
 
 @pytest.fixture
@@ -107,10 +112,29 @@ def judge(bundle: Path, _golden: Path, _timeout_seconds: float) -> Mapping[str, 
 def test_the_import_stops_before_the_pointer_moves(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The numbers are printed; --force goes on."""
     with pytest.raises(CommandFailed, match=r"100\.0%; nothing is committed, `hotslot bundle import --force`"):
-        golden_check(folder, GoldenChoice(folder), force=False, judge=judge)(BUNDLE, COMMITTED)
-    golden_check(folder, GoldenChoice(folder), force=True, judge=judge)(BUNDLE, COMMITTED)
+        golden_check(folder, GoldenChoice(folder, STRICT), force=False, judge=judge)(BUNDLE, COMMITTED)
+    golden_check(folder, GoldenChoice(folder, STRICT), force=True, judge=judge)(BUNDLE, COMMITTED)
 
     assert capsys.readouterr().out.count("golden set: v2 has 0 of 1 expected answers right (0.0%); v1: 1") == 2
+
+
+@pytest.mark.parametrize(
+    ("expected", "setting"),
+    [('"expected": ["yes"]', "max_accuracy_loss = 1.0"), ('"answers": ["yes"]', "min_agreement = 0.0")],
+)
+def test_an_import_has_the_thresholds_of_the_gate(folder: Path, expected: str, setting: str) -> None:
+    """What the settings let an update lose, an import may lose, too; without them it is refused."""
+    (folder / "golden.jsonl").write_text(f'{{"item": "i0", "image": "a.png", "statements": ["x"], {expected}}}\n')
+    section = f'[[models]]\nname = "shapes"\n[updater.models.shapes]\nhub_folder = "{folder}"\ngolden = "{folder}"\n'
+
+    def check() -> None:
+        golden_check(folder, golden_of("shapes"), force=False, judge=judge)(BUNDLE, COMMITTED)
+
+    Path("hotslot.toml").write_text(section)
+    with pytest.raises(CommandFailed, match=r"the accuracy is|it agrees with"):
+        check()
+    Path("hotslot.toml").write_text(f"{section}[updater.models.shapes.gate]\n{setting}\n")
+    check()
 
 
 def test_addresses_are_judged_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,11 +143,12 @@ def test_addresses_are_judged_alike(tmp_path: Path, capsys: pytest.CaptureFixtur
     wrong = {"item": "wrong", "addresses": ["杭州"], "expected": [[["road", "杭州", 0]]]}
     (tmp_path / "golden.jsonl").write_text("\n".join([*lines, json.dumps(wrong)]), encoding="utf-8")
     bundle = run_convert(ADDRESSES / "v1.1.0", tmp_path / "state", "v1.1.0", ConvertLimits(), "float32")
+    nine_of_ten, seven_of_ten = (GoldenChoice(tmp_path, replace(STRICT, min_accuracy=least)) for least in (0.9, 0.7))
     judge_once = cache(run_judge)  # the same bundle and set: a second process would answer the same
 
     with pytest.raises(CommandFailed, match=r"v1\.1\.0 was not imported: the accuracy is 75\.0%, required: 90\.0%"):
-        golden_check(tmp_path / "state", GoldenChoice(tmp_path, 0.9), force=False, judge=judge_once)(bundle, None)
-    golden_check(tmp_path / "state", GoldenChoice(tmp_path, 0.7), force=False, judge=judge_once)(bundle, None)
+        golden_check(tmp_path / "state", nine_of_ten, force=False, judge=judge_once)(bundle, None)
+    golden_check(tmp_path / "state", seven_of_ten, force=False, judge=judge_once)(bundle, None)
 
     assert capsys.readouterr().out.count("v1.1.0 has 3 of 4 expected answers right (75.0%)") == 2
 
@@ -133,12 +158,12 @@ def test_a_set_that_cannot_be_used_stops_the_import(folder: Path) -> None:
     (folder / "golden.jsonl").write_text("")
 
     with pytest.raises(CommandFailed, match="cannot be used: the set has no items"):
-        golden_check(folder, GoldenChoice(folder), force=False, judge=judge)(BUNDLE, COMMITTED)
+        golden_check(folder, GoldenChoice(folder, STRICT), force=False, judge=judge)(BUNDLE, COMMITTED)
 
 
 def test_without_a_set_nothing_is_checked(folder: Path) -> None:
     """As before."""
-    golden_check(folder, GoldenChoice(None), force=False, judge=judge)(BUNDLE, COMMITTED)
+    golden_check(folder, None, force=False, judge=judge)(BUNDLE, COMMITTED)
 
 
 def test_recording_keeps_what_can_be_read(hotslot: Hotslot, server: ScriptedServer, tmp_path: Path) -> None:
