@@ -15,7 +15,7 @@ from inference.server.api.entailment import ENTAILMENT
 from inference.server.api.interceptors import current_call
 from inference.server.api.predict import PredictApi, PredictRules, TaskStream
 from inference.server.api.reading import MessageReader
-from inference.server.api.stream import ItemStream, StreamRules
+from inference.server.api.stream import MAX_BUSY_SECONDS, ItemStream, StreamRules
 from inference.server.api.task import InputLimits
 from inference.server.compose import build_callers
 from inference.server.control.report import build_model_state
@@ -191,6 +191,20 @@ def open_stream(
     return asyncio.create_task(run())
 
 
+class SlowTaskStream(TaskStream):
+    """A stream of items that take three quarters of the time for a message to check."""
+
+    def __init__(self, api: PredictApi, clock: ManualClock) -> None:
+        super().__init__(api)
+        self.clock, self.begun = clock, 0
+
+    def begin(self, *arguments: Any, **options: Any) -> PendingRequest:
+        """Accept one."""
+        self.clock.seconds += 0.75 * MAX_BUSY_SECONDS
+        self.begun += 1
+        return super().begin(*arguments, **options)
+
+
 async def wait_until(is_so: Callable[[], bool]) -> None:
     """Let the loop run until something is so."""
     for _ in range(100_000):
@@ -217,6 +231,32 @@ async def test_a_connection_of_many_streams_has_no_unary_call_refused(tmp_path: 
     await world.wait(0.5)
     assert not send(world, "unary", source("other"), seconds=60.0).is_done
     assert 0 < sum(caller.sent for caller in callers) <= MAX_AHEAD + 1  # and one in its turn
+    await end_streams(streams)
+
+
+@pytest.mark.fault("L2")
+async def test_messages_whose_items_take_long_to_check_let_other_work_go_first(tmp_path: Path) -> None:
+    """In a turn of the event loop one stream of ten goes on, for two items; what it has read counts as held."""
+    world = await World(tmp_path, capacity=Capacity(10_000, 1 << 30)).serving()
+    held = hold_bytes()
+    api = build_api(world, held=held)
+    tasks = list[SlowTaskStream]()
+
+    async def run(name: int) -> None:
+        caller = StreamCaller([message(*(("", f"{name} {number}") for number in range(16)))])
+        tasks.append(SlowTaskStream(api, world.clock))
+        with MessageReader(caller.context, held, world.clock) as reader:
+            await ItemStream(caller.context, tasks[-1], api.rules.stream, world.drain, reader).run()
+
+    streams = [asyncio.create_task(run(name)) for name in range(10)]
+    steps, counted = list[int](), list[int]()
+    await wait_until(lambda: sum(task.begun for task in tasks) >= 20)
+    while (before := sum(task.begun for task in tasks)) < 160:
+        await asyncio.sleep(0)
+        steps.append(sum(task.begun for task in tasks) - before)
+        counted.append(held.message_bytes)
+    assert max(steps) == 2
+    assert min(counted) > 1000
     await end_streams(streams)
 
 

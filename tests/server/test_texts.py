@@ -1,6 +1,8 @@
 """How callers' texts are read: as a person sees them, as they are, or refused."""
 
+import sys
 import time
+import unicodedata
 
 import pytest
 from hypothesis import given
@@ -74,6 +76,22 @@ def test_letters_and_marks_are_composed() -> None:
 
     assert as_seen("Cafe\u0301 u\u0308ber e\u200b\u0301") == "Café über é"
     assert as_seen(many) == many
+
+
+@pytest.mark.parametrize("mark", ["\u0301", "\u094d", "\u3099", "\U000101fd", "\U0001d165", "\U0001e94a"], ids=ascii)
+def test_marks_of_any_script_are_counted(mark: str) -> None:
+    """As many as a letter may have are put in order with another one; not with one more."""
+    few, many = (f"e{mark * count}" for count in (MAX_MARKS, MAX_MARKS + 1))
+
+    assert as_seen(f"{few} e\u0301") == f"{unicodedata.normalize('NFC', few)} é"
+    assert as_seen(f"{many} e\u0301") == f"{many} e\u0301"
+
+
+def test_no_plane_with_marks_is_left_out() -> None:
+    """By the data of the Python that runs."""
+    left_out = range(0x20000, sys.maxunicode + 1)
+
+    assert not any(unicodedata.combining(chr(code_point)) for code_point in left_out)
 
 
 def test_texts_without_oddities_stay_as_they_are() -> None:

@@ -1,5 +1,6 @@
 """Predict and StreamPredict of any task: one request a call, or items in a stream."""
 
+import asyncio
 import itertools
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -59,6 +60,7 @@ class PredictApi:
         self._clock = clock
         self._emit = emit
         self._drain = drain
+        self._pausing = asyncio.Lock()
         # Where a stream waits that may be for any of several models: its caller's quota alone holds it back.
         self.turns_before_model = TurnGate(_NO_SHARE, clock, lambda: MAX_TURN_ROWS)
 
@@ -177,6 +179,11 @@ class PredictApi:
         """The clock, seconds."""
         return self._clock.monotonic()
 
+    async def pause(self) -> None:
+        """Let other work go first; of all streams that pause, one goes on in a turn of the event loop."""
+        async with self._pausing:
+            await asyncio.sleep(0)
+
     def find_turns(self, model: str) -> TurnGate | None:
         """Where the streams of a model wait for their turns; None if there is no such model."""
         try:
@@ -256,6 +263,14 @@ class TaskStream:
     def parse_items(self, raw: bytes) -> list[tuple[str, Any]]:
         """Parse a message."""
         return self._api.parse_items(raw)
+
+    def now(self) -> float:
+        """The clock, seconds."""
+        return self._api.now()
+
+    async def pause(self) -> None:
+        """Let other work go first."""
+        await self._api.pause()
 
     def may_accept(self, items: list[tuple[str, Any]], had_turn: Collection[TurnGate] = ()) -> bool:
         """Whether the items of a message may be accepted now; then their rows are charged to the stream.

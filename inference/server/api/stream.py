@@ -13,6 +13,7 @@ from inference.server.scheduling.admission import Drain, Refusal, draining_error
 
 MAX_RESULTS_PER_MESSAGE = 64
 ACCEPT_SECONDS = 2.0  # after which it is asked whether the items of a message that was read may wait on
+MAX_BUSY_SECONDS = 0.005  # with the items of one message, before other work has its turn
 WRITE_PAUSE_SECONDS = 0.001  # after a message, while items are open: the outcomes of this time share the next one
 
 
@@ -69,6 +70,14 @@ class StreamTask(Protocol):
         Raises:
             HotslotError: the item is refused.
         """
+        ...
+
+    def now(self) -> float:
+        """The clock, seconds."""
+        ...
+
+    async def pause(self) -> None:
+        """Let other work go first; of all streams that pause, one goes on in a turn of the event loop."""
         ...
 
     def cancel_request(self, pending: PendingRequest, *, has_expired: bool) -> None:
@@ -180,8 +189,12 @@ class ItemStream:
             self._pause_if_full()
             return
         refusal = None if self._task.may_accept(items) else await self._wait_accepted(items, raw)
-        left = self._context.time_remaining()
+        left, begun = self._context.time_remaining(), self._task.now()
         for item_id, request in items:
+            if self._task.now() - begun > MAX_BUSY_SECONDS:
+                with self._reader.hold_message(raw, has_copies=len(items) > 1):
+                    await self._task.pause()
+                left, begun = self._context.time_remaining(), self._task.now()
             self._call.received += 1
             self._unwritten += 1
             try:

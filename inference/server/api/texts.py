@@ -6,12 +6,14 @@ other tokens for each. docs/explanation/decisions/texts.md has the table.
 
 import re
 import unicodedata
+from collections.abc import Iterable
 from itertools import groupby
 
 from common.errors import InputRefused
 from inference.server.settings import TextRule
 
 MAX_MARKS = 30  # on one letter; `unicodedata.normalize` takes quadratic time to order more
+_MARK_PLANES = range(0x300, 0x20000)  # has all code points with a combining class; the planes after it have none
 _MAX_NAMED = 8  # code points in an error message
 
 
@@ -29,6 +31,33 @@ _TAGS = r"\U000E0020-\U000E007F"
 _FILLERS = r"\u115F\u1160"  # parts of a Hangul syllable that stand for no letter
 _UNREAD = r"!#*,./:;?~\-"  # ModelScope's pipeline strips it at the front of a text, or takes it for a blank
 
+_PLANE = 0x10000
+
+
+def _as_class(code_points: Iterable[int]) -> str:
+    """Ascending code points in the syntax of a regular expression's class."""
+    ranges: list[list[int]] = []
+    for code_point in code_points:
+        if ranges and ranges[-1][1] == code_point - 1:
+            ranges[-1][1] = code_point
+        else:
+            ranges.append([code_point, code_point])
+    return "".join(f"{chr(first)}-{chr(last)}" for first, last in ranges)
+
+
+def _find_mark_runs() -> re.Pattern[str]:
+    """Finds runs of more than MAX_MARKS marks, and some other runs.
+
+    Beyond the basic plane it takes all that stands between two marks for one: `re` looks up a character in a table of
+    that plane, but compares it with each range of the others.
+    """
+    marks = [one for one in _MARK_PLANES if unicodedata.combining(chr(one))]
+    basic, others = [one for one in marks if one < _PLANE], [one for one in marks if one >= _PLANE]
+    return re.compile(f"[{_as_class(basic)}{chr(others[0])}-{chr(others[-1])}]{{{MAX_MARKS + 1}}}")
+
+
+_MARK_RUN = _find_mark_runs()
+_UNSEEN = re.compile(f"(?! )[{_BLANKS}{_HIDDEN}{_JOINERS}{_TAGS}]")  # all that the next three may change
 _BLANK = re.compile(f"[{_BLANKS}]")
 _NOT_DRAWN = re.compile(f"[{_HIDDEN}]+")
 # Joiners change how emoji, ideographs, and letters of Persian and of India's scripts look; tags make a flag.
@@ -76,9 +105,10 @@ def as_seen(text: str) -> str:
     """
     if text.isascii() and text.isprintable():
         return text
-    text = _NOT_DRAWN.sub("", _BLANK.sub(" ", text))
-    text = _JOINED.sub(lambda found: found[1] or "", text)
-    if text.isascii() or _longest_marks(text) > MAX_MARKS:
+    if _UNSEEN.search(text):
+        text = _NOT_DRAWN.sub("", _BLANK.sub(" ", text))
+        text = _JOINED.sub(lambda found: found[1] or "", text)
+    if text.isascii() or (_MARK_RUN.search(text) and _longest_marks(text) > MAX_MARKS):
         return text
     return unicodedata.normalize("NFC", text)
 
