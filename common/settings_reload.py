@@ -5,7 +5,7 @@ records that the file was refused; the settings that it had stay in use.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -43,6 +43,7 @@ class SettingsState:
     loaded_at: datetime
     failure: str = ""  # why the last file was refused; empty if it is in use
     failed_at: datetime | None = None
+    restarts: tuple[str, ...] = ()  # keys of the refused file that need a restart; empty if it has mistakes
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class ReadSettings(Generic[S]):
         if self.mistakes:
             return "; ".join(self.mistakes)
         keys = self.plan.restarts
-        return f"needs a restart: {', '.join(keys)}" if keys else ""
+        return describe_restarts(keys) if keys else ""
 
     def as_fields(self, refusal: str, *, is_applied: bool) -> dict[str, Any]:
         """The fields of the message SettingsReload."""
@@ -126,7 +127,8 @@ class SettingsReloader(Generic[S]):
     def refuse(self, found: ReadSettings[S], detail: str) -> None:
         """Record that the file was not taken over."""
         state = self.state
-        self.state = SettingsState(state.digest, state.loaded_at, detail, self._clock.now())
+        restarts = () if found.mistakes else found.plan.restarts
+        self.state = SettingsState(state.digest, state.loaded_at, detail, self._clock.now(), restarts)
         self._log.error("settings_refused", detail=detail, digest=found.digest, file=str(found.path))
 
     def read_metrics(self) -> list[Reading]:
@@ -134,6 +136,11 @@ class SettingsReloader(Generic[S]):
         state = self.state
         values = {SETTINGS_SUCCESSFUL: float(not state.failure), SETTINGS_LOADED_AT: state.loaded_at.timestamp()}
         return [Reading(metric, {(): value}) for metric, value in values.items()]
+
+
+def describe_restarts(keys: Iterable[str]) -> str:
+    """Why a file that changes these keys is refused."""
+    return f"needs a restart: {', '.join(keys)}"
 
 
 def describe_change(change: SettingChange) -> str:

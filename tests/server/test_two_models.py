@@ -119,6 +119,13 @@ def is_known(stack: Stack, name: str) -> bool:
     return True
 
 
+def settings_warnings(stack: Stack) -> list[str]:
+    """What any caller may read about the settings file, while it is refused."""
+    settings = stack.status.GetServerStatus(status_pb2.GetServerStatusRequest(), timeout=DEADLINE_SECONDS).settings
+    assert settings.level == status_pb2.HEALTH_LEVEL_DEGRADED
+    return list(settings.warnings)
+
+
 def test_settings_change_under_load_without_a_lost_call(stack: Stack, hotslot: Hotslot) -> None:
     """A model is removed and added, a limit changes, another model is replaced; a file that needs a restart is none."""
     both = stack.config.read_text(encoding="utf-8")
@@ -146,8 +153,13 @@ def test_settings_change_under_load_without_a_lost_call(stack: Stack, hotslot: H
         code, _, problem = hotslot("reload")
         assert (code, "needs a restart: server.metrics_port" in problem) == (1, True)
         assert stack.is_serving("addresses")
-        settings = stack.status.GetServerStatus(status_pb2.GetServerStatusRequest(), timeout=DEADLINE_SECONDS).settings
-        assert settings.level == status_pb2.HEALTH_LEVEL_DEGRADED
+        assert settings_warnings(stack) == ["the settings file was refused: needs a restart: server.metrics_port"]
+
+        stack.config.write_text(one.replace("[runner]", '[runner]\nthreads = "s3cret"'), encoding="utf-8")
+        stack.process.send(signal.SIGHUP)
+        told = ["the settings file was refused: `hotslot reload --check` and the log say why"]
+        eventually(lambda: settings_warnings(stack) == told, what="the value is not shown to any caller")
+        assert hotslot("reload", "--check")[0] == 2
 
         stack.config.write_text(both, encoding="utf-8")
         assert hotslot("reload")[0] == 0

@@ -8,7 +8,7 @@ from pathlib import Path
 import grpc
 
 from common.clock import Clock
-from common.settings_reload import SettingsState
+from common.settings_reload import SettingsState, describe_restarts
 from hotslot.status.v1 import status_pb2
 from inference.server import health
 from inference.server.access import Access, AccessState
@@ -188,7 +188,9 @@ def _access(state: AccessState) -> status_pb2.AccessStatus:
 
 def _settings(facts: SettingsFacts) -> status_pb2.SettingsStatus:
     state = facts.state
-    refused = [f"the settings file was refused: {state.failure}"] if state.failure else []
+    # Without `state.failure`: that may have paths and values of the file, and any caller may ask for the status.
+    why = describe_restarts(state.restarts) if state.restarts else "`hotslot reload --check` and the log say why"
+    refused = [f"the settings file was refused: {why}"] if state.failure else []
     message = status_pb2.SettingsStatus(
         level=_LEVELS[1 if refused or facts.has_failed else 0],
         digest=state.digest,
