@@ -6,11 +6,13 @@ gRPC replaces a status whose trailers exceed 8 KiB with RESOURCE_EXHAUSTED.
 import asyncio
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from common.errors import Conflict, Interrupted, NotFound, to_status
+from dev.harness.answers import question
 from hotslot.control.v1 import control_pb2 as pb
 from hotslot.control.v1.control_pb2 import SettingsReload
 from inference.server.api.interceptors import Call, current_call
@@ -68,23 +70,50 @@ async def endless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """A server whose runners do not end when they are told to, and that does not wait for it."""
     monkeypatch.setattr("inference.server.control.servicer._RETIRE_LIMIT_SECONDS", 0.0)
     monkeypatch.setattr(SimRunner, "retire", lambda _: None)
-    monkeypatch.setattr(SimRunner, "kill", lambda _, __: None)
+    monkeypatch.setattr(SimRunner, "kill", lambda _, __, is_retiring: None)
     current_call.set(Call("ControlService", "", "unary", "id", "", 0.0, is_echoed=False, timeout=None))
     return await World(tmp_path).serving()
 
 
 async def test_a_slot_whose_process_has_not_ended_in_time_is_in_use(endless: World) -> None:
-    """No internal error: `retire_seconds` may be longer than the call waits. Later the slot is empty."""
+    """No internal error: `retire_seconds` may be longer than the call waits. Later the slot is empty, and not before."""
     load, context = await endless.candidate(), cast("Any", None)
     request = pb.RetireSlotRequest(change=CHANGE, load_id=load.load_id).SerializeToString()
 
-    with pytest.raises(Conflict) as refusal:
-        await _make_api(endless).retire_slot(request, context)
+    refusals = []
+    for _ in range(2):
+        with pytest.raises(Conflict) as refusal:
+            await _make_api(endless).retire_slot(request, context)
+        refusals.append(refusal.value.reason)
     endless.runners[-1].end()
     emptied = await _make_api(endless).retire_slot(request, context)
 
-    assert refusal.value.reason == "SLOT_IN_USE"
+    assert refusals == ["SLOT_IN_USE", "SLOT_IN_USE"]
     assert [slot.load_id for slot in emptied.state.slots].count("") == 1
+
+
+async def test_a_probe_whose_caller_is_gone_ends(tmp_path: Path) -> None:
+    """Those of its items that wait, too: nothing keeps the slot, which can be retired at once."""
+    current_call.set(Call("ControlService", "", "unary", "id", "", 0.0, is_echoed=False, timeout=None))
+    world = await World(tmp_path).serving()
+    load = await world.candidate()
+    world.holds_items = True
+    items = [question(str(number)).request() for number in range(3)]
+    request = pb.ProbeSlotRequest(model=world.manager.options.model, load_id=load.load_id)
+    request.entailment.requests.extend(items)
+    context = cast("Any", SimpleNamespace(time_remaining=lambda: None))
+    probing = asyncio.ensure_future(_make_api(world).probe_slot(request.SerializeToString(), context))
+    await world.settle()
+    was_leased = world.manager.machine.slots["b"].is_leased
+    probing.cancel()
+    await asyncio.wait({probing})
+    retire = pb.RetireSlotRequest(change=CHANGE, load_id=load.load_id).SerializeToString()
+    world.holds_items = False
+    world.runner("b").compute()
+    await world.settle()
+
+    assert (was_leased, world.manager.machine.slots["b"].is_leased, world.manager.requests.waiting) == (True, False, 0)
+    assert [slot.load_id for slot in (await _make_api(world).retire_slot(retire, context)).state.slots].count("") == 1
 
 
 async def test_a_failed_load_says_why_although_its_process_has_not_ended_in_time(endless: World) -> None:
@@ -114,7 +143,7 @@ def test_a_long_message_fits_into_the_trailers() -> None:
 
 
 def _make_api(world: World) -> ControlApi:
-    return ControlApi(Models([world.manager]), InputLimits(1, 1), world.clock, datetime.now(UTC), _no_reload)
+    return ControlApi(Models([world.manager]), InputLimits(1000, 1 << 20), world.clock, datetime.now(UTC), _no_reload)
 
 
 async def _no_reload(**_options: bool) -> SettingsReload:

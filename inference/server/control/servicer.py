@@ -118,8 +118,13 @@ class ControlApi:
                 probes.append(manager.requests.probe(slot.name, payload, deadline))
             except InputRefused as error:
                 probes.append(error)
-        with self._models.get_commands(request.model).under_way():
-            outcomes = [await _outcome(api, pending) for pending in probes]
+        try:
+            with self._models.get_commands(request.model).under_way():
+                outcomes = [await _outcome(api, pending) for pending in probes]
+        finally:  # its caller may be gone
+            for pending in probes:
+                if not isinstance(pending, HotslotError) and (not pending.is_done or pending.outcome.cancelled()):
+                    manager.requests.cancel(pending, has_expired=False)
         response = control_pb2.ProbeSlotResponse(outcomes=outcomes)
         if stats is not None:
             response.computed.FromNanoseconds(int(max(0.0, stats.computed_seconds - before) * 1e9))
@@ -156,8 +161,8 @@ class ControlApi:
         commands = self._begin(request.change)
         with _Command(commands, self._clock):
             machine = commands.manager.machine
-            slot = machine.pair.slot_holding(request.load_id)
-            process = None if slot is None else machine.slots[slot.name].process
+            held_by = [one.name for one in machine.pair if one.load is not None and one.load.load_id == request.load_id]
+            process = machine.slots[held_by[0]].process if held_by else None  # a slot that retires already has one, too
             generation = request.change.expected_generation
             lease = request.gap_lease.ToTimedelta().total_seconds() if request.HasField("gap_lease") else None
             commands.retire(request.load_id, generation, gap_lease_seconds=lease)
