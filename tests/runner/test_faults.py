@@ -9,7 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -304,13 +304,19 @@ async def test_a_runner_that_no_signal_ends_is_given_up(
 
 @pytest.mark.fault("K8")
 @pytest.mark.parametrize(
-    ("retires", "given_up", "reason"), [(True, 8.1, EndReason.RETIRED), (False, 2.1, EndReason.DIED)]
+    ("act", "given_up", "ending"),
+    [
+        (lambda process: process.retire(), 8.1, (EndReason.RETIRED, "")),
+        (lambda process: process.kill("emptied", is_retiring=True), 8.1, (EndReason.KILLED, "emptied; ")),
+        (lambda _: None, 2.1, (EndReason.DIED, "")),
+    ],
+    ids=["retired", "killed while it loads", "ended by itself"],
 )
 async def test_a_runner_that_retires_and_ends_slowly_is_given_up_later(
     monkeypatch: pytest.MonkeyPatch,
-    retires: bool,  # noqa: FBT001
+    act: Callable[[RunnerProcess], None],
     given_up: float,
-    reason: EndReason,
+    ending: tuple[EndReason, str],
 ) -> None:
     """Its memory is freed after its sockets are closed, and the next load needs it; callers wait for no such one.
 
@@ -321,8 +327,7 @@ async def test_a_runner_that_retires_and_ends_slowly_is_given_up_later(
     undead = Undead(monkeypatch, keeps_sockets=False, end_seconds=8.1)
     monkeypatch.setattr(runner_process, "KILL_SECONDS", 2.1)
     are_silent = [undead.process.is_silent]
-    if retires:
-        undead.process.retire()
+    act(undead.process)
     reported: list[tuple[float, RunnerEnding]] = []
     for tick in range(40):
         later = tick * 0.25
@@ -332,8 +337,8 @@ async def test_a_runner_that_retires_and_ends_slowly_is_given_up_later(
     undead.end_at_last()
     await settle()
 
-    ending = RunnerEnding(reason, f"not ended {given_up} s after SIGKILL", computing=(7,))
-    assert [(round(at - given_up, 2), one) for at, one in reported] == [(0.15, ending)]
+    told = RunnerEnding(ending[0], f"{ending[1]}not ended {given_up} s after SIGKILL", computing=(7,))
+    assert [(round(at - given_up, 2), one) for at, one in reported] == [(0.15, told)]
     assert are_silent == [False] + 40 * [True]
     assert SPEC.timeouts.tick_seconds == 0.25  # a check for heartbeats at each
 

@@ -71,6 +71,7 @@ class SimRunner:
         self.has_ended = False
         self.gone = asyncio.Event()
         self.killed_by = ""
+        self.is_retiring = False  # when it was killed
         self.always = ""  # a fault of every item
 
     def spawn(self) -> None:
@@ -117,8 +118,9 @@ class SimRunner:
         """End politely."""
         self._soon(lambda: self.end(EndReason.RETIRED, "exit 0"))
 
-    def kill(self, detail: str) -> None:
+    def kill(self, detail: str, *, is_retiring: bool = False) -> None:
         """End at once."""
+        self.is_retiring = is_retiring
         self.killed_by = detail
         self._soon(lambda: self.end(EndReason.KILLED, detail))
 

@@ -123,13 +123,14 @@ async def test_a_load_ends_when_it_is_retired(tmp_path: Path) -> None:
     world = await World(tmp_path).serving()
     world.holds_loads = True
     load = await world.candidate()
-    before = load.failure
+    before, runner = load.failure, world.runner("b")
     world.commands.retire(load.load_id, 0)
     await world.settle()
 
     assert before is None
     assert load.failure is not None
     assert load.failure.reason == "LOAD_RETIRED"
+    assert runner.is_retiring  # it has as long to free its memory as one that had loaded
     assert world.pair["b"].load is None
 
 

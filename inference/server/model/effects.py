@@ -185,7 +185,7 @@ class PairMachine:
         slot = self.slots[effect.slot]
         slot.cancel_load()
         if slot.process is not None:
-            slot.process.kill(effect.detail)
+            slot.process.kill(effect.detail, is_retiring=effect.is_retiring)
 
     def _await_leases(self, effect: m.AwaitLeases) -> None:
         self.slots[effect.slot].await_leases()

@@ -276,6 +276,7 @@ class Kill:
 
     slot: str
     detail: str
+    is_retiring: bool = False  # nobody waits for its successor, and the next load needs its memory
 
 
 # Effects on requests.

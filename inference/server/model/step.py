@@ -112,7 +112,7 @@ class Step:
         elif was.state is SlotState.LOADED:
             self.add(m.AwaitLeases(name) if was.is_leased else m.EndProcess(name))
         elif was.state is not SlotState.RETIRING:
-            self.add(m.Kill(name, detail))
+            self.add(m.Kill(name, detail, is_retiring=True))
 
     def schedule_restart(self, name: str) -> None:
         """Start a process again: at once after an orderly end or the first death, else after a growing pause."""

@@ -110,12 +110,17 @@ class RunnerProcess:
         limit = self._spec.retire_seconds
         self._later(limit, lambda: self._kill_because(EndReason.RETIRED, f"killed: still running after {limit:g} s"))
 
-    def kill(self, detail: str) -> None:
+    def kill(self, detail: str, *, is_retiring: bool = False) -> None:
         """Kill the process, even a stopped one. Replies already in the socket are still delivered.
 
         One that has not ended after KILL_SECONDS, or END_SECONDS if it retires, is given up: `on_end` is called all the
         same.
+
+        Args:
+            detail: why.
+            is_retiring: nobody waits for its successor, and the next load needs its memory.
         """
+        self._is_retiring = self._is_retiring or is_retiring
         self._kill_because(EndReason.KILLED, detail)
 
     async def wait_ended(self) -> None:

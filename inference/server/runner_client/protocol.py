@@ -107,8 +107,8 @@ class RunnerHandle(Protocol):
         """End the process after it has answered what was sent."""
         ...
 
-    def kill(self, detail: str) -> None:
-        """Kill the process."""
+    def kill(self, detail: str, *, is_retiring: bool = False) -> None:
+        """Kill the process; one that retires has more time to free its memory."""
         ...
 
     async def wait_ended(self) -> None:
