@@ -634,8 +634,8 @@ class Limits(_message.Message):
     max_stream_items: _builtins.int
     """Most items of one stream message."""
     max_stream_outstanding: _builtins.int
-    """Most items of one stream that wait for their answer; beyond it the server
-    stops reading.
+    """Unanswered items of one stream at which the server does not read its next
+    message.
     """
     max_image_scans: _builtins.int
     """Most scans of one JPEG."""

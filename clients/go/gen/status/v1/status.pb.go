@@ -1111,8 +1111,8 @@ type Limits struct {
 	MaxAddresses int32 `protobuf:"varint,7,opt,name=max_addresses,json=maxAddresses,proto3" json:"max_addresses,omitempty"`
 	// Most items of one stream message.
 	MaxStreamItems int32 `protobuf:"varint,8,opt,name=max_stream_items,json=maxStreamItems,proto3" json:"max_stream_items,omitempty"`
-	// Most items of one stream that wait for their answer; beyond it the server
-	// stops reading.
+	// Unanswered items of one stream at which the server does not read its next
+	// message.
 	MaxStreamOutstanding int32 `protobuf:"varint,9,opt,name=max_stream_outstanding,json=maxStreamOutstanding,proto3" json:"max_stream_outstanding,omitempty"`
 	// Longest deadline; a longer one, or none, is cut to it.
 	MaxDeadline *durationpb.Duration `protobuf:"bytes,10,opt,name=max_deadline,json=maxDeadline,proto3" json:"max_deadline,omitempty"`
