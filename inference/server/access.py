@@ -12,6 +12,7 @@ from common.errors import Unauthenticated
 from common.reload import CHECK_SECONDS, Reloaded
 from common.tls import Certificate, find_ending, find_invalidity
 from common.tokens import HEADER, Tokens, parse_bearer
+from inference.server.aside import read_aside
 
 HEALTH_SERVICE = "grpc.health.v1.Health"
 _COMMON_NAME, _ALTERNATIVE_NAME = "x509_common_name", "x509_subject_alternative_name"
@@ -109,7 +110,7 @@ class Access:
         """Use the files as they are now, each second; reading them does not hold the loop."""
         await asyncio.sleep(CHECK_SECONDS)
         for one in self._watched:
-            await asyncio.to_thread(one.check)
+            await read_aside(one.check, "access-files")
 
     def state(self, now: datetime) -> AccessState:
         """The protection now."""

@@ -14,6 +14,7 @@ from inference.server.access import Access
 from inference.server.api.interceptors import Callers
 from inference.server.api.predict import PredictApi
 from inference.server.api.status import SettingsFacts, StatusApi
+from inference.server.aside import read_aside
 from inference.server.control.servicer import ControlApi
 from inference.server.memory import MemoryGauge
 from inference.server.model.changes import ModelChanges
@@ -81,7 +82,7 @@ class LiveSettings:
     async def reload(self, *, check_only: bool = False) -> control_pb2.SettingsReload:
         """Read the file, and take it over whole or not at all; `check_only`: say what would be."""
         async with self._lock:
-            found = await asyncio.to_thread(self.reloader.read)
+            found = await read_aside(self.reloader.read, "settings")
             refusal = found.refusal
             if not refusal and self._drain.is_leaving:
                 refusal = "the server is stopping"

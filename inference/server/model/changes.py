@@ -6,13 +6,14 @@ the changed model leaves as a removed one does. A replacement that cannot load i
 """
 
 import asyncio
-import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 
 from common.failure_log import FailureLog
 from common.logs import Logger
+from inference.server.aside import start_aside
 from inference.server.model.commands import BOOT_PAUSE_SECONDS, BootBundle, SlotCommands
 from inference.server.model.manager import ModelManager
 from inference.server.model.models import Models
@@ -130,7 +131,7 @@ class ModelChanges:
             if manager.boot_again_at is not None and now >= manager.boot_again_at:
                 manager.boot_again_at = now + BOOT_PAUSE_SECONDS  # also if this attempt ends as nobody foresaw
                 digest = active_digest(self._models.get(manager.options.model))  # a replacement loads the same
-                self._readings[manager] = _read_aside(SlotCommands(manager), digest)
+                self._readings[manager] = start_aside(partial(SlotCommands(manager).read_for_boot, digest), BOOT_THREAD)
         elif reading.done():
             del self._readings[manager]
             if manager.boot_again_at is not None:  # no command has loaded something meanwhile
@@ -227,20 +228,3 @@ def _is_tried_again(replacement: ModelManager) -> bool:
     if replacement.boot_again_at is None or replacement.boot_failed_at is None:
         return False
     return replacement.options.clock.monotonic() < replacement.boot_failed_at + MAX_BOOT_SECONDS
-
-
-def _read_aside(commands: SlotCommands, digest: str) -> Future[BootBundle]:
-    """What a model finds to start with, read by a thread of its own: a broken disk may hold a read for minutes.
-
-    It holds neither the loop nor, at a stop, the end of the process; a pool would be waited for.
-    """
-    found: Future[BootBundle] = Future()
-
-    def read() -> None:
-        try:
-            found.set_result(commands.read_for_boot(digest))
-        except Exception as error:  # noqa: BLE001  raised where the result is taken
-            found.set_exception(error)
-
-    threading.Thread(target=read, name=BOOT_THREAD, daemon=True).start()
-    return found
