@@ -23,7 +23,7 @@ def test_an_overloaded_server_answers_as_much_as_it_can(tmp_path: Path) -> None:
     assert min(found.windows) > 0.8
     assert found.wasted < 0.1
     assert found.calls.lost < 0.1 * found.calls.offered
-    assert found.calls.refusal_p99 < 0.5
+    assert found.calls.refusal_p99 < found.calls.answer_p99  # not when its deadline has passed
     assert found.calls.without_retry_delay == 0
 
 

@@ -22,7 +22,7 @@ from inference.server.control.report import build_model_state
 from inference.server.events import OverloadChanged
 from inference.server.model.models import Models
 from inference.server.request import Flow, PendingRequest, Priority
-from inference.server.scheduling.admission import Capacity
+from inference.server.scheduling.admission import Capacity, Refusal
 from inference.server.scheduling.fair_queue import Caller, CallerRules, Quota, Source
 from inference.server.scheduling.held_bytes import HeldBytes, HeldRules
 from inference.server.scheduling.turns import GRANT_SECONDS, MAX_AHEAD, TURN_ROWS, Reader
@@ -198,11 +198,19 @@ class SlowTaskStream(TaskStream):
         super().__init__(api)
         self.clock, self.begun = clock, 0
 
-    def begin(self, *arguments: Any, **options: Any) -> PendingRequest:
+    def begin(
+        self,
+        item_id: str,
+        request: Any,  # noqa: ANN401  as of a task
+        deadline_seconds: float | None,
+        *,
+        is_duplicate: bool,
+        refusal: Refusal | None,
+    ) -> PendingRequest:
         """Accept one."""
         self.clock.seconds += 0.75 * MAX_BUSY_SECONDS
         self.begun += 1
-        return super().begin(*arguments, **options)
+        return super().begin(item_id, request, deadline_seconds, is_duplicate=is_duplicate, refusal=refusal)
 
 
 async def wait_until(is_so: Callable[[], bool]) -> None:
