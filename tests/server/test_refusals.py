@@ -76,7 +76,7 @@ async def endless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 async def test_a_slot_whose_process_has_not_ended_in_time_is_in_use(endless: World) -> None:
-    """No internal error: `retire_seconds` may be longer than the call waits. Later the slot is empty, and not before."""
+    """No internal error: `retire_seconds` may be longer than the call waits. The slot is empty later, not before."""
     load, context = await endless.candidate(), cast("Any", None)
     request = pb.RetireSlotRequest(change=CHANGE, load_id=load.load_id).SerializeToString()
 
