@@ -143,9 +143,7 @@ class ServerSection(Section):
         ),
     ] = 12.0
     max_stream_outstanding: Annotated[
-        int,
-        Change.AT_ONCE,
-        Field(ge=1, le=1024, description="unanswered items of a stream at which its next message is not read"),
+        int, Change.AT_ONCE, Field(ge=1, le=1024, description="unanswered items with which a stream is read no further")
     ] = 32
     max_deadline_seconds: Annotated[
         float, Change.AT_ONCE, Field(gt=0, le=3600, description="deadline of calls that set none or a longer one")
