@@ -236,7 +236,7 @@ class RunnerSection(Section):
     ] = True
     max_call_rows: Annotated[
         int,
-        Field(ge=0, le=4096, description="most statements in a device call; 0, or more than that: the engine's limit"),
+        Field(ge=0, le=4096, description="most rows in a device call, up to the engine's limit; 0: that limit"),
     ] = 0
     max_call_seconds: Annotated[
         float, Field(gt=0, le=600, description="longest expected device call; more work is split into several")
@@ -368,7 +368,7 @@ class CallerSection(Section):
         float, Field(ge=0.01, le=100, description="share of device time, relative to callers of the same priority")
     ] = 1.0
     rows_per_second: Annotated[
-        float, Field(ge=0, le=1e6, description="quota of statements per second; 0 = no quota")
+        float, Field(ge=0, le=1e6, description="quota of rows (statements or addresses) per second; 0 = no quota")
     ] = 0.0
 
 
