@@ -1,6 +1,7 @@
 """The panels of the dashboard."""
 
 from cli.monitoring.panel import RATE, Panel, PanelKind, PanelRow, Query
+from common.usage_limits import GPU_MEMORY
 
 _ITEMS = "hotslot_items_total{$where}"
 _SECONDS = "hotslot_item_seconds_bucket{$where,"
@@ -242,7 +243,8 @@ _DEVICES = PanelRow(
     (
         Panel(
             "GPU memory",
-            "As the runners see it, by all processes. Alerts: 85 and 95 %.",
+            "As the runners see it, by all processes. "
+            f"Alerts: {GPU_MEMORY.degraded * 100:g} and {GPU_MEMORY.failed * 100:g} %.",
             "percentunit",
             (Query("hotslot_device_memory_used_bytes{$on} / hotslot_device_memory_total_bytes{$on}", "{{device}}"),),
         ),

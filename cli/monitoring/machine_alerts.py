@@ -1,6 +1,7 @@
 """Alerts about the machine, and about who may call."""
 
 from cli.monitoring.alert import Alert, AlertGroup, Severity, Step
+from common.usage_limits import DESCRIPTORS, DISK, MEMORY
 
 _DOCTOR = "hotslot doctor"
 _STATUS = "hotslot status"
@@ -44,7 +45,7 @@ MACHINE = AlertGroup(
         Alert(
             "HotslotDiskLow",
             Severity.WARNING,
-            f"{_DISK} < 0.1",
+            f"{_DISK} < {1 - DISK.degraded:.2g}",
             "5m",
             "{{ $value | humanizePercentage }} of the state folder's disk is free on {{ $labels.instance }}",
             "An update that does not fit is HELD, and goes on by itself when there is room. Serving needs no disk.",
@@ -58,7 +59,7 @@ MACHINE = AlertGroup(
         Alert(
             "HotslotDiskFull",
             Severity.CRITICAL,
-            f"{_DISK} < 0.02",
+            f"{_DISK} < {1 - DISK.failed:.2g}",
             "1m",
             "{{ $value | humanizePercentage }} of the state folder's disk is free on {{ $labels.instance }}",
             "Less than 2 % is free. The server keeps serving. An update that would leave less than "
@@ -74,7 +75,7 @@ MACHINE = AlertGroup(
         Alert(
             "HotslotMemoryHigh",
             Severity.CRITICAL,
-            "hotslot_memory_used_bytes / hotslot_memory_total_bytes > 0.9",
+            f"hotslot_memory_used_bytes / hotslot_memory_total_bytes > {MEMORY.failed}",
             "2m",
             "{{ $value | humanizePercentage }} of the memory is in use on {{ $labels.instance }}",
             "The kernel may kill a runner or the server.",
@@ -88,7 +89,7 @@ MACHINE = AlertGroup(
         Alert(
             "HotslotDescriptorsHigh",
             Severity.WARNING,
-            'process_open_fds{job=~"hotslot.*"} / process_max_fds{job=~"hotslot.*"} > 0.8',
+            f'process_open_fds{{job=~"hotslot.*"}} / process_max_fds{{job=~"hotslot.*"}} > {DESCRIPTORS.degraded}',
             "5m",
             "{{ $labels.job }} on {{ $labels.instance }} has used {{ $value | humanizePercentage }} of its descriptors",
             "At the limit, connections are refused.",

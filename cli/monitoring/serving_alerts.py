@@ -1,6 +1,7 @@
 """Alerts about what callers see, and about the device."""
 
 from cli.monitoring.alert import Alert, AlertGroup, Severity, Step, grew
+from common.usage_limits import GPU_MEMORY
 
 _STATUS = "hotslot status"
 _EXPLAIN = "hotslot logs explain hotslot.log"
@@ -261,7 +262,7 @@ RUNNERS = AlertGroup(
         Alert(
             "HotslotGpuMemoryHigh",
             Severity.WARNING,
-            "hotslot_device_memory_used_bytes / hotslot_device_memory_total_bytes > 0.85",
+            f"hotslot_device_memory_used_bytes / hotslot_device_memory_total_bytes > {GPU_MEMORY.degraded}",
             "10m",
             "{{ $labels.device }} of {{ $labels.instance }} has {{ $value | humanizePercentage }} of its memory in use",
             "A second model may not fit beside the serving one, so updates are HELD.",
@@ -275,7 +276,7 @@ RUNNERS = AlertGroup(
         Alert(
             "HotslotGpuMemoryFull",
             Severity.CRITICAL,
-            "hotslot_device_memory_used_bytes / hotslot_device_memory_total_bytes > 0.95",
+            f"hotslot_device_memory_used_bytes / hotslot_device_memory_total_bytes > {GPU_MEMORY.failed}",
             "2m",
             "{{ $labels.device }} of {{ $labels.instance }} is full",
             "The next large call may run out of memory; then the model moves to the CPU.",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import grpc
 
+from common import usage_limits
 from common.clock import Clock
 from common.settings_reload import SettingsState, describe_restarts
 from hotslot.status.v1 import status_pb2
@@ -223,9 +224,9 @@ def _slot(manager: ModelManager, slot: SlotRecord) -> status_pb2.Slot:
 
 def _resources(machine: health.MachineResources, managers: list[ModelManager]) -> status_pb2.ResourceHealth:
     found = [
-        health.judge_usage(health.MEMORY, machine.memory_used, machine.memory_total),
-        health.judge_usage(health.DISK, machine.disk_total - machine.disk_free, machine.disk_total),
-        health.judge_usage(health.DESCRIPTORS, machine.descriptors_used, machine.descriptors_limit),
+        usage_limits.judge_usage(usage_limits.MEMORY, machine.memory_used, machine.memory_total),
+        usage_limits.judge_usage(usage_limits.DISK, machine.disk_total - machine.disk_free, machine.disk_total),
+        usage_limits.judge_usage(usage_limits.DESCRIPTORS, machine.descriptors_used, machine.descriptors_limit),
     ]
     gpus: dict[str, status_pb2.GpuMemory] = {}
     for manager in managers:
@@ -235,7 +236,9 @@ def _resources(machine: health.MachineResources, managers: list[ModelManager]) -
                 gpus[load.device] = status_pb2.GpuMemory(
                     device=load.device, used_bytes=beat.device_used_bytes, total_bytes=beat.device_total_bytes
                 )
-    found += [health.judge_usage(health.GPU_MEMORY, gpu.used_bytes, gpu.total_bytes) for gpu in gpus.values()]
+    found += [
+        usage_limits.judge_usage(usage_limits.GPU_MEMORY, gpu.used_bytes, gpu.total_bytes) for gpu in gpus.values()
+    ]
     return status_pb2.ResourceHealth(
         level=_LEVELS[max(level for level, _ in found)],
         memory_used_bytes=machine.memory_used,
