@@ -155,7 +155,10 @@ def rollback(
     revision: Annotated[
         str,
         typer.Argument(
-            metavar="[REV]", help="What is taken back; refused if it is not what serves.", show_default=False
+            metavar="[REV]",
+            help="Revision that the rollback must act on: the update's while one is in progress and not HELD, "
+            "else the committed one; refused if it is another.",
+            show_default=False,
         ),
     ] = "",
     *,

@@ -214,7 +214,7 @@ REASONS: dict[str, str] = {
     "NOT_QUARANTINED": "它没有被隔离。",
     "NOT_ROLLING_OUT": "没有进行中的发布。",
     "NO_GOLDEN": "没有设置基准集。",
-    "OTHER_REVISION": "当前服务的不是这个版本。",
+    "OTHER_REVISION": "回滚此刻针对的不是这个版本。",
     "OTHER_TASK": "基准集属于另一个任务。",
     "PAUSED": "更新已暂停。",
     "PERCENT_OUT_OF_RANGE": "百分比超出范围。",

@@ -165,7 +165,7 @@ def _refuse(  # noqa: C901, PLR0911  one line a case
         case CommandEffect.ROLL_BACK_COMMITTED | CommandEffect.TAKE_BACK | CommandEffect.ABANDON if _is_other(
             record, command
         ):
-            return _refuse_other(record, command)
+            return _refuse_other(record, command, effect)
         case CommandEffect.IN_PROGRESS:
             return Refusal("UPDATE_IN_PROGRESS", f"{record.under_way.revision} is under way")
         case CommandEffect.REQUEST | CommandEffect.SUPERSEDE:
@@ -201,7 +201,7 @@ def _refuse_request(record: ModelRecord, revision: str, rules: Rules) -> Refusal
 
 
 def _is_other(record: ModelRecord, command: OperatorCommand) -> bool:
-    """Whether an operator wants to take back another revision than the one that would be."""
+    """Whether an operator names another revision than the one that a rollback acts on."""
     if command.kind is not CommandKind.ROLLBACK or not command.argument:
         return False
     taken = _taken_back(record)
@@ -209,17 +209,17 @@ def _is_other(record: ModelRecord, command: OperatorCommand) -> bool:
 
 
 def _taken_back(record: ModelRecord) -> tuple[str, str, str] | None:
-    """Name, source digest and commit id of what a rollback takes back."""
+    """Name, source digest and commit id of what a rollback acts on: the update, or the committed revision."""
     effect, update, committed = find_effect(record, CommandKind.ROLLBACK), record.update, record.committed
     if effect is not CommandEffect.ROLL_BACK_COMMITTED and update is not None:
         return update.revision, update.source_digest, update.commit_id
     return None if committed is None else (committed.revision, committed.source_digest, committed.commit_id)
 
 
-def _refuse_other(record: ModelRecord, command: OperatorCommand) -> Refusal:
-    taken = _taken_back(record)
-    what = "nothing is committed" if taken is None else f"a rollback would take back {taken[0]}"
-    return Refusal("OTHER_REVISION", f"{command.argument} is not what serves: {what}")
+def _refuse_other(record: ModelRecord, command: OperatorCommand, effect: CommandEffect) -> Refusal:
+    taken, act = _taken_back(record), "abandon the update to" if effect is CommandEffect.ABANDON else "take back"
+    what = "nothing is committed" if taken is None else f"it would {act} {taken[0]}"
+    return Refusal("OTHER_REVISION", f"{command.argument} is not what a rollback would act on now: {what}")
 
 
 def _find_quarantined(record: ModelRecord, given: str) -> list[Quarantined]:

@@ -180,6 +180,24 @@ def test_a_rollback_before_an_update_serves_abandons_the_update_alone(two: World
     assert (two.serving, two.committed, two.quarantined) == ("1.0.0", "1.0.0", {"1.1.0"})
 
 
+@pytest.mark.parametrize("stage", [Stage.STAGING, Stage.VERIFYING, Stage.GATING, Stage.SHADOWING])
+def test_a_rollback_of_the_serving_revision_is_refused_before_an_update_serves(two: World, stage: Stage) -> None:
+    """It would only abandon the update, and the refusal says so; the revision that is named still serves."""
+    bring(two, stage)
+    refusal = two.command(CommandKind.ROLLBACK, "1.1.0")
+    assert refusal is not None
+    assert (refusal.reason, two.serving, two.stage) == ("OTHER_REVISION", "1.1.0", stage)
+    assert refusal.message == ("1.1.0 is not what a rollback would act on now: it would abandon the update to 1.2.0")
+
+
+def test_a_rollback_of_the_committed_revision_is_refused_in_a_trial(two: World) -> None:
+    """It would take back the candidate, which is what serves."""
+    bring(two, Stage.OBSERVING)
+    refusal = two.command(CommandKind.ROLLBACK, "1.1.0")
+    assert refusal is not None
+    assert refusal.message == "1.1.0 is not what a rollback would act on now: it would take back 1.2.0"
+
+
 def test_a_rollback_of_a_new_conversion_blocks_the_conversion_and_not_the_source(two: World) -> None:
     """Its source is the one that is committed: what serves must not be in quarantine."""
     content, before = two.hub.contents["1.1.0"], two.record.committed

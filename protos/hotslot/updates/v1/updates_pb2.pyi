@@ -1049,8 +1049,10 @@ class RollbackRequest(_message.Message):
     model: _builtins.str
     """Name of the model."""
     revision: _builtins.str
-    """What is to be taken back: name, digest or commit id, or a prefix. The call
-    is refused if it is not what serves. Default: whatever serves.
+    """Revision that the rollback must act on: name, digest or commit id, or a
+    prefix. That is the update's while one is in progress and not HELD, else
+    the committed one; the call is refused if it is another. Default: not
+    checked.
     """
     @_builtins.property
     def operator(self) -> Global___Operator:
