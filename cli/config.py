@@ -27,7 +27,15 @@ UNSET = "unset"  # the key is left out of the file
 LIST_OF_TABLES, TABLE_OF_TABLES, LIST_MARK = "list of tables", "table of tables", "[]"
 _JOINTS: Mapping[Any, str] = {tuple: f"{LIST_MARK}.", dict: ".NAME."}
 _UNITS = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
-_BOUNDS = ("ge", "gt", "le", "lt", "min_length", "max_length", "pattern")
+_LIMITS = {
+    "gt": "more than",
+    "ge": "at least",
+    "min_length": "at least",
+    "lt": "less than",
+    "le": "at most",
+    "max_length": "at most",
+}
+_BOUNDS = (*_LIMITS, "pattern")
 _KINDS: Mapping[type, str] = {bool: "true or false", int: "integer", float: "number", str: "text", Path: "path"}
 _HEADER = """\
 # Configuration
@@ -219,17 +227,16 @@ def _allowed(key: str, field: FieldInfo) -> str:
     choices = _choices(field.annotation)
     if choices:
         return " or ".join(json.dumps(choice) for choice in choices)
-    bounds = {bound: getattr(rule, bound) for rule in field.metadata for bound in _BOUNDS if hasattr(rule, bound)}
-    if bounds.get("pattern") is not None:
+    rules = [(bound, getattr(rule, bound, None)) for rule in field.metadata for bound in _BOUNDS]
+    bounds = {bound: limit for bound, limit in rules if limit is not None}
+    if "pattern" in bounds:
         return f"`{bounds['pattern']}`"
     unit = " characters" if field.annotation is str else " entries" if get_origin(field.annotation) else ""
     low, high = bounds.get("ge", bounds.get("min_length")), bounds.get("le", bounds.get("max_length"))
-    above = bounds.get("gt")
-    if above is not None and high is not None:
-        return f"more than {above:g}, at most {_number(key, high)}{unit}"
     if low is not None and high is not None:
         return f"{_number(key, low)} to {_number(key, high)}{unit}"
-    return "" if high is None else f"at most {_number(key, high)}{unit}"
+    limits = [f"{words} {_number(key, bounds[bound])}" for bound, words in _LIMITS.items() if bound in bounds]
+    return ", ".join(limits) + unit if limits else ""
 
 
 def _choices(annotation: Any) -> list[str]:  # noqa: ANN401  any annotation

@@ -135,6 +135,13 @@ def test_every_setting_has_a_description() -> None:
     assert [row.key for row in list_settings() if not row.meaning] == []
 
 
+def test_every_number_has_a_range() -> None:
+    """The reference says what is allowed, also where a limit itself is not."""
+    allowed = {row.key: row.allowed for row in list_settings() if row.kind in ("integer", "number")}
+    assert [key for key, words in allowed.items() if not words] == []
+    assert allowed["updater.models.NAME.observe.significance"] == "more than 0, less than 1"
+
+
 @pytest.mark.parametrize("name", ["hotslot.toml", "deploy/hotslot-http.toml"])
 def test_the_demo_settings_are_correct(hotslot: Hotslot, name: str) -> None:
     """Both files pass `hotslot config check`."""
