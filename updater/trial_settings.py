@@ -36,7 +36,11 @@ class ObserveSection(Section):
 
     window_seconds: Annotated[Seconds, Field(description="shortest trial")] = 600.0
     max_seconds: Annotated[
-        Seconds, Field(description="longest trial; without enough answers by then there is no verdict")
+        Seconds,
+        Field(
+            description="time limit of a trial, or of a canary's step, that lacks answers or evidence; with probes, or "
+            "while requests wait for the previous model, counted from the end of window_seconds"
+        ),
     ] = 1800.0
     min_answers: Annotated[int, Field(ge=1, le=10**6, description="answers needed for a verdict")] = 50
     error_margin: Annotated[

@@ -57,7 +57,9 @@ class ObserveRules:
     """Thresholds of a trial."""
 
     window_seconds: float = 600.0  # least time on trial
-    max_seconds: float = 1800.0  # without enough answers by then there is no verdict
+    # Of a trial, or of a canary's step, that lacks answers or evidence. With probes, or while requests wait for the
+    # previous slot, counted from the end of the window.
+    max_seconds: float = 1800.0
     min_answers: int = 50  # before any verdict but a burst's
     error_margin: float = 0.01  # share of requests that may fail; with a previous slot: of those that it has answered
     burst_failures: int = 5  # so many failures …
