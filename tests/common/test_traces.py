@@ -177,7 +177,7 @@ def test_an_update_is_one_trace_over_both_processes() -> None:
     """Its steps, and the server's calls for it, are children of the update's span."""
     spans: list[bytes] = []
     begun = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-    update = Update("20260102-030405-abc", UpdateKind.RELEASE, "v1.1.0", begun, reason="ERROR_BURST")
+    update = Update("20260102-030405-abc", UpdateKind.RELEASE, "v1.1.0", begun, reason="BURST")
     observer = TraceObserver(spans.append)
 
     def record(name: str, second: int, outcome: Outcome | None = None) -> None:
@@ -197,7 +197,7 @@ def test_an_update_is_one_trace_over_both_processes() -> None:
     whole = found["update to v1.1.0"]
     assert {span.trace_id for span in found.values()} == {make_trace_id(update.update_id).hex()}
     assert {span.parent_id for name, span in found.items() if name != whole.name} == {whole.span_id}
-    assert (whole.parent_id, whole.error) == ("", "ERROR_BURST why")
+    assert (whole.parent_id, whole.error) == ("", "BURST why")
     assert (whole.end_nanos - whole.start_nanos) / 1e9 == 9
     assert (found["revision_staged"].end_nanos - found["revision_staged"].start_nanos) / 1e9 == 2
 
