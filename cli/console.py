@@ -23,7 +23,7 @@ EXAMPLE = """Example:  hotslot console
 
 Next:  open the address that it prints."""
 _EXTRA = ("starlette", "uvicorn", "jinja2", "multipart", "python_multipart")
-_MISSING = "the console needs the packages of an extra: pip install 'hotslot[console]'"
+_MISSING = "the console needs more packages: install the wheel with its extra `console` (docs/how-to/install.md)"
 
 
 @calls_server

@@ -158,7 +158,8 @@ class Parquet:
         try:
             parquet: Any = importlib.import_module("pyarrow.parquet")
         except ImportError as error:
-            raise WronglyUsed('Parquet files need pyarrow: `pip install "hotslot[parquet]"`') from error
+            message = "Parquet files need pyarrow: install the wheel with its extra `parquet` (docs/how-to/install.md)"
+            raise WronglyUsed(message) from error
         try:
             self._file = parquet.ParquetFile(path)
         except (OSError, ValueError) as error:
