@@ -26,7 +26,7 @@ class PollHub:
     """List the hub's revisions, and the files of those that policy allows.
 
     Perform: `names = hub.revisions()`, then `hub.release(name)` for each of
-    `watch.select_names(names, effect)`. Result: `Listed`.
+    `choice.select_names(names, effect)`. Result: `Listed`.
     """
 
     policy: ReleasePolicy
@@ -47,7 +47,7 @@ class StageRevision:
     """
 
     update_id: str
-    revision: str  # for people; `identity.hub_name` is its name on the hub
+    revision: str  # for people; `versions.hub_name` is its name on the hub
     source_digest: str  # as listed; empty if this hub's listing has no digests
     is_fresh: bool  # drop what was fetched before
     max_bytes: int
@@ -256,7 +256,7 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Gated:
-    """The gate is complete; `gate.judge` judges the answers."""
+    """The gate is complete; `gate_verdict.judge` judges the answers."""
 
     answers: GateAnswers
 

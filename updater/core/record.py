@@ -393,7 +393,7 @@ class Event:
     at: datetime
     model: str
     stage: Stage
-    name: str  # stable, in past tense, for example "gate_refused"
+    name: str  # stable, in past tense, for example "candidate_refused"
     message: str  # a sentence for people
     update: Update | None = None  # as it stood then
     outcome: Outcome | None = None  # set by the last event of an update

@@ -88,7 +88,7 @@ def test_the_history_has_the_last_state_of_each_update(journal: Journal) -> None
 def test_evidence_is_kept_by_stage(journal: Journal) -> None:
     """Measurements of the gate and of the trial are both kept."""
     gate = Evidence((Measured("accuracy", 0.9, 0.95, 0.94, passed=False),))
-    journal.write(RECORD, [replace(event("gate_refused", Stage.GATING), evidence=gate)])
+    journal.write(RECORD, [replace(event("candidate_refused", Stage.GATING), evidence=gate)])
     trial = Evidence((Measured("error_share", 0.0, None, 0.01, passed=True),))
     journal.write(RECORD, [replace(event("trial_kept", Stage.OBSERVING), evidence=trial)])
     assert [gate, trial] == journal.evidence(UPDATE.update_id)
