@@ -53,7 +53,10 @@ class Evidence:
 
 
 class Stage(StrEnum):
-    """The stage of an update; stages whose names end in ING are left without an operator."""
+    """The stage of an update.
+
+    An update leaves a stage whose name ends in ING by itself; HELD waits for an operator, or for disk space.
+    """
 
     IDLE = "IDLE"  # nothing to do
     STAGING = "STAGING"  # its files are being fetched
@@ -64,7 +67,7 @@ class Stage(StrEnum):
     OBSERVING = "OBSERVING"  # it answers callers on trial
     COMMITTING = "COMMITTING"  # it is being committed
     ROLLING_BACK = "ROLLING_BACK"  # the committed revision is being restored
-    HELD = "HELD"  # a person must decide; the serving model is not changed
+    HELD = "HELD"  # it waits for a person, or for disk space; the serving model is not changed
 
 
 class UpdateKind(StrEnum):

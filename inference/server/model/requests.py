@@ -1,4 +1,4 @@
-"""A request's whole life, in reading order: admit, route, submit; answered or failed; handed over or run again.
+"""A request's whole life, in reading order: route, admit, submit; answered or failed; handed over or run again.
 
 Every rule of "a trial costs no answer" is here or in `route`: which slot is tried and for how long (`choose_route`),
 which slot answers then (`choose_handover_slot`), and what is counted against the trial (`on_answer`, `record_death`).
@@ -68,7 +68,7 @@ class Requests:
         """The two slots as they are now."""
         return self.machine.pair
 
-    # Admitted, routed, submitted.
+    # Routed, admitted, submitted.
 
     def predict(
         self, payload: Payload, deadline: float, source: Source = UNNAMED, tags: RequestTags = NO_TAGS
@@ -445,7 +445,7 @@ class Requests:
         if is_due and now - self._self_test_sent_at >= (pause if slot.load.is_proven else SELF_TEST_PAUSE_SECONDS):
             self.send_self_test(m.SendSelfTest(slot.name))
 
-    # Settled.
+    # Done.
 
     def _on_done(self, request: PendingRequest) -> None:
         self.intake.release(request)
