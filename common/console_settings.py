@@ -32,7 +32,7 @@ class ConsoleSection(Section):
     operate: Annotated[
         bool,
         Field(
-            description="whether who is logged in may approve, roll back, pause, resume, end a quarantine, and add "
+            description="whether logged-in operators may approve, roll back, pause, resume, end a quarantine, and add "
             "golden items. Needs `tokens_file`"
         ),
     ] = False

@@ -161,7 +161,7 @@ class UpdaterSection(Section):
         Field(
             max_length=200,
             pattern=r"^[A-Za-z0-9_]*$",
-            description="environment variable with the token, instead of a file",
+            description="name of the environment variable that has the token, instead of hub_token_file",
         ),
     ] = ""
     hub_ca_file: Annotated[
@@ -226,7 +226,11 @@ class UpdaterSection(Section):
     max_failures_an_hour: Annotated[
         int,
         Change.MODELS,
-        Field(ge=1, le=100, description="more failed updates in an hour open the breaker activation"),
+        Field(
+            ge=1,
+            le=100,
+            description="more failed updates than this within an hour open the circuit breaker `activation`",
+        ),
     ] = 3
     breaker_first_seconds: Annotated[
         Seconds,

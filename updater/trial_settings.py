@@ -50,7 +50,9 @@ class ObserveSection(Section):
     burst_failures: Annotated[
         int, Field(ge=2, le=10**6, description="number of failures that causes an immediate rollback")
     ] = 5
-    burst_share: Annotated[Share, Field(description="share of failures that is also needed for it")] = 0.20
+    burst_share: Annotated[
+        Share, Field(description="smallest failed share of the requests at which burst_failures causes the rollback")
+    ] = 0.20
     max_not_finite: Annotated[
         int, Field(ge=0, le=10**6, description="more answers with NaN than this cause an immediate rollback")
     ] = 2
@@ -131,20 +133,18 @@ class CompareSection(Section):
         Field(
             gt=0,
             lt=1,
-            description="probability that a revision is HELD for changed answers in its trial although it changes as "
-            "many as on the golden set",
+            description="upper bound, over a whole trial, on the probability that a revision that changes no more "
+            "answers than on the golden set is HELD for changed answers",
         ),
     ] = 0.02
-    margin: Annotated[
-        Share, Field(description="share of changed answers beyond what the golden set allows that is not counted")
-    ] = 0.005
+    margin: Annotated[Share, Field(description="tolerance added to the golden set's limit on changed answers")] = 0.005
     min_compared: Annotated[
         int,
         Field(
             ge=0,
             le=10**6,
-            description="a trial that has answered as many requests is not kept before this many answers were "
-            "compared; if fewer were, it is extended once, by one window",
+            description="compared answers needed before a trial that has answered this many requests is committed; "
+            "if there are fewer, it is extended once, by at most one window",
         ),
     ] = 100
     max_mix_change: Annotated[

@@ -119,7 +119,7 @@ class ServerSection(Section):
         int,
         Change.AT_ONCE,
         Field(
-            ge=1, le=1_000_000, description="most accepted, unanswered unary requests of a model; stream items apart"
+            ge=1, le=1_000_000, description="most unanswered unary requests of a model; stream items are not counted"
         ),
     ] = 10_000
     max_waiting_bytes: Annotated[
@@ -247,8 +247,8 @@ class RunnerSection(Section):
         Field(
             ge=1.5,
             le=100,
-            description="time limit of a device call, as a multiple of its expected time; on a CPU in CPU seconds, "
-            "and ten times as much in all",
+            description="time limit of a device call, as a multiple of its expected time; on a CPU it limits CPU time "
+            "and time asleep, and wall-clock time has ten times that",
         ),
     ] = 8.0
     silence_seconds: Annotated[
@@ -301,8 +301,8 @@ class HealthSection(Section):
         Field(
             ge=-1,
             le=65535,
-            description="port on which the health service is served too, without TLS, for probes: connections of "
-            "clients cannot be in their way; 0 = any free port, -1 = off",
+            description="port on which the health service is served too, without TLS, for probes: clients' "
+            "connections cannot block probes; 0 = any free port, -1 = off",
         ),
     ] = -1
     needs_token: Annotated[
@@ -331,8 +331,8 @@ class SchedulingSection(Section):
         Change.AT_ONCE,
         Field(
             pattern=r"^([a-z0-9_.-]{1,64})?$",
-            description="metadata key whose value names the caller, set by a proxy; the name of its token goes before "
-            "it, and that of its client certificate, unless it is in proxy_certificates; else it is the connection",
+            description="metadata key in which a proxy names the caller. Order: token's name, client certificate's "
+            "name (unless in proxy_certificates), this key, the proxy's certificate, the connection",
         ),
     ] = ""
     proxy_certificates: Annotated[

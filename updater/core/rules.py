@@ -87,7 +87,7 @@ class CompareRules:
     busy_share: float = 0.5  # of its time that the other slot may spend on copies
     false_alarms: float = 0.02  # probability that an equally good revision is HELD, for a whole trial
     margin: float = 0.005  # share of changed answers beyond the golden set's bound that is not counted
-    min_compared: int = 100  # answers before a trial with as many is kept; it is prolonged by a window at most
+    min_compared: int = 100  # answers before a trial with as many is kept; it is extended by a window at most
     max_mix_change: float = 0.1  # share of labels that may move between two revisions at the same hours; 0: any
     min_labels: int = 500  # of each revision in an hour of the day before it is compared
 
