@@ -32,7 +32,7 @@ def alerts() -> None:
 )
 def rules(
     *,
-    base: Annotated[str, typer.Option(metavar="URL", help="What stands before a runbook's name.")] = DEFAULT_BASE,
+    base: Annotated[str, typer.Option(metavar="URL", help="URL prefix of the runbook links.")] = DEFAULT_BASE,
 ) -> None:
     """Print recording rules and alerts for Prometheus."""
     out.print(render_rules(base), end="", markup=False, soft_wrap=True)
@@ -48,7 +48,9 @@ def dashboard() -> None:
 
 @app.command(epilog="Example:  hotslot alerts runbooks docs/runbooks\n\nNext:  `hotslot alerts rules --base URL`.")
 def runbooks(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the pages; pages of no alert are deleted.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder to write to; every other .md file in it is deleted.")
+    ],
 ) -> None:
     """Write a runbook page for each alert.
 

@@ -1,4 +1,4 @@
-"""The options that say which version is to answer a call, and to which key it belongs."""
+"""The options that say which version must answer a call, and to which key it belongs."""
 
 from typing import Annotated
 
@@ -13,7 +13,7 @@ ModelVersion = Annotated[
     typer.Option(
         "--model-version",
         metavar="VERSION",
-        help="That is to answer: stable, canary, a revision or a digest. Default: any.",
+        help="Version that must answer: stable, canary, a revision or a digest. Default: any.",
         show_default=False,
     ),
 ]

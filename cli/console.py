@@ -39,14 +39,20 @@ def console(
         typer.Option("--port", min=0, max=65535, help="Port to listen on. Default: 50080.", show_default=False),
     ] = None,
     operate: Annotated[
-        bool, typer.Option("--operate", help="Let who is logged in act; needs --tokens.", show_default=False)
+        bool,
+        typer.Option(
+            "--operate",
+            help="Let logged-in operators approve, roll back, pause, resume, end a quarantine and add golden items; "
+            "needs --tokens.",
+            show_default=False,
+        ),
     ] = False,
     tokens: Annotated[
         Path | None,
         typer.Option(
             "--tokens",
             metavar="FILE",
-            help="Who may log in; `hotslot token new --file FILE NAME` adds somebody.",
+            help="File of those who may log in; `hotslot token new --file FILE NAME` adds one.",
             show_default=False,
         ),
     ] = None,

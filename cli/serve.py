@@ -112,7 +112,7 @@ def _name_missing(settings: Settings) -> None:
 def _run_and_report(settings: Settings, log: Path | None) -> int:
     """Run the stack, with a sentence before it and, if it failed, one after it; returns its exit code."""
     where = "the log follows here" if log is None else f"the log goes to {log}"
-    err.print(text(f"starting the server; {where}, and a text when the models answer"), soft_wrap=True)
+    err.print(text(f"starting the server; {where}, and a message when the models are ready"), soft_wrap=True)
     code = run_stack(STACK_COMMAND, lambda ended: announce(settings, ended, log), log)
     is_refused = code in (ExitCode.WRONG_USE, ExitCode.BUSY)  # with a sentence on the terminal
     if code and not is_refused and log is not None:

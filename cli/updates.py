@@ -232,10 +232,10 @@ def promote(*, model: Model = "", state_dir: StateDir = None) -> None:
 def approve(digest: Digest, *, model: Model = "", state_dir: StateDir = None) -> None:
     """Approve the update that is HELD, by its content.
 
-    Possible if it is held for policy, agreement, noise, cost, changed answers,
-    other labels, a missing or unusable golden set, or because it may be older;
-    never if verification failed.
-    `hotslot updates show ID` shows the evidence.
+    `hotslot updates show ID` shows its reason and the evidence. Possible if the
+    reason is APPROVAL, AGREEMENT, NOISE, SLOWER, CHANGED_ANSWERS, LABELS,
+    NO_GOLDEN, GOLDEN_UNUSABLE, SEEN_BEFORE or FIRST_CONTACT; never if
+    verification failed.
     """
     with _updater(state_dir) as stub:
         request = pb.ApproveRequest(model=model, source_digest=digest)

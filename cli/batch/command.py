@@ -70,7 +70,9 @@ _Concurrency = Annotated[
 ]
 _Priority = Annotated[
     BatchPriority,
-    typer.Option(help="bulk: other callers' single calls come first. interactive: it is one of them."),
+    typer.Option(
+        help="bulk: other callers' single calls come first. interactive: sends single calls, with their priority."
+    ),
 ]
 _RetryFailed = Annotated[
     bool, typer.Option("--retry-failed", help="Send rows without an answer again.", show_default=False)

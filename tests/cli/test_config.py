@@ -10,6 +10,7 @@ from cli.settings import PROJECT_FOLDER
 from common.exit_codes import ExitCode
 from dev.harness.certificates import Authority, ListenerFiles
 from tests.cli.conftest import Hotslot
+from updater.core.record import APPROVABLE, HeldFor
 
 GOOD = '[[models]]\nname = "shapes"\n[server]\nport = 50123\nmetrics_port = -1\n'
 BAD = """
@@ -192,6 +193,12 @@ def test_the_help_of_every_command_has_an_example_and_a_next_step(hotslot: Hotsl
     assert ended.code == 0
     assert f"Example:  hotslot {command}" in ended.out
     assert "Next:" in ended.out
+
+
+def test_the_help_of_approve_names_the_reasons_that_can_be_approved(hotslot: Hotslot) -> None:
+    """As `hotslot updates show` prints them."""
+    named = set(hotslot("updates", "approve", "--help").out.replace(",", " ").replace(";", " ").split())
+    assert {reason for reason in HeldFor if reason.value in named} == APPROVABLE
 
 
 def test_the_help_names_all_commands_and_exit_codes(hotslot: Hotslot) -> None:
