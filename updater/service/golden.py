@@ -142,7 +142,7 @@ class GoldenApi:
     @contextmanager
     def _take_place(self) -> Iterator[None]:
         if not self._calls.acquire(blocking=False):
-            raise _build_busy_error("as many calls about golden sets wait as may")
+            raise _build_busy_error("too many golden-set calls are in progress")
         try:
             yield
         finally:
@@ -162,7 +162,7 @@ class GoldenApi:
                 sentence = f"the golden set is {facts.problem.lower().replace('_', ' ')}"
                 raise Conflict(f"{sentence}; `hotslot golden show` says why", reason="GOLDEN_UNUSABLE")
             if self._clock.monotonic() >= ends:
-                raise _build_busy_error("the golden set is large and not read to its end yet")
+                raise _build_busy_error("the golden set is still being read")
 
 
 @contextmanager

@@ -319,7 +319,8 @@ class TaskStream:
         if quota > 0 and (is_memory_short or not is_one_of_few):
             return Refusal(Overloaded, "QUOTA_EXCEEDED", "the caller's quota is used up", quota)
         if is_memory_short:
-            return Refusal(Overloaded, "QUEUE_FULL", "it waits for its turn, and others need the memory that it holds")
+            text = "the message waited too long for its turn while the server is short of memory"
+            return Refusal(Overloaded, "QUEUE_FULL", text)
         return None
 
     def _take_rights(self) -> None:

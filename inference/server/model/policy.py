@@ -178,12 +178,11 @@ def check_shadow(policy: ShadowPolicy | None) -> None:
     if policy is None:
         return
     values = {
-        "share": (policy.share, 0 <= policy.share <= 1),
-        "busy_share": (policy.busy_share, 0 < policy.busy_share <= 1),
-        "max_duration": (policy.max_seconds, policy.max_seconds > 0),
+        "share": (policy.share, 0 <= policy.share <= 1, "0 to 1"),
+        "busy_share": (policy.busy_share, 0 < policy.busy_share <= 1, "more than 0, at most 1"),
+        "max_duration": (policy.max_seconds, policy.max_seconds > 0, "more than 0 s"),
     }
-    for name, (value, is_valid) in values.items():
+    for name, (value, is_valid, allowed) in values.items():
         if not is_valid:
-            raise InputRefused(
-                f"{name} of a shadow cannot be {value:g}", reason="SHADOW_OUT_OF_RANGE", field=f"shadow.{name}"
-            )
+            message = f"shadow.{name} must be {allowed}, is {value:g}"
+            raise InputRefused(message, reason="SHADOW_OUT_OF_RANGE", field=f"shadow.{name}")

@@ -129,7 +129,7 @@ def _check_wait(load: Load, request: AdmissionRequest) -> Refusal | None:
     if limit is not None and expected.is_first:
         limit = max(limit, FIRST_SHARE * left)
     if limit is not None and queued > limit:
-        text = f"more is offered than served, and {queued:.3f} s of work are before it"
+        text = f"overloaded: {queued:.3f} s of work are queued before this request, limit {limit:.3f} s"
         return Refusal(Overloaded, "QUEUE_FULL", text, queued - limit)
     return None
 

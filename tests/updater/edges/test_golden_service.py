@@ -147,7 +147,7 @@ def test_reading_takes_a_few_threads_at_most(api: GoldenApi, monkeypatch: pytest
     monkeypatch.setattr(golden, "LOCK_SECONDS", LIMIT_SECONDS)
     threads += [read_in_thread(api) for _ in range(GOLDEN_PLACES - 1)]
     eventually(lambda: api._calls._value == 0, what="all places are taken")  # noqa: SLF001
-    with pytest.raises(NotReady, match="as many calls") as refused:
+    with pytest.raises(NotReady, match="too many golden-set calls") as refused:
         api.picture(pb.GetGoldenPictureRequest(model="addresses", item="x"), LIMIT_SECONDS)
     assert refused.value.reason == "UPDATER_BUSY"
     disk.may_answer.set()
@@ -169,7 +169,7 @@ def test_a_large_set_is_read_in_the_time_of_the_calls(api: GoldenApi, monkeypatc
     monkeypatch.setattr(golden, "LOOK_SECONDS", 0.0)  # a picture in each look
     other = GoldenApi(api._places, get_logger())  # noqa: SLF001
     for _ in range(2):
-        with pytest.raises(NotReady, match="not read to its end"):
+        with pytest.raises(NotReady, match="still being read"):
             other.list_items(pb.ListGoldenItemsRequest(model="shapes"), 0.0)
     assert other.list_items(pb.ListGoldenItemsRequest(model="shapes"), 0.0).total_items == 3
     third = GoldenApi(api._places, get_logger())  # noqa: SLF001
