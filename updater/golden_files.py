@@ -60,7 +60,7 @@ class _PictureHashes:
         return found
 
     def keep(self, paths: Collection[Path]) -> None:
-        """Forget all others."""
+        """Drop cached hashes of all pictures but these."""
         self._known = {path: known for path, known in self._known.items() if path in paths}
 
 

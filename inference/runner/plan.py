@@ -275,9 +275,9 @@ class _Epoch:
 class Gathering:
     """Whether, and how long, the device waits for further rows. Device thread only.
 
-    Callers in a closed loop ask again as soon as they are answered. If fewer call than two calls take rows, they form
-    two groups, which are computed in turn: each cycle costs the overhead of two calls. A device that waits until the
-    rows of its last call are back computes all in one. That pays if they are back in less than what is saved.
+    Callers in a closed loop ask again as soon as they are answered. If their rows fill fewer than two device calls,
+    they split into two groups computed in turn, and each cycle pays the overhead of two calls. A device that waits
+    until the rows of its last call are back computes all in one. That pays if they are back in less than what is saved.
     Where callers ask whenever they want, rows do not come back in this time, and the device never waits. Nor does it
     while another model has rows to compute on it: it would get the device meanwhile, and the calls measured here
     include the time that they spent waiting for it, which looks like an overhead.

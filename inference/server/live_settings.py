@@ -80,7 +80,7 @@ class LiveSettings:
         await self.reload()
 
     async def reload(self, *, check_only: bool = False) -> control_pb2.SettingsReload:
-        """Read the file, and take it over whole or not at all; `check_only`: say what would be."""
+        """Apply the settings file completely or not at all; with `check_only` return the changes and apply none."""
         async with self._lock:
             found = await read_aside(self.reloader.read, "settings")
             refusal = found.refusal

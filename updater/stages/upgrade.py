@@ -1,7 +1,7 @@
 """Recognises contents whose source digest an earlier build computed over fewer files. Pure.
 
-Such digests are in the quarantine and among the known versions. Once a poll lists the same content with its present
-digest, the record has that one instead; an alarm or another attempt would otherwise follow from the change of the rule.
+Such digests are in the quarantine and among the known versions. When a poll lists the content under its new digest, the
+record takes that over; otherwise the rule change would cause an alarm or another attempt.
 """
 
 from dataclasses import replace

@@ -52,7 +52,7 @@ class SpacePlan:
 
     @property
     def conversion_bytes(self) -> int:
-        """Bytes of the converted files, until they are sealed and after it."""
+        """Estimated size of the converted files."""
         return int(CONVERSION_FACTOR * self.source_bytes)
 
     @property

@@ -119,7 +119,7 @@ class _View:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Of the upright picture."""
+        """Width and height after EXIF rotation."""
         width, height = self.decoded.size
         return (height, width) if self.orientation in _SWAPS_AXES else (width, height)
 

@@ -137,7 +137,7 @@ class _Arrival(Upload):
 
     @types.coroutine
     def receive(self, read: Coroutine[Any, None, object]) -> Generator[object, None, bytes | None]:
-        """Await gRPC's `read`, which nothing interrupts: gRPC never frees a message that arrives after that.
+        """Await gRPC's `read` without ever cancelling it: gRPC leaks a message that arrives after a cancelled read.
 
         A reader that is cancelled, or ended by `on_end`, leaves `read` to itself. A task for it would do the same at
         several times the cost.

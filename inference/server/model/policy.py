@@ -32,8 +32,8 @@ def pause_seconds(deaths_in_row: int, rules: RespawnRules) -> float:
 def count_death(slot: SlotRecord, now: float, rules: RespawnRules) -> int:
     """The deaths in a row of a slot whose process has ended, with this one.
 
-    A model that answered for longer than its restart takes, load and pause, begins a new row. So no pause is longer
-    than the time for which it answered before, unless it answers less than half of the time.
+    A model that answered for longer than its restart takes, load and pause, begins a new row. So a restart pause never
+    exceeds the service time before it, unless the model serves less than half of the time.
     """
     count, load = slot.deaths_in_row + 1, slot.load
     if load is None or not load.is_loaded:

@@ -138,7 +138,7 @@ class RunnerProcess:
 
     @property
     def is_silent(self) -> bool:
-        """Whether it is killed, or half of the time without a heartbeat has passed after which it is."""
+        """Whether SIGKILL was sent, or half of the silence timeout has passed without a heartbeat."""
         return self._liveness.is_silent or self._end_limit < math.inf
 
     def _send_control(self, request: runner_pb2.RunnerRequest) -> None:

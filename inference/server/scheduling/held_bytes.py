@@ -294,9 +294,9 @@ class HeldBytes:
         limit = self.rules.upload_seconds
         for upload in [one for one in self._reading if one.stream is None and now - one.since >= limit]:
             upload.on_end(DeadlineMissed(f"the message was not complete within {limit:g} s", reason="UPLOAD_TOO_SLOW"))
-        is_clogged = self.message_bytes < self.rules.max_bytes // 2
+        is_held_by_uploads = self.message_bytes < self.rules.max_bytes // 2
         for upload in [one for one in self._waiting if now - one.since >= MAX_WAIT_SECONDS]:
-            if upload.stream is None or (is_clogged and upload.is_idle_stream):
+            if upload.stream is None or (is_held_by_uploads and upload.is_idle_stream):
                 upload.on_end(self._full_error())
 
     def _end_over(self, now: float) -> None:

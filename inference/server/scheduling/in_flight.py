@@ -168,9 +168,9 @@ class SlowPictures:
         """Let a request wait until the runner has a place for it.
 
         Args:
-            request: the runner has looked at its picture.
-            seconds: what decoding takes, by its estimate.
-            places: such items that the runner takes at once.
+            request: refused by the runner for now.
+            seconds: estimated decoding time.
+            places: concurrent slow decodes that the runner allows.
         """
         request.decoding_seconds = seconds
         self.places = max(1, places)

@@ -102,7 +102,7 @@ class Upload(ABC):
 
     @property
     def is_idle_stream(self) -> bool:
-        """Whether it belongs to a stream without items, so that it is allowed to take any time."""
+        """Whether its stream has no outstanding items; such an upload has no time limit."""
         return self.stream is not None and not self.stream.unwritten_items
 
     @abstractmethod
@@ -122,7 +122,7 @@ class Memory(Protocol):
         ...
 
     def count_freed(self, size_bytes: int) -> None:
-        """The pieces of a message were freed: it is complete, as one object."""
+        """Record that gRPC freed the fragments of a completed message of `size_bytes`."""
         ...
 
 
