@@ -113,7 +113,7 @@ class ModelLoop:
         self._record = dependencies.journal.load(dependencies.model) or ModelRecord(dependencies.model)
         self._written = self._record
         self._has_begun = False
-        self._before = dependencies.clock.monotonic()  # of the last step that was concluded
+        self._before = dependencies.clock.monotonic()  # of the last step that was applied
         self._rest = Wait(0.0)  # what the last step decided, if it was to wait
         self._is_durable = False  # whether the step in progress was written to the journal
         self._trouble = ""  # why it was not

@@ -196,5 +196,5 @@ SENTENCES: Mapping[str, str] = {
     "T5": "The previous slot dies while it computes copies for the comparison.",
     "T6": "A canary's shares, callers that stay with their revision, a version that nobody serves.",
     "T7": "A canary that fails, or falls behind.",
-    "T10": "Noise of the clock in a trial: nothing is blamed for it.",
+    "T10": "Noise of the clock in a trial: it counts against no revision.",
 }

@@ -279,7 +279,7 @@ class FailureKind(StrEnum):
     """What a failure means for the next attempt."""
 
     TRANSIENT = "TRANSIENT"  # the same may succeed later: network, disk, another state of the server
-    PERMANENT = "PERMANENT"  # the revision is to blame: it will fail again
+    PERMANENT = "PERMANENT"  # the revision is the cause: it will fail again
     NOT_READY = "NOT_READY"  # the revision is not complete on the hub yet: neither an update nor a failure
     INCONCLUSIVE = "INCONCLUSIVE"  # there is no verdict
     DENIED = "DENIED"  # a person must change a permission or a setting; neutral to breakers

@@ -146,7 +146,7 @@ class Rules:
     poll_seconds: float = 60.0
     poll_jitter: float = 0.2  # share of it, on top
     max_steps: int = 40  # stages entered and starts of the updater in one update
-    max_attempts: int = 3  # of one effect that fails without blame
+    max_attempts: int = 3  # of one effect whose failure may pass
     max_fetch_attempts: int = 8  # of a download, with pauses of more than 8 minutes in all; then the update is given up
     # Pauses before files whose bytes were not the listed ones are fetched again: more than an hour, then it is HELD.
     mismatch_pauses: tuple[float, ...] = (30.0, 60.0, 120.0, 240.0, 480.0, 900.0, 900.0, 900.0)
@@ -156,7 +156,7 @@ class Rules:
     max_failed_loads: int = 3  # of the committed bundle, before the updater reverts to the previous committed one
     max_restarts: int = 5  # of the runner of the active slot, before the updater reverts to the previous committed one
     max_failures_an_hour: int = 3  # more failed updates open the activation breaker
-    retry_seconds: float = 2.0  # pause before an effect that failed without blame is tried again
+    retry_seconds: float = 2.0  # pause before an effect whose failure may pass is tried again; doubles with each
     look_seconds: float = 1.0  # pause between two readings of the server's state, and after a failed effect
     abandoned_seconds: float = 600.0  # pause after an update that transient faults ended
     max_staged_bytes: int = 64 << 30

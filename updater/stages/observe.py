@@ -22,7 +22,7 @@ from updater.stages import compare, reconcile, rollout, transitions, trial_lease
 from updater.stages.transitions import Transition
 
 COST, LATENCY = "cost_seconds_a_row", "latency_p95_seconds"
-_MAY_BE_NOISE = frozenset({COST, LATENCY, "slower_by_chance"})  # of measured numbers: they blame nothing
+_MAY_BE_NOISE = frozenset({COST, LATENCY, "slower_by_chance"})  # measured numbers that alone count against no revision
 
 
 class TrialVerdict(StrEnum):
@@ -32,7 +32,7 @@ class TrialVerdict(StrEnum):
     PROBE = "PROBE"  # wait, and send probes in place of missing traffic
     KEEP = "KEEP"
     KEEP_ON_PROBES = "KEEP_ON_PROBES"
-    ROLL_BACK = "ROLL_BACK"  # the candidate is to blame
+    ROLL_BACK = "ROLL_BACK"  # its failures count against the candidate
     CHANGED_ANSWERS = "CHANGED_ANSWERS"  # more answers change than the golden set predicts: a person decides
     SLOWER = "SLOWER"  # it costs more, answers later, or too late; the machine may be the reason: a person decides
     DOES_NOT_FIT = "DOES_NOT_FIT"  # out of memory: a person decides
@@ -261,7 +261,7 @@ def _compare_with_previous(
     return rows
 
 
-_BLAMELESS_ENDS = frozenset({"LEASE_EXPIRED", "YIELDED"})  # the updater was away; the slot was needed
+_UNATTRIBUTED_ENDS = frozenset({"LEASE_EXPIRED", "YIELDED"})  # the updater was away; the slot was needed
 
 
 def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | Wait | Transition:
@@ -332,8 +332,8 @@ def end_trial(record: ModelRecord, facts: Facts, rules: Rules, reason: str) -> T
         return _hold_for_memory(record, facts)
     if reason == "LEASE_EXPIRED" and update.kind is UpdateKind.FAILBACK:
         return transitions.fail_failback(record, facts, reason, "its trial ran out before there was a verdict")
-    if reason in _BLAMELESS_ENDS:
-        return transitions.retry(record, facts, reason, "the trial ended without blame")
+    if reason in _UNATTRIBUTED_ENDS:
+        return transitions.retry(record, facts, reason, "the trial ended for a reason outside the revision")
     message = f"the trial of {update.revision} was ended by another client of the server"
     return transitions.hold(record, facts, HeldFor.TAKEN_BACK, message)
 
