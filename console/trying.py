@@ -38,7 +38,7 @@ def find_kind(picture: bytes) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class SlotAnswer:
     """One slot's answer, or why there is none."""
 
     response: entailment_pb2.PredictResponse | address_pb2.PredictResponse | None
@@ -128,7 +128,9 @@ async def read_picture(request: Request, form: FormData, view: ModelView) -> byt
     return found.content
 
 
-async def _ask_slots(request: Request, view: ModelView, picture: bytes, lines: list[str], premise: str) -> list[Answer]:
+async def _ask_slots(
+    request: Request, view: ModelView, picture: bytes, lines: list[str], premise: str
+) -> list[SlotAnswer]:
     upstream = console_of(request).upstream
     answers = []
     if view.is_entailment:
@@ -140,9 +142,9 @@ async def _ask_slots(request: Request, view: ModelView, picture: bytes, lines: l
         items = control_pb2.ProbeSlotRequest(address=control_pb2.AddressItems(requests=[asked]))
     try:
         answered = await (upstream.predict(wanted) if view.is_entailment else upstream.tag(asked))
-        answers.append(Answer(answered))
+        answers.append(SlotAnswer(answered))
     except CallFailed as error:
-        return [Answer(None, str(error), error.reason)]
+        return [SlotAnswer(None, str(error), error.reason)]
     other = view.other
     if other is not None:
         items.model, items.load_id = view.name, other.load_id
@@ -150,18 +152,18 @@ async def _ask_slots(request: Request, view: ModelView, picture: bytes, lines: l
     return answers
 
 
-async def _probe(request: Request, items: control_pb2.ProbeSlotRequest, role: str) -> Answer:
+async def _probe(request: Request, items: control_pb2.ProbeSlotRequest, role: str) -> SlotAnswer:
     try:
         outcome = (await console_of(request).upstream.probe(items)).outcomes[0]
     except CallFailed as error:
-        return Answer(None, str(error), error.reason, role)
+        return SlotAnswer(None, str(error), error.reason, role)
     if outcome.WhichOneof("outcome") == "error":
         failed = describe_status(outcome.error)
-        return Answer(None, str(failed), failed.reason, role)
-    return Answer(outcome.entailment if outcome.HasField("entailment") else outcome.address, role=role)
+        return SlotAnswer(None, str(failed), failed.reason, role)
+    return SlotAnswer(outcome.entailment if outcome.HasField("entailment") else outcome.address, role=role)
 
 
-def _cut(lines: list[str], answer: Answer) -> list[list[Part]]:
+def _cut(lines: list[str], answer: SlotAnswer) -> list[list[Part]]:
     """Each address in its parts, with what lies between them."""
     if not isinstance(answer.response, address_pb2.PredictResponse):
         return []

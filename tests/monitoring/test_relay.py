@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cli.monitoring.relay.channels import MAX_TEXT_BYTES, Answer, DeliveryResult, judge_answer
+from cli.monitoring.relay.channels import MAX_TEXT_BYTES, DeliveryAttempt, DeliveryResult, judge_answer
 from cli.monitoring.relay.delivery import TargetWorker
 from cli.monitoring.relay.endpoint import MAX_CONNECTIONS
 from cli.monitoring.relay.http_send import send_message
@@ -138,7 +138,7 @@ def test_every_kind_of_chat_accepts_a_message(kind: TargetKind, tmp_path: Path) 
     message = compose_message([notification("HotslotDown", count=30)], MAX_TEXT_BYTES[kind], NOW)
     with simulated_chat() as chat:
         answer = send_message(target_of(tmp_path, kind, chat.url(PATHS[kind])), message, SystemClock())
-    assert answer == Answer(DeliveryResult.DELIVERED)
+    assert answer == DeliveryAttempt(DeliveryResult.DELIVERED)
     assert "HotslotDown" in chat.texts()[0]
 
 
@@ -163,10 +163,10 @@ class Listener:
     def delivered(self, target: str, notifications: int) -> None:
         self.delivered_count += notifications
 
-    def failed(self, target: str, answer: Answer) -> None:
+    def failed(self, target: str, answer: DeliveryAttempt) -> None:
         self.failures.append(answer.reason)
 
-    def lost(self, target: str, notifications: int, answer: Answer) -> None:
+    def lost(self, target: str, notifications: int, answer: DeliveryAttempt) -> None:
         self.lost_count += notifications
 
 
@@ -174,7 +174,7 @@ class Chat:
     """A target of a worker in simulated time."""
 
     def __init__(self, folder: Path, clock: SimClock, **settings: Any) -> None:  # noqa: ANN401  of the target
-        self.answer = Answer(DeliveryResult.DELIVERED)
+        self.answer = DeliveryAttempt(DeliveryResult.DELIVERED)
         self.messages: list[Message] = []
         self.times: list[float] = []
         self.clock, self.listener = clock, Listener()
@@ -182,7 +182,7 @@ class Chat:
         self.queue = NotificationQueue(folder / "queue", target.max_waiting)
         self.worker = TargetWorker(target, self.queue, self._send, self.listener, clock)
 
-    def _send(self, target: TargetSection, message: Message) -> Answer:
+    def _send(self, target: TargetSection, message: Message) -> DeliveryAttempt:
         self.times.append(self.clock.monotonic())
         if self.answer.result is DeliveryResult.DELIVERED:
             self.messages.append(message)
@@ -199,7 +199,7 @@ class Chat:
 def test_nothing_is_lost_when_the_chat_is_away_for_ten_minutes(tmp_path: Path) -> None:
     """What fired and ended meanwhile is told too, in order, and with few messages."""
     chat = Chat(tmp_path, SimClock())
-    chat.answer = Answer(DeliveryResult.LATER, "UNREACHABLE")
+    chat.answer = DeliveryAttempt(DeliveryResult.LATER, "UNREACHABLE")
     for number in range(40):
         chat.queue.put(notification(f"Alert{number}", at=chat.clock.now()))
         chat.run(7.5)
@@ -210,7 +210,7 @@ def test_nothing_is_lost_when_the_chat_is_away_for_ten_minutes(tmp_path: Path) -
     chat.run(160)
     assert chat.messages == []
 
-    chat.answer = Answer(DeliveryResult.DELIVERED)
+    chat.answer = DeliveryAttempt(DeliveryResult.DELIVERED)
     chat.run(120)
     told = {alert.name: alert.is_firing for message in chat.messages for alert in message.alerts}  # the last state
     assert told == {f"Alert{number}": number % 2 == 0 for number in range(40)}
@@ -233,7 +233,7 @@ def test_no_more_messages_a_minute_than_allowed(tmp_path: Path) -> None:
 def test_a_message_that_the_chat_will_never_accept_does_not_block_the_others(tmp_path: Path) -> None:
     """It is counted as lost."""
     chat = Chat(tmp_path, SimClock())
-    chat.answer = Answer(DeliveryResult.MALFORMED, "MALFORMED", "40058")
+    chat.answer = DeliveryAttempt(DeliveryResult.MALFORMED, "MALFORMED", "40058")
     chat.queue.put(notification("A"))
     chat.run(1)
     assert (chat.listener.lost_count, len(chat.queue)) == (1, 0)

@@ -43,8 +43,8 @@ class DeliveryResult(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """Result of a delivery with its reason."""
+class DeliveryAttempt:
+    """The result of one attempt, and its reason."""
 
     result: DeliveryResult
     reason: str = ""  # for metrics: RATE_LIMITED, BUSY, REFUSED, HTTP_500 …
@@ -89,7 +89,7 @@ def encode_message(kind: TargetKind, url: str, message: Message, now: datetime, 
     return Outgoing(url, headers, json.dumps(row, ensure_ascii=False).encode())
 
 
-def judge_answer(kind: TargetKind, status: int, body: bytes) -> Answer:
+def judge_answer(kind: TargetKind, status: int, body: bytes) -> DeliveryAttempt:
     """The result that a response stands for.
 
     Args:
@@ -98,19 +98,19 @@ def judge_answer(kind: TargetKind, status: int, body: bytes) -> Answer:
         body: its beginning.
     """
     if status >= 500 or status in _LATER_STATUSES:  # noqa: PLR2004  HTTP's own numbers
-        return Answer(DeliveryResult.LATER, f"HTTP_{status}")
+        return DeliveryAttempt(DeliveryResult.LATER, f"HTTP_{status}")
     if not 200 <= status < 300:  # noqa: PLR2004
-        return Answer(DeliveryResult.LATER, "REFUSED", f"HTTP {status}")
+        return DeliveryAttempt(DeliveryResult.LATER, "REFUSED", f"HTTP {status}")
     if kind is TargetKind.WEBHOOK:
-        return Answer(DeliveryResult.DELIVERED)
+        return DeliveryAttempt(DeliveryResult.DELIVERED)
     code, sentence = _read_code(body)
     detail = f"{code} {sentence}"[:_MAX_DETAIL_CHARS]
     if code == "0":
-        return Answer(DeliveryResult.DELIVERED)
+        return DeliveryAttempt(DeliveryResult.DELIVERED)
     if code in _MALFORMED:
-        return Answer(DeliveryResult.MALFORMED, "MALFORMED", detail)
+        return DeliveryAttempt(DeliveryResult.MALFORMED, "MALFORMED", detail)
     reason = "RATE_LIMITED" if code in _LIMITED else "BUSY" if code in _BUSY else "REFUSED"
-    return Answer(DeliveryResult.LATER, reason if code else "NO_CODE", detail)
+    return DeliveryAttempt(DeliveryResult.LATER, reason if code else "NO_CODE", detail)
 
 
 def _read_code(body: bytes) -> tuple[str, str]:

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from cli.monitoring.relay.channels import MAX_TEXT_BYTES, Answer, DeliveryResult
+from cli.monitoring.relay.channels import MAX_TEXT_BYTES, DeliveryAttempt, DeliveryResult
 from cli.monitoring.relay.message import Message, compose_message
 from cli.monitoring.relay.notification import Notification
 from cli.monitoring.relay.queue import NotificationQueue
@@ -24,11 +24,11 @@ class DeliveryListener(Protocol):
         """A message was accepted."""
         ...
 
-    def failed(self, target: str, answer: Answer) -> None:
+    def failed(self, target: str, answer: DeliveryAttempt) -> None:
         """A message was not accepted; it is sent again."""
         ...
 
-    def lost(self, target: str, notifications: int, answer: Answer) -> None:
+    def lost(self, target: str, notifications: int, answer: DeliveryAttempt) -> None:
         """A message that the target will never accept was given up."""
         ...
 
@@ -58,7 +58,7 @@ class TargetWorker:
         self,
         target: TargetSection,
         queue: NotificationQueue,
-        send: Callable[[TargetSection, Message], Answer],
+        send: Callable[[TargetSection, Message], DeliveryAttempt],
         listener: DeliveryListener,
         clock: Clock,
     ) -> None:
@@ -83,7 +83,7 @@ class TargetWorker:
             waiting = self.queue.peek(MAX_JOINED)
             return self._deliver(waiting, now) if waiting else 0.0
         except OSError as error:
-            self._listener.failed(self.target.name, Answer(DeliveryResult.LATER, "QUEUE_UNUSABLE", str(error)))
+            self._listener.failed(self.target.name, DeliveryAttempt(DeliveryResult.LATER, "QUEUE_UNUSABLE", str(error)))
             return CAP_SECONDS
 
     def _deliver(self, waiting: Sequence[Notification], now: float) -> float:

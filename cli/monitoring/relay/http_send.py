@@ -10,7 +10,7 @@ Security rules:
 import ipaddress
 from pathlib import Path
 
-from cli.monitoring.relay.channels import Answer, DeliveryResult, encode_message, judge_answer
+from cli.monitoring.relay.channels import DeliveryAttempt, DeliveryResult, encode_message, judge_answer
 from cli.monitoring.relay.message import Message
 from cli.monitoring.relay.settings import TargetSection
 from common.clock import Clock
@@ -27,14 +27,14 @@ class SecretUnusable(Exception):
     """A file with a URL, secret or token cannot be used; the message names the file, never its content."""
 
 
-def send_message(target: TargetSection, message: Message, clock: Clock) -> Answer:
+def send_message(target: TargetSection, message: Message, clock: Clock) -> DeliveryAttempt:
     """Send a message on the calling thread; returns what became of it."""
     try:
         url, secret, token = (_read(path) for path in (target.url_file, target.secret_file, target.token_file))
         out = encode_message(target.kind, url, message, clock.now(), secret=secret, token=token)
         endpoint = _parse(out.url, target.url_file)
     except SecretUnusable as error:
-        return Answer(DeliveryResult.LATER, "SECRET_UNUSABLE", str(error))
+        return DeliveryAttempt(DeliveryResult.LATER, "SECRET_UNUSABLE", str(error))
     seconds = target.timeout_seconds
     limits = HttpLimits(total_seconds=seconds, connect_seconds=seconds, stall_seconds=seconds)
     body = b""
@@ -48,7 +48,9 @@ def send_message(target: TargetSection, message: Message, clock: Clock) -> Answe
             status = response.status
     except HttpFailed as error:
         reason = "TIMEOUT" if error.failure in _TIMEOUTS else "UNREACHABLE"
-        return Answer(DeliveryResult.LATER, "TLS_FAILED" if error.failure is HttpFailure.TLS_FAILED else reason)
+        return DeliveryAttempt(
+            DeliveryResult.LATER, "TLS_FAILED" if error.failure is HttpFailure.TLS_FAILED else reason
+        )
     return judge_answer(target.kind, status, body)
 
 

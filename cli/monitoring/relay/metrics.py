@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from prometheus_client import generate_latest
 
 from cli.monitoring.relay import metric_catalog as catalog
-from cli.monitoring.relay.channels import Answer
+from cli.monitoring.relay.channels import DeliveryAttempt
 from common.logs import Logger
 from common.metric_catalog import Reading
 from common.metrics import ReadingCollector, create_counter, create_registry
@@ -38,13 +38,13 @@ class RelayReporter:
         self._failing.discard(target)
         self._log.info("alerts_delivered", target=target, notifications=notifications, recovered=recovered)
 
-    def failed(self, target: str, answer: Answer) -> None:
+    def failed(self, target: str, answer: DeliveryAttempt) -> None:
         """A message was not accepted."""
         self._failing.add(target)
         self._failures.labels(target, answer.reason).inc()
         self._log.warning("alerts_not_delivered", target=target, reason=answer.reason, detail=answer.detail)
 
-    def lost(self, target: str, notifications: int, answer: Answer) -> None:
+    def lost(self, target: str, notifications: int, answer: DeliveryAttempt) -> None:
         """A message was given up."""
         self._lost.labels(target).inc(notifications)
         self._log.error("alerts_lost", target=target, notifications=notifications, detail=answer.detail)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from cli.monitoring.relay.channels import Answer
+from cli.monitoring.relay.channels import DeliveryAttempt
 from cli.monitoring.relay.delivery import CAP_SECONDS, TargetWorker
 from cli.monitoring.relay.endpoint import RelayEndpoint, RelayHandlers
 from cli.monitoring.relay.message import Message
@@ -20,7 +20,7 @@ from common.step_threads import StepThreads
 
 STOP_SECONDS = 2.0
 _MAX_TOKEN_BYTES = 4096
-Send = Callable[[TargetSection, Message], Answer]
+Send = Callable[[TargetSection, Message], DeliveryAttempt]
 
 
 class AlertRelay:
@@ -76,7 +76,7 @@ def _task(target: str) -> str:
     return f"target {target}"
 
 
-def _send(target: TargetSection, message: Message, clock: Clock) -> Answer:
+def _send(target: TargetSection, message: Message, clock: Clock) -> DeliveryAttempt:
     from cli.monitoring.relay.http_send import send_message  # noqa: PLC0415  the command line loads no HTTP library
 
     return send_message(target, message, clock)

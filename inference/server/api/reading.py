@@ -15,7 +15,7 @@ from common.clock import Clock
 from common.errors import HotslotError, InputRefused
 from inference.server.request import PendingRequest
 from inference.server.scheduling.held_bytes import HeldBytes
-from inference.server.scheduling.uploads import Stream, Upload, Watch
+from inference.server.scheduling.uploads import Stream, Upload, WatchCall
 
 HALF_CLOSE_SECONDS = 0.003  # for so long a cancelled call looks like a half-closed one: gRPC reports the rest later
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -167,13 +167,13 @@ class _Arrival(Upload):
             self.wait.end(error)
 
 
-class _TaskWatch(Watch):
+class _TaskWatch(WatchCall):
     """A watch that its task answers."""
 
     __slots__ = ("_task", "error")
 
     def __init__(self, connection: str, task: "asyncio.Task[Any] | None") -> None:
-        Watch.__init__(self, connection)
+        WatchCall.__init__(self, connection)
         self._task = task
         self.error: HotslotError | None = None
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from common.errors import DeadlineMissed, NotReady, Overloaded
 from inference.server.scheduling.unread import Calls, UnreadAnswers
-from inference.server.scheduling.uploads import Connections, Memory, Traffic, TrafficReader, Upload, Watch, Watches
+from inference.server.scheduling.uploads import Connections, Memory, Traffic, TrafficReader, Upload, WatchCall, Watches
 
 LOOKAHEAD_BYTES = 128 << 10  # that gRPC buffers of a message that is not being read
 CALL_BYTES = 24 << 10  # of a call: gRPC's and Python's objects, measured
@@ -125,14 +125,14 @@ class HeldBytes:
         self.calls -= 1
         self._connections[connection].calls -= 1
 
-    def open_watch(self, watch: Watch) -> None:
+    def open_watch(self, watch: WatchCall) -> None:
         """Count an open call as a watch; `close_watch` must follow. It may be ended for others, or one for it."""
         ended = self._watches.add(watch, max(1, int(WATCH_SHARE * self.rules.max_bytes) // CALL_BYTES))
         if ended is not None:
             text = "too many watches are open: one was ended for another"
             ended.on_end(NotReady(text, reason="STREAM_IDLE", retry_after_seconds=RETRY_SECONDS))
 
-    def close_watch(self, watch: Watch) -> None:
+    def close_watch(self, watch: WatchCall) -> None:
         """Count it no more."""
         self._watches.remove(watch)
 

@@ -126,7 +126,7 @@ class Memory(Protocol):
         ...
 
 
-class Watch(ABC):
+class WatchCall(ABC):
     """An open call whose message has been read, and that stays to be told of changes."""
 
     __slots__ = ("connection",)
@@ -144,9 +144,9 @@ class Watches:
 
     def __init__(self) -> None:
         self.count = 0
-        self._of: dict[str, dict[Watch, None]] = {}  # by connection, in the order of time
+        self._of: dict[str, dict[WatchCall, None]] = {}  # by connection, in the order of time
 
-    def add(self, watch: Watch, most: int) -> Watch | None:
+    def add(self, watch: WatchCall, most: int) -> WatchCall | None:
         """Add one; if there are more than `most`, returns the one that is to be ended, which is removed.
 
         It is the oldest of the connection with most: a client has one, or one for each service.
@@ -160,7 +160,7 @@ class Watches:
         self.remove(oldest)
         return oldest
 
-    def remove(self, watch: Watch) -> None:
+    def remove(self, watch: WatchCall) -> None:
         """Remove one, if it is there."""
         of_connection = self._of.get(watch.connection, {})
         if watch not in of_connection:

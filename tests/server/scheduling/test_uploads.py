@@ -14,7 +14,7 @@ from inference.server.scheduling.held_bytes import (
     SLOW_SECONDS,
     YOUNG_SECONDS,
 )
-from inference.server.scheduling.uploads import Traffic, TrafficReader, Watch
+from inference.server.scheduling.uploads import Traffic, TrafficReader, WatchCall
 from tests.server.scheduling.uploads import LARGEST, LIMIT, MIB, TICK_SECONDS, UPLOAD_SECONDS, Arrival, Items, Server
 
 PEAK_FACTOR = 1.3  # of the limit, with what arrives before it is measured
@@ -227,7 +227,7 @@ def test_open_calls_are_counted() -> None:
     assert server.held.total == 0
 
 
-class News(Watch):
+class News(WatchCall):
     """A watch of a test; it is closed when it is ended, as a call's task does."""
 
     def __init__(self, server: Server, connection: str) -> None:
