@@ -53,10 +53,7 @@ class Evidence:
 
 
 class Stage(StrEnum):
-    """The stage of an update.
-
-    An update leaves a stage whose name ends in ING by itself; HELD waits for an operator, or for disk space.
-    """
+    """The stage of an update; it leaves one whose name ends in ING by itself."""
 
     IDLE = "IDLE"  # nothing to do
     STAGING = "STAGING"  # its files are being fetched
