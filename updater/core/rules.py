@@ -160,5 +160,5 @@ class Rules:
     look_seconds: float = 1.0  # pause between two readings of the server's state, and after a failed effect
     abandoned_seconds: float = 600.0  # pause after an update that transient faults ended
     max_staged_bytes: int = 64 << 30
-    cap_bytes: int = 64 << 30  # of all unreferenced bundles and sources
+    cap_bytes: int = 16 << 30  # of all unreferenced bundles and sources
     device: str = "auto"  # `device` of the model's settings: where a first install is loaded

@@ -12,6 +12,7 @@ from inference.server.model.stats import RevisionStats, StatsKey
 from tests.updater.core.world import World
 from updater.compose import build_rules
 from updater.control.snapshot import convert_counts
+from updater.core.breaker import BreakerName
 from updater.core.comparison import AnswerComparison, GoldenAnswer
 from updater.core.costs import CostBucket, compare_costs, t_tail
 from updater.core.effects import EffectFailure, FailureKind
@@ -30,7 +31,7 @@ from updater.core.golden import (
     classify_difference,
 )
 from updater.core.record import Counts, Differing, HeldFor, Update, UpdateKind
-from updater.core.rules import GateRules, ObserveRules
+from updater.core.rules import DEVICE_BREAKER, GateRules, ObserveRules, Rules
 from updater.core.sequential import at_least
 from updater.settings import UpdaterSection
 from updater.stages.gate_verdict import GateVerdict, judge, under_by_chance, worse_by_chance
@@ -432,6 +433,16 @@ def test_settings_become_rules() -> None:
     assert (rules.mode.value, rules.observe.min_answers) == ("approve", 7)
     with pytest.raises(ValueError, match="capture groups"):
         UpdaterSection.model_validate({"models": {"shapes": {"hub_folder": "hub", "policy": {"pattern": "v.*"}}}})
+
+
+def test_settings_and_rules_have_the_same_defaults() -> None:
+    """An operator who sets nothing has the rules that the simulations run with."""
+    section = UpdaterSection.model_validate({"models": {"shapes": {"hub_folder": "hub"}}})
+    rules = build_rules(section, "shapes")
+
+    # A failback's breaker waits for a whole trial, too.
+    device = replace(rules.breakers[BreakerName.DEVICE], probe_seconds=DEVICE_BREAKER.probe_seconds)
+    assert replace(rules, breakers={**rules.breakers, BreakerName.DEVICE: device}) == Rules()
 
 
 def test_addresses_are_judged_by_whole_answers_and_shown_by_parts() -> None:
