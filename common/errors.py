@@ -10,6 +10,8 @@ from typing import ClassVar
 from google.protobuf import any_pb2, duration_pb2, message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
+from common import reasons
+
 
 class HotslotError(Exception):
     """An error that is reported to the caller; contains no path and no traceback.
@@ -75,7 +77,7 @@ class NotReady(HotslotError):
 class DeadlineMissed(HotslotError):
     """The deadline has passed, or is too short for the request."""
 
-    default_reason = "DEADLINE_EXPIRED"
+    default_reason = reasons.DEADLINE_EXPIRED
 
 
 class Conflict(HotslotError):

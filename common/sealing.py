@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from common import reasons
 from common.bundle import Bundle, BundleBroken, Provenance, bundle_folder, read_bundle, write_bundle
 from common.cgroup import count_oom_kills
 from common.clock import Clock, SystemClock
@@ -210,7 +211,9 @@ def run_child(command: list[str], limits: ConvertLimits, progress: Progress) -> 
         size = errors.seek(0, os.SEEK_END)
         errors.seek(max(0, size - _MAX_ERROR_BYTES))
         if child.returncode == -signal.SIGKILL and count_oom_kills() > kills:
-            raise ConversionRefused("OUT_OF_MEMORY", "memory ran out during the conversion, and the kernel ended it")
+            raise ConversionRefused(
+                reasons.OUT_OF_MEMORY, "memory ran out during the conversion, and the kernel ended it"
+            )
         _check_exit_code(child.returncode, errors.read())
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from google.rpc import code_pb2
 
-from common import errors
+from common import errors, reasons
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLIC = ("entailment", "address", "status")
@@ -138,13 +138,20 @@ def _reasons_in(tree: ast.AST) -> Iterator[tuple[str, set[str]]]:
         if isinstance(node, ast.Call):
             kind = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             for keyword in node.keywords:
-                if keyword.arg == "reason" and isinstance(keyword.value, ast.Constant) and keyword.value.value:
-                    code = {code_pb2.Code.Name(names[kind])} if kind in names else set()
-                    yield str(keyword.value.value), code
+                if keyword.arg == "reason" and (reason := _reason_of(keyword.value)):
+                    yield reason, {code_pb2.Code.Name(names[kind])} if kind in names else set()
         elif isinstance(node, ast.ClassDef) and node.name in names:
             for part in node.body:
-                if isinstance(part, ast.Assign) and isinstance(part.value, ast.Constant):
-                    yield str(part.value.value), {code_pb2.Code.Name(names[node.name])}
+                if isinstance(part, ast.Assign) and (reason := _reason_of(part.value)):
+                    yield reason, {code_pb2.Code.Name(names[node.name])}
+
+
+def _reason_of(node: ast.AST) -> str:
+    """The reason that an expression names: a literal, or one of `common.reasons`; empty if it names none."""
+    if isinstance(node, ast.Constant):
+        return str(node.value or "")
+    is_shared = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "reasons"
+    return str(getattr(reasons, node.attr)) if is_shared and isinstance(node, ast.Attribute) else ""
 
 
 def page() -> str:

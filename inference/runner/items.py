@@ -5,6 +5,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from common import reasons
 from common.clock import read_cpu_seconds
 from hotslot.runner.v1 import runner_pb2
 from inference.runner.engines.base import PreparedItem, RowResult
@@ -13,11 +14,11 @@ from inference.wire import AddressSpan, EntailmentScores, FrameError, Picture, s
 # Failures: reason and message.
 Failure = tuple[str, str]
 CANCELLED: Failure = ("CANCELLED", "the request was cancelled")
-EXPIRED: Failure = ("DEADLINE_EXPIRED", "the request's deadline leaves too little time to compute it")
+EXPIRED: Failure = (reasons.DEADLINE_EXPIRED, "the request's deadline leaves too little time to compute it")
 ENGINE_FAILED: Failure = ("ENGINE_FAILED", "the engine failed on this item")
 NOT_LOADED: Failure = ("ENGINE_FAILED", "no model is loaded")
-NOT_FINITE: Failure = ("NOT_FINITE", "the model returned NaN or infinity")
-OUT_OF_MEMORY: Failure = ("OUT_OF_MEMORY", "the device has too little memory for one row of this item")
+NOT_FINITE: Failure = (reasons.NOT_FINITE, "the model returned NaN or infinity")
+OUT_OF_MEMORY: Failure = (reasons.OUT_OF_MEMORY, "the device has too little memory for one row of this item")
 
 
 @dataclass(slots=True, eq=False)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from common import reasons
 from common.bundle import Bundle, BundleBroken, read_bundle
 from common.clock import Clock
 from common.engine_files import Task
@@ -98,7 +99,7 @@ def load_bundle(request: runner_pb2.LoadBundle, context: LoadContext, progress: 
         if is_out_of_memory(error):
             free = measure_free_bytes(context.hardware, request.device) or 0
             message = "the device's memory ran out while the model was loaded or warmed up"
-            raise LoadRefused("OUT_OF_MEMORY", message, needed, free) from error
+            raise LoadRefused(reasons.OUT_OF_MEMORY, message, needed, free) from error
         raise LoadRefused("LOAD_FAILED", "the engine failed while it loaded the bundle") from error
 
 
@@ -155,7 +156,7 @@ def _check_memory(request: runner_pb2.LoadBundle, bundle: Bundle, options: LoadO
     numbers = {"needed_bytes": plan.needed, "free_bytes": plan.free, "reserved_bytes": plan.reserved}
     context.log("load_planned", device=plan.device, **numbers, fits=plan.fits)
     if not plan.fits:
-        raise LoadRefused("DOES_NOT_FIT", plan.message, plan.needed, plan.free or 0)
+        raise LoadRefused(reasons.DOES_NOT_FIT, plan.message, plan.needed, plan.free or 0)
     return plan.needed
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
+from common import reasons
 from common.clock import Clock
 from common.errors import InputRefused
 from hotslot.runner.v1 import runner_pb2
@@ -32,7 +33,7 @@ from inference.wire import Picture
 # Of the limit on a preparation: within it a decoder, or its replacement, gets the picture, and each of them has as long
 # by the clock. Together that is less than the limit, at which the server ends this process.
 TIMEOUT_SHARE = 0.4
-PREPARE_TIMEOUT: Failure = ("PREPARE_TIMEOUT", "the picture was not decoded in time: the machine is overloaded")
+PREPARE_TIMEOUT: Failure = (reasons.PREPARE_TIMEOUT, "the picture was not decoded in time: the machine is overloaded")
 _FAILURES = {EndCause.UNWANTED: EXPIRED, EndCause.STARVED: PREPARE_TIMEOUT}
 MAX_CRASHES = 2  # decoders that one picture may end
 TOO_SLOW = "decoding the picture took many times what its header lets expect; it was stopped"

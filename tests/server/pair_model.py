@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from common import reasons
 from common.bundle import Bundle
 from common.errors import Failed, HotslotError
 from inference.server.model import messages as m
@@ -23,7 +24,6 @@ from inference.server.model import transitions
 from inference.server.model.pair import (
     ANSWERING_ROLES,
     CPU_DEVICE,
-    OUT_OF_MEMORY,
     CpuFallbackRow,
     FallbackMove,
     Gap,
@@ -101,7 +101,7 @@ class Setup:
 
     def start(self) -> m.Boot:
         """The first event."""
-        row = CpuFallbackRow("shapes", CARD, CPU_DEVICE, "", WALL, OUT_OF_MEMORY) if self.is_fallen else None
+        row = CpuFallbackRow("shapes", CARD, CPU_DEVICE, "", WALL, reasons.OUT_OF_MEMORY) if self.is_fallen else None
         return m.Boot(new_load("r1", "") if self.is_installed else None, row)
 
 
@@ -217,17 +217,17 @@ class Explorer:
         if slot.state is SlotState.LOADING:
             device = slot.load.device if slot.load is not None else ""
             yield f"{name} is loaded", lambda: apply(world, m.Loaded(name, device, "float32", 0.1))
-            for reason in ("LOAD_FAILED", OUT_OF_MEMORY):
+            for reason in ("LOAD_FAILED", reasons.OUT_OF_MEMORY):
                 yield f"load of {name}: {reason}", partial(apply, world, m.LoadFailed(name, reason, "", FAILURE))
         if slot.state is SlotState.LOADED:
             if world.pair.fallback == name:
                 yield f"{name} passes its self-test", lambda: apply(world, m.Proven(name))
                 yield f"{name} fails its self-test", lambda: apply(world, m.SelfTestFailed(name, "NOT_FINITE"))
-            yield f"self-test of {name}: {OUT_OF_MEMORY}", lambda: self.run_out_in_self_test(world, name)
+            yield f"self-test of {name}: {reasons.OUT_OF_MEMORY}", lambda: self.run_out_in_self_test(world, name)
 
     def run_out_in_self_test(self, world: World, name: str) -> World:
         """The two events that `requests` makes of it."""
-        world = self.apply(world, m.SelfTestFailed(name, OUT_OF_MEMORY))
+        world = self.apply(world, m.SelfTestFailed(name, reasons.OUT_OF_MEMORY))
         return (
             self.apply(world, self.out_of_memory(world, name, is_probe=True)) if world.pair[name].is_loaded else world
         )
@@ -289,7 +289,7 @@ class Explorer:
             yield "the caller is answered after the trial ran out", lambda: self.answer(world, caller, ran_out)
         yield "the caller's request fails", lambda: self.fail(world, caller)
         for other_failed in (False, True):
-            way = f"the caller's request: {OUT_OF_MEMORY}{', there too' if other_failed else ''}"
+            way = f"the caller's request: {reasons.OUT_OF_MEMORY}{', there too' if other_failed else ''}"
             yield way, partial(self.run_out, world, caller, other_failed=other_failed)
         yield f"{slot.name} is stuck", lambda: self.apply(world, m.Stuck(slot.name, ""))
 

@@ -14,10 +14,11 @@ from functools import partial
 from typing import Any
 from unittest.mock import patch
 
+from common import reasons
 from inference.server.model import messages as m
 from inference.server.model import route, transitions
 from inference.server.model.gap import GapStep
-from inference.server.model.pair import CPU_DEVICE, OUT_OF_MEMORY, Pair, Role, ShadowPolicy, SlotRecord, SlotState
+from inference.server.model.pair import CPU_DEVICE, Pair, Role, ShadowPolicy, SlotRecord, SlotState
 from inference.server.model.policy import ShortageAction
 from inference.server.model.step import Step
 from inference.server.request import RequestTags
@@ -116,7 +117,7 @@ class TrafficExplorer(Explorer):
         name = world.copy
         if world.pair[name].is_loaded:
             yield "the copy is answered", lambda: self.end_copy(self.apply(world, m.Proven(name)))
-            yield f"the copy: {OUT_OF_MEMORY}", lambda: self.run_out_of_copy(world)
+            yield f"the copy: {reasons.OUT_OF_MEMORY}", lambda: self.run_out_of_copy(world)
         yield "the copy is given up", lambda: self.end_copy(world)
 
     def begin_copy(self, world: World, name: str) -> World:

@@ -9,6 +9,7 @@ from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from common import reasons
 from common.address import unix_target
 from common.paths import CONTROL_SOCKET
 from hotslot.control.v1 import control_pb2 as pb
@@ -27,8 +28,7 @@ _PERMANENT = frozenset(
     {
         "LOAD_FAILED",
         "LOAD_STALLED",
-        "DOES_NOT_FIT",
-        "OUT_OF_MEMORY",
+        *reasons.SHORTAGES,
         "BUNDLE_UNKNOWN",
         "BUNDLE_BROKEN",
         "BUNDLE_FOREIGN",

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from google.rpc import error_details_pb2, status_pb2
 
+from common import reasons
 from common.answers import SURE, AddressPart, format_parts
 from common.clock import Clock
 from common.engine_files import Task
@@ -29,7 +30,6 @@ _LABELS = {
     entailment_pb2.LABEL_NO: "no",
     entailment_pb2.LABEL_MAYBE: "maybe",
 }
-_NOT_FINITE = "NOT_FINITE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ class Prober:
             answers += [] if is_void else [answer]
             longest = max(longest, self._clock.monotonic() - began)
         bad = [answer for answer in answers if answer.failure]
-        return len(answers) - len(bad), len(bad), sum(answer.failure == _NOT_FINITE for answer in bad)
+        return len(answers) - len(bad), len(bad), sum(answer.failure == reasons.NOT_FINITE for answer in bad)
 
     def _probe_one(self, load_id: str, question: ProbeItem, ends: float) -> GoldenAnswer:
         """The answer to one question; if its time has run out, there is none: the time is ours, not the callers'."""

@@ -2,6 +2,7 @@
 
 from datetime import UTC
 
+from common import reasons
 from common.answers import ARROW
 from hotslot.control.v1 import control_pb2 as pb
 from updater.core.comparison import AnswerComparison, ChangedDirection
@@ -18,8 +19,6 @@ from updater.core.facts import (
 )
 from updater.core.label_mix import LabelCount
 from updater.core.record import Counts, CpuFallback
-
-_NOT_FINITE, _OUT_OF_MEMORY, _RUNNER_DIED = "NOT_FINITE", "OUT_OF_MEMORY", "RUNNER_DIED"
 
 
 def convert_server_state(response: pb.GetStatusResponse, *, last_ended_orderly: bool) -> ServerState:
@@ -59,12 +58,12 @@ def _convert_stats(row: pb.RevisionStats) -> RevisionSnapshot:
 def convert_counts(row: pb.RevisionStats) -> Counts:
     """The counts of one revision; the death of a runner counts as one failure, however many requests it had."""
     by_reason = dict(row.failed)
-    singles = sum(count for reason, count in by_reason.items() if reason != _RUNNER_DIED)
+    singles = sum(count for reason, count in by_reason.items() if reason != reasons.RUNNER_DIED)
     return Counts(
         answered=row.answered,
         failed=singles + row.restarts,
-        not_finite=by_reason.get(_NOT_FINITE, 0),
-        out_of_memory=by_reason.get(_OUT_OF_MEMORY, 0),
+        not_finite=by_reason.get(reasons.NOT_FINITE, 0),
+        out_of_memory=by_reason.get(reasons.OUT_OF_MEMORY, 0),
         late=sum(by_reason.get(reason, 0) for reason in LATE_REASONS),
         restarts=row.restarts,
         latency=tuple(bucket.count for bucket in row.latency),

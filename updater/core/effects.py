@@ -7,6 +7,7 @@ is a record of what was found, None if there is nothing to report, or an `Effect
 from dataclasses import dataclass
 from enum import StrEnum
 
+from common import reasons
 from updater.core.facts import GoldenFacts, Release
 from updater.core.golden import GateAnswers
 from updater.core.record import Installed
@@ -285,10 +286,11 @@ class FailureKind(StrEnum):
     DENIED = "DENIED"  # a person must change a permission or a setting; neutral to breakers
 
 
-MEMORY_REASONS = frozenset({"DOES_NOT_FIT", "OUT_OF_MEMORY"})  # of a load or a conversion: planned, and met
+MEMORY_REASONS = reasons.SHORTAGES  # of a load or a conversion: planned, and met
 # Reasons of failures for which the machine may be to blame as well: it paused, or was busy with something else.
-LATE_REASONS = frozenset({"TOO_SLOW", "PREPARE_TIMEOUT"})
-LATE_PROBE_REASONS = LATE_REASONS | {"DEADLINE_EXPIRED", "DEADLINE_TOO_SHORT"}  # of probes and golden questions
+LATE_REASONS = frozenset({reasons.TOO_SLOW, reasons.PREPARE_TIMEOUT})
+# The same, of probes and golden questions, whose deadline is ours.
+LATE_PROBE_REASONS = LATE_REASONS | {reasons.DEADLINE_EXPIRED, reasons.DEADLINE_TOO_SHORT}
 
 
 @dataclass(frozen=True, slots=True)

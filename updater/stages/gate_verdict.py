@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from common import reasons
 from common.answers import TASK_ANSWERS, TaskAnswers, count_directions, count_label_pairs, sum_parts
 from common.engine_files import Task
 from updater.core.comparison import AnswerPair, ExpectedChanges, ExpectedDirection, LabelPair
@@ -34,7 +35,6 @@ class GateJudgement:
     evidence: Evidence = field(default_factory=Evidence)  # of the whole gate
 
 
-_OUT_OF_MEMORY = "OUT_OF_MEMORY"
 MAX_LABEL_PAIRS = 400  # kept as evidence; addresses have some twenty kinds of parts
 MAX_DIRECTIONS = 40  # kept of an expectation; answers of addresses have hundreds
 _LEAST_SHARE = 0.001  # smaller ones are said to be below it
@@ -45,7 +45,7 @@ def judge(answers: GateAnswers, rules: GateRules) -> GateJudgement:
     """Judge a gate's answers by the rules; the worst verdict of a rule is the result."""
     asked = [row for row in answers.questions if not _is_void(row)]
     # A question that failed because memory ran out is not a wrong answer.
-    fitting = [row for row in asked if row.candidate.failure != _OUT_OF_MEMORY]
+    fitting = [row for row in asked if row.candidate.failure != reasons.OUT_OF_MEMORY]
     measured: list[Measured] = []
     findings: list[GateJudgement] = []
     checks: tuple[Callable[[], _Check], ...] = (
@@ -87,21 +87,21 @@ def _is_void(row: GoldenQuestion) -> bool:
 def _check_failures(asked: Sequence[GoldenQuestion], device: str) -> _Check:
     """Refuse if the candidate fails a question that the active model answers."""
     failed = [row for row in asked if row.candidate.failure]
-    not_finite = sum(row.candidate.failure == "NOT_FINITE" for row in failed)
+    not_finite = sum(row.candidate.failure == reasons.NOT_FINITE for row in failed)
     measured = [
         Measured("not_finite", not_finite, None, 0, not_finite == 0),
         Measured("failed_answers", len(failed), None, 0, not failed),
     ]
     if not failed:
         return measured, []
-    out_of_memory = sum(row.candidate.failure == _OUT_OF_MEMORY for row in failed)
+    out_of_memory = sum(row.candidate.failure == reasons.OUT_OF_MEMORY for row in failed)
     first = failed[0]
     message = f"{len(failed)} of {len(asked)} questions failed, first {first.item}: {first.candidate.failure}"
     if not_finite:
-        return measured, [GateJudgement(GateVerdict.REFUSE, "NOT_FINITE", message)]
+        return measured, [GateJudgement(GateVerdict.REFUSE, reasons.NOT_FINITE, message)]
     if out_of_memory:
         message = f"it ran out of memory on {device}: {message}"
-        return measured, [GateJudgement(GateVerdict.HOLD, _OUT_OF_MEMORY, message, HeldFor.DOES_NOT_FIT)]
+        return measured, [GateJudgement(GateVerdict.HOLD, reasons.OUT_OF_MEMORY, message, HeldFor.DOES_NOT_FIT)]
     if all(row.candidate.failure in LATE_PROBE_REASONS for row in failed):  # the machine may have paused
         return measured, [GateJudgement(GateVerdict.HOLD, "SLOWER", message, HeldFor.SLOWER)]
     return measured, [GateJudgement(GateVerdict.REFUSE, "ANSWERS_FAILED", message)]

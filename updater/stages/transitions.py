@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import NamedTuple
 
+from common import reasons
 from updater.core.breaker import Breaker, BreakerName, WorkResult, advance, report, resume, trip
 from updater.core.effects import EffectFailure, Shortage
 from updater.core.facts import Facts, ServerState, SlotSnapshot
@@ -283,7 +284,7 @@ def describe_shortage(revision: str, fault: EffectFailure, *, is_alone: bool = F
     shortage = fault.shortage or Shortage("")
     where = f" on {shortage.device}" if shortage.device else " in memory"
     beside = "" if is_alone else " beside the serving model"
-    if fault.reason == "DOES_NOT_FIT":
+    if fault.reason == reasons.DOES_NOT_FIT:
         return f"{revision} does not fit{beside}{where}" + _numbers(shortage)
     return f"{revision} ran out of memory{where}{beside}" + _numbers(shortage)
 

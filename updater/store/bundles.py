@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from common import reasons
 from common.bundle import (
     Bundle,
     BundleBroken,
@@ -303,7 +304,7 @@ def _row(model: str, installed: Installed) -> Committed:
 
 # Failures of the child process that say nothing about the revision.
 _NOT_REVISIONS_FAULT = frozenset({"DISK_FULL", "CONVERT_FAILED", "IO_FAILED", "SOURCE_UNREADABLE", "TIME_LIMIT"})
-_OF_A_KILLED_CHILD = frozenset({"CONVERT_FAILED", "OUT_OF_MEMORY"})
+_OF_A_KILLED_CHILD = frozenset({"CONVERT_FAILED", reasons.OUT_OF_MEMORY})
 
 
 class ChildConverter:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 
+from common import reasons
 from common.source import ConversionRefused
 from inference.runner.conversion.tensor_location import TensorLocation
 
@@ -33,4 +34,4 @@ def check_memory(tensors: Iterable[TensorLocation], free: int | None) -> None:
     needed = estimate_bytes(tensors)
     if free is not None and needed > free:
         message = f"the conversion needs about {needed / _MIB:.0f} MiB of memory; {free / _MIB:.0f} MiB are free"
-        raise ConversionRefused("DOES_NOT_FIT", message, needed, free)
+        raise ConversionRefused(reasons.DOES_NOT_FIT, message, needed, free)

@@ -13,9 +13,6 @@ from inference.server.request import ServedBy
 
 SLOT_NAMES = ("a", "b")
 CPU_DEVICE = "cpu"
-OUT_OF_MEMORY = "OUT_OF_MEMORY"  # reason: memory ran out at a single item, while loading or while warming up
-DOES_NOT_FIT = "DOES_NOT_FIT"  # reason: the memory plan of a load exceeds the free memory
-SHORTAGES = frozenset({OUT_OF_MEMORY, DOES_NOT_FIT})
 UNRESOLVED_DEVICES = ("auto", "cuda")  # settings that name no single device
 
 
@@ -256,7 +253,7 @@ class CpuFallbackRow:
     fallback_device: str
     bundle_digest: str  # that was loaded then
     since: datetime  # with its zone
-    reason: str  # "OUT_OF_MEMORY", "DOES_NOT_FIT"
+    reason: str  # one of `reasons.SHORTAGES`
 
 
 @dataclass(frozen=True, slots=True)

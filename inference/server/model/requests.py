@@ -7,13 +7,13 @@ which slot answers then (`choose_handover_slot`), and what is counted against th
 import asyncio
 import uuid
 
-from common import errors
+from common import errors, reasons
 from hotslot.runner.v1 import runner_pb2
 from inference.server.events import DeviceCallEnded, RequestHandedOver
 from inference.server.model import messages as m
 from inference.server.model.effects import PairMachine
 from inference.server.model.options import ModelOptions
-from inference.server.model.pair import OUT_OF_MEMORY, UNRESOLVED_DEVICES, Load, Pair, Role, SlotRecord
+from inference.server.model.pair import UNRESOLVED_DEVICES, Load, Pair, Role, SlotRecord
 from inference.server.model.policy import ShortageAction
 from inference.server.model.route import Intake, choose_handover_slot, choose_route
 from inference.server.model.shadow import KeptCopy, Shadows
@@ -41,7 +41,7 @@ SELF_TEST_PAUSE_SECONDS = 1.0  # between two self-tests, at least
 SELF_TEST_PAUSE_FACTOR = 20  # times the duration of the latest one
 MIN_SELF_TEST_TIMEOUT_SECONDS = 10.0
 STALLED_SHARE = 0.5  # of a time limit, after which the model is not ready until the call ends
-_CALLER_ENDED_REASONS = ("CANCELLED", "DEADLINE_EXPIRED")  # reasons that are not counted against a model
+_CALLER_ENDED_REASONS = ("CANCELLED", reasons.DEADLINE_EXPIRED)  # reasons that are not counted against a model
 
 
 class Requests:
@@ -220,7 +220,7 @@ class Requests:
     def _count_against_trial(self, attribution: Attribution) -> None:
         """Count what a trial has failed, now that another slot has answered it."""
         self.stats.count_attribution(attribution)
-        if attribution.reason == OUT_OF_MEMORY:
+        if attribution.reason == reasons.OUT_OF_MEMORY:
             self.machine.apply(m.TrialRanOut(StatsKey(attribution.bundle_digest, attribution.device)))
 
     # Failed.
@@ -238,11 +238,13 @@ class Requests:
         load = self.pair[slot].load
         if load is not None and request is self._self_test:
             self.machine.apply(m.SelfTestFailed(slot, failure.reason))
-        if failure.reason == OUT_OF_MEMORY and load is not None:
+        if failure.reason == reasons.OUT_OF_MEMORY and load is not None:
             self._run_out_of_memory(slot, request, load)
             return
         if request.can_hand_over:
-            self._hand_over(slot, request, "TOO_SLOW" if failure.reason in _CALLER_ENDED_REASONS else failure.reason)
+            self._hand_over(
+                slot, request, reasons.TOO_SLOW if failure.reason in _CALLER_ENDED_REASONS else failure.reason
+            )
             return
         if not request.internal and request.attribution is None and load is not None:
             self.stats.get(load.key).count_failure(failure.reason)
@@ -252,7 +254,7 @@ class Requests:
         """Give a request that the trial failed to the previous slot; the failure counts once that slot has answered."""
         request.handover_at = None
         load, target = self.pair[slot].load, choose_handover_slot(self.pair, slot)
-        if load is not None and target is None and reason == "TOO_SLOW" and slot == self.pair.active:
+        if load is not None and target is None and reason == reasons.TOO_SLOW and slot == self.pair.active:
             self._give(request, slot)  # the trial was committed: the request has the time of its caller
             return
         if load is None or target is None:
@@ -269,7 +271,7 @@ class Requests:
             if now >= request.deadline:
                 request.finish(errors.DeadlineMissed("the deadline passed while it waited"))
             elif request.is_handover_due(now) and choose_handover_slot(self.pair, request.on_slot):
-                self._hand_over(request.on_slot, request, "TOO_SLOW")
+                self._hand_over(request.on_slot, request, reasons.TOO_SLOW)
         for slot in self.machine.slots.values():
             detail = self._find_hang(slot)
             if detail:
@@ -326,11 +328,11 @@ class Requests:
         self.machine.apply(m.OutOfMemory(slot, action, new_load_id=uuid.uuid4().hex[:12]))
         is_previous = self.pair.role_of(slot) is Role.PREVIOUS
         if action is ShortageAction.USE_OTHER_SLOT and not is_previous:
-            self._hand_over(slot, request, OUT_OF_MEMORY)
+            self._hand_over(slot, request, reasons.OUT_OF_MEMORY)
             return
         is_void = action is ShortageAction.ROLL_BACK_TRIAL_AND_FALL_BACK
         if not request.internal and request.attribution is None and not is_void:
-            self.stats.get(load.key).count_failure(OUT_OF_MEMORY)
+            self.stats.get(load.key).count_failure(reasons.OUT_OF_MEMORY)
         if action is ShortageAction.USE_OTHER_SLOT:
             request.handover_at = None
             self._give(request, other.name)
@@ -367,7 +369,7 @@ class Requests:
         pause = self.pair.move.not_before - self.options.clock.monotonic()
         return errors.Overloaded(
             "the device has no memory left for this request",
-            reason=OUT_OF_MEMORY,
+            reason=reasons.OUT_OF_MEMORY,
             retry_after_seconds=max(RETRY_SECONDS, retry_seconds, pause),
         )
 
@@ -406,7 +408,7 @@ class Requests:
             if request.on_slot != effect.slot and request.deaths < MAX_DEATHS:
                 continue
             if request.internal:
-                request.finish(errors.Failed("the runner process ended", reason="RUNNER_DIED"))
+                request.finish(errors.Failed("the runner process ended", reason=reasons.RUNNER_DIED))
             elif request.deaths >= MAX_DEATHS:
                 self.poison.add(request.payload.identify(), self.options.clock.monotonic(), request.deaths)
                 request.finish(errors.Failed("this input ended two runner processes", reason="POISON_INPUT"))
@@ -418,7 +420,7 @@ class Requests:
         if request.is_done:
             request.release()
         elif target is None or self.pair[target].load is None or request.internal:
-            request.finish(errors.Failed("the runner process ended", reason="RUNNER_DIED"))
+            request.finish(errors.Failed("the runner process ended", reason=reasons.RUNNER_DIED))
         else:
             request.handover_at = None
             self._give(request, target)

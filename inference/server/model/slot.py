@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from common import reasons
 from common.errors import Conflict, HotslotError, Interrupted, Overloaded
 from hotslot.runner.v1 import runner_pb2
 from inference.server.events import Broadcast
 from inference.server.model import messages as m
-from inference.server.model.pair import SHORTAGES
 from inference.server.request import MAX_DEATHS, InputId, PendingRequest
 from inference.server.runner_client.protocol import EndReason, RunnerEnding, RunnerHandle
 from inference.server.scheduling.device_memory import LoadReservation
@@ -249,7 +249,7 @@ class Slot:
 def _load_error(outcome: runner_pb2.LoadOutcome) -> HotslotError:
     """Convert the failure of a load to the error that LoadSlot returns."""
     failure = outcome.failure
-    if failure.reason in SHORTAGES:
+    if failure.reason in reasons.SHORTAGES:
         numbers = {"needed_bytes": outcome.needed_bytes, "free_bytes": outcome.free_bytes}
         metadata = {"device": outcome.device, **{name: str(number) for name, number in numbers.items() if number}}
         return Overloaded(failure.message, reason=failure.reason, metadata=metadata)

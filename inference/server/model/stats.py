@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from common import errors
+from common import errors, reasons
 from common.records import record
 from inference.server.events import Emit, ItemEnded, ItemOutcome
 from inference.server.request import MAX_DEATHS, Attribution, InputId, Payload, PendingRequest
@@ -203,7 +203,7 @@ class DeathTracker:
                 continue
             death.stats.deaths += 1
             for _ in range(death.failed):
-                death.stats.count_failure("RUNNER_DIED")
+                death.stats.count_failure(reasons.RUNNER_DIED)
 
 
 @dataclass(slots=True)
@@ -276,7 +276,7 @@ def classify_error(error: BaseException) -> tuple[ItemOutcome, str]:
 
 def classify_cancellation(*, has_expired: bool) -> tuple[ItemOutcome, str]:
     """The outcome and reason of an item whose call was ended by its caller, or by its deadline."""
-    return (ItemOutcome.EXPIRED, "DEADLINE_EXPIRED") if has_expired else (ItemOutcome.CANCELLED, "CANCELLED")
+    return (ItemOutcome.EXPIRED, reasons.DEADLINE_EXPIRED) if has_expired else (ItemOutcome.CANCELLED, "CANCELLED")
 
 
 def describe_item(model: str, request: PendingRequest, now: float) -> ItemEnded:

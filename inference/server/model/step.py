@@ -4,12 +4,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
+from common import reasons
 from common.errors import Interrupted, NotFound
 from inference.server.events import CpuFallbackChanged, SwapDone, TrafficChanged
 from inference.server.model import messages as m
 from inference.server.model.pair import (
     CPU_DEVICE,
-    OUT_OF_MEMORY,
     UNRESOLVED_DEVICES,
     CpuFallbackRow,
     Load,
@@ -263,12 +263,12 @@ class Step:
             return
         now, other = self.now.seconds, self.pair.other(active)
         if self._is_loaded_on_cpu(other, load):
-            self.activate_fallback(other.name, OUT_OF_MEMORY)
+            self.activate_fallback(other.name, reasons.OUT_OF_MEMORY)
             return
         # The time that this load took is an estimate: the load time on the CPU is not known yet.
         self.change(move=replace(self.pair.move, begun_at=now, expected_seconds=load.load_seconds))
         cpu_load = Load(load_id, load.bundle, load.folder, CPU_DEVICE, "", now)
-        self.emit_fallback("cpu_fallback_begun", load.device, load.bundle.bundle_digest, OUT_OF_MEMORY)
+        self.emit_fallback("cpu_fallback_begun", load.device, load.bundle.bundle_digest, reasons.OUT_OF_MEMORY)
         if other.load is not None:
             self._vacate(other)
         other = self.pair[other.name]
@@ -310,7 +310,7 @@ class Step:
         if name == self.pair.fallback:
             self.abandon_fallback(f"it did not fit on the CPU: {reason}")
         elif action is ShortageAction.ROLL_BACK_TRIAL:
-            self.roll_back("", TrialOutcome.ROLLED_BACK, OUT_OF_MEMORY)
+            self.roll_back("", TrialOutcome.ROLLED_BACK, reasons.OUT_OF_MEMORY)
         elif action is ShortageAction.FALL_BACK_TO_CPU:
             self._reload_on_cpu(name, reason)
 

@@ -8,13 +8,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from common import reasons
 from common.errors import Conflict
 from inference.server.model import messages as m
 from inference.server.model.gap import GapStep
 from inference.server.model.pair import (
     ANSWERING_ROLES,
-    OUT_OF_MEMORY,
-    SHORTAGES,
     SLOT_NAMES,
     Pair,
     Role,
@@ -162,7 +161,7 @@ class _Transition(GapStep):
             return
         detail = f"{event.reason}: {event.message}"
         self.emit_slot(name, "load_failed", detail, event.reason)
-        if event.reason in SHORTAGES:
+        if event.reason in reasons.SHORTAGES:
             self.after_load_shortage(name, event.reason)
         slot = self.pair[name]
         if slot.state is SlotState.RETIRING:
@@ -221,7 +220,7 @@ class _Transition(GapStep):
         if standby.state is SlotState.EMPTY and standby.respawn_at is not None:
             self.change_slot(standby.name, respawn_at=self.now.seconds)
         if event.slot == self.pair.fallback:
-            self.activate_fallback(event.slot, OUT_OF_MEMORY)
+            self.activate_fallback(event.slot, reasons.OUT_OF_MEMORY)
 
     def self_test_failed(self, event: m.SelfTestFailed) -> None:
         """The slot is not ready; a CPU fallback whose slot fails its self-test is abandoned."""
@@ -237,7 +236,7 @@ class _Transition(GapStep):
         if event.action not in (ShortageAction.FALL_BACK_TO_CPU, ShortageAction.ROLL_BACK_TRIAL_AND_FALL_BACK):
             return
         if event.action is ShortageAction.ROLL_BACK_TRIAL_AND_FALL_BACK:
-            self.roll_back("", TrialOutcome.YIELDED, OUT_OF_MEMORY)
+            self.roll_back("", TrialOutcome.YIELDED, reasons.OUT_OF_MEMORY)
         active = self.pair.active_slot
         if active is not None and active.load is not None:
             self.begin_fallback(active.name, active.load, event.new_load_id)
@@ -247,7 +246,7 @@ class _Transition(GapStep):
         trial = self.pair.trial
         load = None if trial is None else self.pair[trial.slot].load
         if load is not None and load.key == event.key:
-            self.roll_back("", TrialOutcome.ROLLED_BACK, OUT_OF_MEMORY)
+            self.roll_back("", TrialOutcome.ROLLED_BACK, reasons.OUT_OF_MEMORY)
 
     # Commands.
 

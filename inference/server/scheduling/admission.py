@@ -6,6 +6,7 @@ Also the drain. Pure; time is an argument.
 import asyncio
 from dataclasses import dataclass
 
+from common import reasons
 from common.errors import DeadlineMissed, HotslotError, NotReady, Overloaded
 from common.records import record
 from inference.call_cost import CallCost
@@ -92,10 +93,10 @@ def _check_own(request: AdmissionRequest) -> Refusal | None:
     """Whether an idle server could answer it."""
     left, own = request.seconds_left, request.estimate.own
     if left <= 0:
-        return Refusal(DeadlineMissed, "DEADLINE_EXPIRED", "the deadline had passed on arrival")
+        return Refusal(DeadlineMissed, reasons.DEADLINE_EXPIRED, "the deadline had passed on arrival")
     if left < own:
         text = f"the deadline leaves {left:.3f} s, the model needs about {own:.3f} s"
-        return Refusal(DeadlineMissed, "DEADLINE_TOO_SHORT", text)
+        return Refusal(DeadlineMissed, reasons.DEADLINE_TOO_SHORT, text)
     return None
 
 

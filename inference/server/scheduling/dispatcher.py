@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
+from common import reasons
 from common.clock import Clock
 from common.records import record
 from hotslot.runner.v1 import runner_pb2
@@ -35,7 +36,7 @@ MAX_LOOK_AHEAD_ROWS = 4096
 JOIN_SECONDS = 0.001  # between two frames of bulk items, while the runner holds enough to go on with
 JOIN_ITEMS = 4  # which is enough
 MIN_DECODING_SHARE = 0.5  # of the estimate, which is rounded up: what takes even longer than this is dropped
-TOO_LATE = Failure("DEADLINE_EXPIRED", "it could no longer be answered in time")
+TOO_LATE = Failure(reasons.DEADLINE_EXPIRED, "it could no longer be answered in time")
 
 
 class RunnerPort(Protocol):
