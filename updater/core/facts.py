@@ -70,6 +70,12 @@ class GoldenFacts:
     is_read: bool = True  # False: a large set is being read, which takes several looks
 
 
+# Words of the server's status, by which the updater decides; a test compares them with the server's own.
+LOADED, RETIRING = "LOADED", "RETIRING"  # SlotStatus.state
+PREVIOUS = "PREVIOUS"  # SlotStatus.role
+TRIAL_COMMITTED, LEASE_EXPIRED, YIELDED = "COMMITTED", "LEASE_EXPIRED", "YIELDED"  # TrialEnd.outcome
+
+
 @dataclass(frozen=True, slots=True)
 class SlotSnapshot:
     """One slot of the server."""
@@ -83,6 +89,21 @@ class SlotSnapshot:
     restarts: int = 0
     resident_bytes: int = 0
     last_failure: str = ""
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether it can answer."""
+        return self.state == LOADED
+
+    @property
+    def is_retiring(self) -> bool:
+        """Whether its process is about to end; until then it keeps its memory."""
+        return self.state == RETIRING
+
+    @property
+    def is_previous(self) -> bool:
+        """Whether it holds what answered before the active slot."""
+        return self.role == PREVIOUS
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,11 +187,11 @@ class ServerState:
     @property
     def occupied(self) -> tuple[SlotSnapshot, ...]:
         """The slots that hold a load and are not being emptied."""
-        return tuple(slot for slot in self.slots if slot.load_id and slot.state != "RETIRING")
+        return tuple(slot for slot in self.slots if slot.load_id and not slot.is_retiring)
 
     def loaded(self, load_id: str) -> SlotSnapshot | None:
         """The slot of a load, if it is loaded."""
-        return next((slot for slot in self.slots if slot.load_id == load_id and slot.state == "LOADED"), None)
+        return next((slot for slot in self.slots if slot.load_id == load_id and slot.is_loaded), None)
 
     def counts_of(self, bundle_digest: str, device: str = "") -> Counts:
         """The counters of a bundle, summed over all devices or of one."""

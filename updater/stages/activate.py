@@ -23,7 +23,7 @@ def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | Wait | T
     if server.trial is not None and not transitions.is_on_trial(update, server):
         return _apply_lost(record, facts, rules, "TRIAL_UNKNOWN", "another revision is on trial")
     slot = transitions.find_slot(update, server)
-    if slot is None or (slot.state != "LOADED" and server.trial is None):
+    if slot is None or (server.trial is None and not slot.is_loaded):
         return _apply_lost(record, facts, rules, "CANDIDATE_GONE", "the candidate's runner is gone")
     return ActivateLoad(
         slot.load_id,

@@ -86,7 +86,7 @@ def find_lost(record: ModelRecord, facts: Facts) -> ModelRecord:
     active = server.active
     if active is None or server.trial is not None or server.cpu_fallback is not None:
         return record
-    is_there = (active.bundle_digest, active.device, active.state) == (committed.bundle_digest, CPU_DEVICE, "LOADED")
+    is_there = active.is_loaded and (active.bundle_digest, active.device) == (committed.bundle_digest, CPU_DEVICE)
     card = next((row.device for row in server.devices if row.device != CPU_DEVICE), "")
     return replace(record, bridge=Bridge(card)) if is_there and card else record
 
@@ -117,7 +117,7 @@ def is_serving(record: ModelRecord, server: ServerState) -> bool:
     committed, active = record.committed, server.active
     if committed is None or active is None or server.trial is not None:
         return False
-    return active.bundle_digest == committed.bundle_digest and active.state == "LOADED"
+    return active.bundle_digest == committed.bundle_digest and active.is_loaded
 
 
 def keep_answers(record: ModelRecord, found: GateAnswers) -> ModelRecord:
@@ -153,7 +153,7 @@ def open_gap(record: ModelRecord, facts: Facts, server: ServerState, rules: Rule
 
 def is_leaving(server: ServerState) -> bool:
     """Whether a process is still being retired: until it has ended, it keeps its memory."""
-    return any(slot.state == "RETIRING" for slot in server.slots)
+    return any(slot.is_retiring for slot in server.slots)
 
 
 def compare_with_kept(record: ModelRecord, found: GateAnswers) -> GateAnswers | None:
@@ -207,7 +207,7 @@ def _move(digest: str, target: str, record: ModelRecord, server: ServerState, ru
     """Load a bundle on a device in the other slot, which is emptied first, and activate it."""
     name = "reconcile" if record.update is None else record.update.update_id
     there = server.holding(digest, target)
-    if there is not None and there.state == "LOADED":
+    if there is not None and there.is_loaded:
         return ActivateLoad(there.load_id, rules.observe.trial_lease_seconds, name, server.generation)
     if there is not None:
         return Wait(rules.look_seconds, f"the committed revision is being loaded on {target}")
@@ -256,7 +256,7 @@ def note(record: ModelRecord, facts: Facts) -> Transition:
     if server.devices and bridge.device not in {row.device for row in server.devices}:
         return transitions.with_event(over, facts, "bridge_ended", f"{bridge.device} is not used any more")
     active = server.active
-    if is_away(record) or active is None or server.trial is not None or active.state != "LOADED":
+    if is_away(record) or active is None or server.trial is not None or not active.is_loaded:
         return Transition(record)
     if (active.bundle_digest, active.device) != (committed.bundle_digest, bridge.device):
         return Transition(record)

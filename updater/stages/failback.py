@@ -14,7 +14,7 @@ from dataclasses import replace
 from updater.core import breaker
 from updater.core.breaker import BreakerName, BreakerState
 from updater.core.effects import CommitLoad, Effect, Wait
-from updater.core.facts import Facts
+from updater.core.facts import TRIAL_COMMITTED, Facts
 from updater.core.golden import GateAnswers
 from updater.core.record import Event, ModelRecord, Outcome, Stage, Update, UpdateKind
 from updater.core.rules import Rules
@@ -90,7 +90,7 @@ def decide_commit(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | W
     if server.trial is not None and transitions.is_on_trial(update, server):
         return CommitLoad(server.trial.load_id, update.update_id, server.generation)
     reason = observe.find_end_reason(record, facts)
-    if reason == "COMMITTED" or server.cpu_fallback is None:
+    if reason == TRIAL_COMMITTED or server.cpu_fallback is None:
         return commit(record, facts, rules)
     return observe.end_trial(record, facts, rules, reason)
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from updater.core import breaker
 from updater.core.breaker import BreakerName
 from updater.core.effects import CommitLoad, Effect, EffectFailure, Result, Wait, WritePointer
-from updater.core.facts import Facts, PointerState
+from updater.core.facts import TRIAL_COMMITTED, Facts, PointerState
 from updater.core.record import Ending, EndsIn, HeldFor, ModelRecord, Outcome, Stage
 from updater.core.rules import Rules
 from updater.core.versions import choose_higher
@@ -58,7 +58,7 @@ def is_committed(record: ModelRecord, facts: Facts) -> bool:
         return False
     if facts.pointer_is_readable and facts.pointer == record.under_way.installed:
         return True
-    return observe.find_end_reason(record, facts) == "COMMITTED" or _has_started_with(record, facts)
+    return observe.find_end_reason(record, facts) == TRIAL_COMMITTED or _has_started_with(record, facts)
 
 
 def decide_rollback(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | Wait | Transition:

@@ -5,7 +5,7 @@ from enum import StrEnum
 
 from updater.core.costs import compare_costs, subtract_costs
 from updater.core.effects import MEMORY_REASONS, Effect, Probed, Result, SetPercent, Wait
-from updater.core.facts import Facts, ServerState, TrialSnapshot
+from updater.core.facts import LEASE_EXPIRED, YIELDED, Facts, ServerState, TrialSnapshot
 from updater.core.record import (
     Counts,
     Evidence,
@@ -261,7 +261,7 @@ def _compare_with_previous(
     return rows
 
 
-_UNATTRIBUTED_ENDS = frozenset({"LEASE_EXPIRED", "YIELDED"})  # the updater was away; the slot was needed
+_UNATTRIBUTED_ENDS = frozenset({LEASE_EXPIRED, YIELDED})  # the updater was away; the slot was needed
 
 
 def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | Wait | Transition:
@@ -330,7 +330,7 @@ def end_trial(record: ModelRecord, facts: Facts, rules: Rules, reason: str) -> T
         return _apply_server_stopped(record, facts, rules)
     if _ran_out_of_memory(record, facts):
         return _hold_for_memory(record, facts)
-    if reason == "LEASE_EXPIRED" and update.kind is UpdateKind.FAILBACK:
+    if reason == LEASE_EXPIRED and update.kind is UpdateKind.FAILBACK:
         return transitions.fail_failback(record, facts, reason, "its trial ran out before there was a verdict")
     if reason in _UNATTRIBUTED_ENDS:
         return transitions.retry(record, facts, reason, "the trial ended for a reason outside the revision")
@@ -389,7 +389,7 @@ def _ran_out_of_memory(record: ModelRecord, facts: Facts) -> bool:
     last = None if facts.server is None else facts.server.last_trial
     if last is None or last.reason not in MEMORY_REASONS:
         return False
-    return last.outcome != "YIELDED" or record.under_way.kind is UpdateKind.FAILBACK
+    return last.outcome != YIELDED or record.under_way.kind is UpdateKind.FAILBACK
 
 
 def _hold_for_memory(record: ModelRecord, facts: Facts) -> Transition:

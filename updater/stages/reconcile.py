@@ -209,7 +209,7 @@ def _load(record: ModelRecord, server: ServerState, target: str, name: str, rule
     if record.trouble is not None and record.trouble.retry_in_seconds > 0:
         return Wait(min(rules.look_seconds, record.trouble.retry_in_seconds), "before it is loaded again")
     holder = server.holding(target)
-    if holder is not None and holder.state == "LOADED":
+    if holder is not None and holder.is_loaded:
         return ActivateLoad(holder.load_id, rules.observe.trial_lease_seconds, name, server.generation)
     if holder is None:
         rows = list_spare_slots(server)
@@ -236,7 +236,7 @@ def _repair_pointer(record: ModelRecord, facts: Facts, rules: Rules) -> WritePoi
 def _clear(record: ModelRecord, server: ServerState, keep: str) -> RetireLoad | None:
     name = record.update.update_id if record.update is not None else "reconcile"
     for slot in list_spare_slots(server):
-        if slot.bundle_digest == keep or (slot.role == "PREVIOUS" and record.warm_seconds_left > 0):
+        if slot.bundle_digest == keep or (slot.is_previous and record.warm_seconds_left > 0):
             continue
         return RetireLoad(slot.load_id, name, server.generation)
     return None
@@ -252,7 +252,7 @@ def _is_answering(record: ModelRecord, server: ServerState) -> bool:
     active = server.active
     committed = record.committed
     is_it = active is not None and committed is not None and active.bundle_digest == committed.bundle_digest
-    return is_it and active is not None and active.state == "LOADED"
+    return is_it and active is not None and active.is_loaded
 
 
 def _build_rollback(bad: Installed, facts: Facts, kind: UpdateKind, ending: Ending) -> Update:

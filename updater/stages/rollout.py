@@ -53,7 +53,7 @@ def decide_shadow(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | W
     slot, is_late = transitions.find_slot(update, server), update.stage_seconds >= shadow.shadow_max_seconds
     if server.trial is not None:
         return transitions.retry(record, facts, "TRIAL_UNKNOWN", "another revision is on trial")
-    if slot is None or (slot.state != "LOADED" and is_late):
+    if slot is None or (is_late and not slot.is_loaded):
         return _apply_gone(record, facts, server, rules)
     changes = compare.judge_changes(update, server, slot.load_id, rules.compare)
     evidence = Evidence(changes.measured, changes=changes.rows)
@@ -65,7 +65,7 @@ def decide_shadow(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | W
         return transitions.hold(record, facts, HeldFor.CHANGED_ANSWERS, changes.beyond, evidence=evidence)
     if update.is_shadow_over or is_late or changes.compared >= shadow.shadow_min_answers:
         return _end_shadow(record, facts, server, rules, changes)
-    if slot.state == "LOADED" and ours is None:
+    if slot.is_loaded and ours is None:
         copies = ShadowCopies(shadow.shadow_share, rules.compare.busy_share)
         return CopyRequests(slot.load_id, copies, update.update_id, server.generation)
     return Wait(rules.observe.look_seconds, f"{changes.compared} answers were compared")

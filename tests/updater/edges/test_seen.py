@@ -8,9 +8,11 @@ from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 from hotslot.control.v1 import control_pb2 as pb
+from inference.server.model.pair import Role, SlotState, TrialOutcome
 from updater.control.client import classify_error
 from updater.control.snapshot import convert_server_state
 from updater.core.effects import FailureKind, Shortage
+from updater.core.facts import LEASE_EXPIRED, TRIAL_COMMITTED, YIELDED, SlotSnapshot
 from updater.core.record import CpuFallback
 
 
@@ -75,3 +77,14 @@ def test_a_fallback_and_the_end_of_a_trial_are_converted() -> None:
     assert state.last_trial.reason == "OUT_OF_MEMORY"
     response.models[0].ClearField("cpu_fallback")
     assert convert_server_state(response, last_ended_orderly=False).cpu_fallback is None
+
+
+def test_the_updater_knows_the_words_of_the_server() -> None:
+    """A state, a role or an outcome that the server renames would turn off what the updater decides by it."""
+    slots = [SlotSnapshot("", "", "", "", state, role) for state in SlotState for role in Role]
+
+    assert {slot.state for slot in slots if slot.is_loaded} == {SlotState.LOADED}
+    assert {slot.state for slot in slots if slot.is_retiring} == {SlotState.RETIRING}
+    assert {slot.role for slot in slots if slot.is_previous} == {Role.PREVIOUS}
+    outcomes = (TrialOutcome.COMMITTED, TrialOutcome.LEASE_EXPIRED, TrialOutcome.YIELDED)
+    assert outcomes == (TRIAL_COMMITTED, LEASE_EXPIRED, YIELDED)
