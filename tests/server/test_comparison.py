@@ -92,6 +92,18 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert counted == [*(True, True, True), *(False, False, True)]
 
 
+def test_one_bad_picture_or_address_is_no_reason_to_refuse_a_model() -> None:
+    """However it is asked about: of the requests about a picture two count, and an address counts once."""
+    pictures, addresses = compared(Task.VISUAL_ENTAILMENT), compared(Task.ADDRESS_TAGGING)
+    about = [digest_questions(EntailmentInput(b"bad", (f"at {second}",), "")) for second in range(10)]
+    among = [digest_questions(AddressInput(texts)) for texts in (("bad", "1"), ("2", "bad"), ("bad",), ("1", "2"))]
+
+    assert sum(pictures.fail("NOT_FINITE", one, is_judged=True) for one in about) == 2
+    assert sum(pictures.fail("NOT_FINITE", one, is_judged=False) for one in about) == 2
+    assert [addresses.fail("NOT_FINITE", one, is_judged=True) for one in among] == [True, True, False, False]
+    assert (pictures.judged_failed, addresses.judged_failed) == ({"NOT_FINITE": 2}, {"NOT_FINITE": 2})
+
+
 @pytest.mark.parametrize(
     ("before", "after", "distance"),
     [

@@ -67,7 +67,8 @@ class Comparison:
         self._task = TASK_ANSWERS[task]
         self._compared: set[bytes] = set()  # digests of texts
         self._pictures: dict[bytes, int] = {}  # requests compared, by the picture's digest
-        self._failed: set[tuple[QuestionDigests, bool]] = set()  # and whether by the slot that is judged
+        self._failed: dict[bool, set[bytes]] = {True: set(), False: set()}  # texts, by whether the judged slot did
+        self._failed_pictures: dict[tuple[bytes, bool], int] = {}  # requests, by the picture's digest too
 
     def find_new(self, questions: QuestionDigests) -> tuple[int, ...]:
         """Positions of the texts that were not compared yet; none if enough requests about their picture were."""
@@ -135,7 +136,7 @@ class Comparison:
     def fail(self, reason: str, questions: QuestionDigests, *, is_judged: bool, is_refused: bool = False) -> bool:
         """Count a copy that the second slot failed, unless it has failed the same before; returns whether it counts.
 
-        What it answers is copied once, so what it fails must not count each time.
+        What it answers counts once, and of the requests about a picture a few: so does what it fails.
 
         Args:
             reason: of the error.
@@ -143,10 +144,15 @@ class Comparison:
             is_judged: the second slot is the one that is judged.
             is_refused: the slot found the input wrong: that is no failure of a trial.
         """
-        if (questions, is_judged) in self._failed:
+        picture = (questions.picture, is_judged)
+        count = self._failed_pictures.get(picture, 0)
+        known = self._failed[is_judged]
+        if count >= MAX_A_PICTURE or known.issuperset(questions.texts):
             return False
-        if len(self._failed) < MAX_REMEMBERED:
-            self._failed.add((questions, is_judged))
+        if len(known) < MAX_REMEMBERED:
+            known.update(questions.texts)
+            if questions.picture:
+                self._failed_pictures[picture] = count + 1
         self.failed[reason] = self.failed.get(reason, 0) + 1
         if is_judged and not is_refused:
             self.judged_failed[reason] = self.judged_failed.get(reason, 0) + 1
