@@ -20,9 +20,9 @@ _roll_back = Step.roll_back
 def retire_without_waiting() -> Iterator[None]:
     """A slot's process is ended although a request holds a lease on it."""
 
-    def empty_slot(self: Step, name: str, detail: str) -> None:
+    def empty_slot(self: Step, name: str, detail: str, **options: bool) -> None:
         self.change_slot(name, is_leased=False)
-        _empty_slot(self, name, detail)
+        _empty_slot(self, name, detail, **options)
 
     with patch.object(Step, "empty_slot", empty_slot):
         yield
@@ -122,8 +122,8 @@ def held_requests_stay() -> Iterator[None]:
 def waiting_requests_stay() -> Iterator[None]:
     """What waits in a slot without a process is left behind when the slot is emptied."""
 
-    def empty_slot(self: Step, name: str, detail: str) -> None:
-        _empty_slot(self, name, detail)
+    def empty_slot(self: Step, name: str, detail: str, **options: bool) -> None:
+        _empty_slot(self, name, detail, **options)
         self.effects = [effect for effect in self.effects if not isinstance(effect, m.MoveRequests)]
 
     with patch.object(Step, "empty_slot", empty_slot):
@@ -148,9 +148,9 @@ def two_processes_in_a_slot() -> Iterator[None]:
 def killed_although_it_answers() -> Iterator[None]:
     """A model that can answer is killed when its slot is needed."""
 
-    def empty_slot(self: Step, name: str, detail: str) -> None:
+    def empty_slot(self: Step, name: str, detail: str, **options: bool) -> None:
         is_loaded = self.pair[name].is_loaded
-        _empty_slot(self, name, detail)
+        _empty_slot(self, name, detail, **options)
         if is_loaded:
             self.add(m.Kill(name, detail))
 

@@ -375,9 +375,11 @@ async def test_a_candidate_yields_while_it_loads(tmp_path: Path) -> None:
     world = await on_card(tmp_path)
     world.holds_loads = True
     load = await world.candidate()
+    runner = world.runner("b")
     world.ask(SHORT_ON_CARD)
     await world.settle()
 
+    assert (runner.has_ended, runner.is_retiring) == (True, False)  # callers wait for a process on the CPU
     assert isinstance(load.failure, Interrupted)
     assert load.failure.reason == "LOAD_YIELDED"
 

@@ -98,8 +98,11 @@ class Step:
         self.add(m.StartLoad(name, load))
         self.emit_slot(name, "load_begun")
 
-    def empty_slot(self, name: str, detail: str) -> None:
-        """Empty the slot: the process ends when its last lease has ended, or at once if it has not loaded."""
+    def empty_slot(self, name: str, detail: str, *, is_urgent: bool = False) -> None:
+        """Empty the slot: the process ends when its last lease has ended, or at once if it has not loaded.
+
+        With `is_urgent` callers wait for the next load, and it needs other memory.
+        """
         was = self.pair[name]
         if was.load is not None and not was.load.is_loaded:
             error = Interrupted(f"the load was retired: {detail}", reason="LOAD_RETIRED")
@@ -112,7 +115,7 @@ class Step:
         elif was.state is SlotState.LOADED:
             self.add(m.AwaitLeases(name) if was.is_leased else m.EndProcess(name))
         elif was.state is not SlotState.RETIRING:
-            self.add(m.Kill(name, detail, is_retiring=True))
+            self.add(m.Kill(name, detail, is_retiring=not is_urgent))
 
     def schedule_restart(self, name: str) -> None:
         """Start a process again: at once after an orderly end or the first death, else after a growing pause."""
@@ -328,7 +331,7 @@ class Step:
         if slot.name == self.pair.previous:
             self.change(previous=None)
         if slot.state is not SlotState.RETIRING:
-            self.empty_slot(slot.name, "yielded: memory ran out and the CPU fallback needs the slot")
+            self.empty_slot(slot.name, "yielded: the CPU fallback needs the slot", is_urgent=True)
 
     def _reload_on_cpu(self, name: str, reason: str) -> None:
         """Load on the CPU in the same slot, with its next process; or use a CPU slot that is there already."""
