@@ -28,7 +28,7 @@ def start_aside(read: Callable[[], T], name: str) -> Future[T]:
     def run() -> None:
         try:
             result = read()
-        except Exception as error:  # noqa: BLE001  raised where the result is taken
+        except BaseException as error:  # noqa: BLE001  raised where the result is taken
             found.set_exception(error)
         else:
             found.set_result(result)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
 from common.clock import Clock
@@ -14,7 +15,7 @@ from inference.server.access import Access
 from inference.server.api.interceptors import Callers
 from inference.server.api.predict import PredictApi
 from inference.server.api.status import SettingsFacts, StatusApi
-from inference.server.aside import read_aside
+from inference.server.aside import start_aside
 from inference.server.control.servicer import ControlApi
 from inference.server.memory import MemoryGauge
 from inference.server.model.changes import ModelChanges
@@ -66,6 +67,7 @@ class LiveSettings:
         self.reloader = SettingsReloader(settings, load, log, clock)
         self._parts, self._drain, self._clock, self._log = parts, drain, clock, log
         self._lock = asyncio.Lock()
+        self._reading: Future[ReadSettings[ServerSettings]] | None = None
         self.reload_requested = asyncio.Event()
 
     @property
@@ -82,7 +84,9 @@ class LiveSettings:
     async def reload(self, *, check_only: bool = False) -> control_pb2.SettingsReload:
         """Apply the settings file completely or not at all; with `check_only` return the changes and apply none."""
         async with self._lock:
-            found = await read_aside(self.reloader.read, "settings")
+            if self._reading is None or self._reading.done():  # else a broken disk still holds it
+                self._reading = start_aside(self.reloader.read, "settings")
+            found = await asyncio.wrap_future(self._reading)
             refusal = found.refusal
             if not refusal and self._drain.is_leaving:
                 refusal = "the server is stopping"

@@ -112,13 +112,13 @@ class ControlApi:
         stats = None if slot.load is None else manager.stats.get(slot.load.key)
         before = 0.0 if stats is None else stats.computed_seconds
         probes: list[PendingRequest | HotslotError] = []
-        for item in items:
-            try:
-                payload = api.check(api.wrap(item), self.limits)
-                probes.append(manager.requests.probe(slot.name, payload, deadline))
-            except InputRefused as error:
-                probes.append(error)
         try:
+            for item in items:
+                try:
+                    payload = api.check(api.wrap(item), self.limits)
+                    probes.append(manager.requests.probe(slot.name, payload, deadline))
+                except InputRefused as error:
+                    probes.append(error)
             with self._models.get_commands(request.model).under_way():
                 outcomes = [await _outcome(api, pending) for pending in probes]
         finally:  # its caller may be gone
