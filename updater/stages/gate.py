@@ -18,7 +18,7 @@ from updater.core.facts import Facts, ServerState, SlotSnapshot
 from updater.core.record import APPROVABLE, HeldFor, ModelRecord, Stage
 from updater.core.rules import Mode, Rules
 from updater.stages import bridge, failback, reconcile, rollout, transitions
-from updater.stages.gate_verdict import GateJudgement, GateVerdict, expect_trial, judge
+from updater.stages.gate_verdict import LATE_ANSWERS, GateJudgement, GateVerdict, expect_trial, judge
 from updater.stages.transitions import Transition
 
 # The server's state has changed since the facts were drawn, or the slot was needed.
@@ -144,6 +144,9 @@ def _apply_gated(record: ModelRecord, effect: RunGate, result: Gated, facts: Fac
     message, evidence, held_for = judgement.message, judgement.evidence, judgement.held_for
     if judgement.verdict is GateVerdict.REFUSE:
         return transitions.refuse(record, facts, rules, judgement.reason, message, evidence=evidence)
+    if judgement.reason == LATE_ANSWERS:  # not for approval: a worse model may hide behind what it has not answered
+        failed = EffectFailure(FailureKind.INCONCLUSIVE, LATE_ANSWERS, message)
+        return _apply_gate_failed(record, failed, facts, rules)
     if held_for is not None and not (update.approved and held_for in APPROVABLE):
         return transitions.hold(record, facts, held_for, message, evidence=evidence)
     slot = server.loaded(update.load_id)

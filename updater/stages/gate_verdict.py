@@ -35,17 +35,19 @@ class GateJudgement:
     evidence: Evidence = field(default_factory=Evidence)  # of the whole gate
 
 
+LATE_ANSWERS = "LATE_ANSWERS"  # reason of a HOLD: questions have no answer, for which the machine may be to blame
 MAX_LABEL_PAIRS = 400  # kept as evidence; addresses have some twenty kinds of parts
 MAX_DIRECTIONS = 40  # kept of an expectation; answers of addresses have hundreds
 _LEAST_SHARE = 0.001  # smaller ones are said to be below it
+_NO_ANSWER = LATE_PROBE_REASONS | {reasons.OUT_OF_MEMORY}
 _Check = tuple[list[Measured], list[GateJudgement]]
 
 
 def judge(answers: GateAnswers, rules: GateRules) -> GateJudgement:
     """Judge a gate's answers by the rules; the worst verdict of a rule is the result."""
     asked = [row for row in answers.questions if not _is_void(row)]
-    # A question that failed because memory ran out is not a wrong answer.
-    fitting = [row for row in asked if row.candidate.failure != reasons.OUT_OF_MEMORY]
+    # A question that failed for want of memory or time is not a wrong answer.
+    fitting = [row for row in asked if row.candidate.failure not in _NO_ANSWER]
     measured: list[Measured] = []
     findings: list[GateJudgement] = []
     checks: tuple[Callable[[], _Check], ...] = (
@@ -103,7 +105,7 @@ def _check_failures(asked: Sequence[GoldenQuestion], device: str) -> _Check:
         message = f"it ran out of memory on {device}: {message}"
         return measured, [GateJudgement(GateVerdict.HOLD, reasons.OUT_OF_MEMORY, message, HeldFor.DOES_NOT_FIT)]
     if all(row.candidate.failure in LATE_PROBE_REASONS for row in failed):  # the machine may have paused
-        return measured, [GateJudgement(GateVerdict.HOLD, "SLOWER", message, HeldFor.SLOWER)]
+        return measured, [GateJudgement(GateVerdict.HOLD, LATE_ANSWERS, message, HeldFor.INCONCLUSIVE)]
     return measured, [GateJudgement(GateVerdict.REFUSE, "ANSWERS_FAILED", message)]
 
 

@@ -107,6 +107,24 @@ def test_a_slow_candidate_is_held(world: World) -> None:
     assert world.serving == "1.0.0"
 
 
+@pytest.mark.fault("T10")
+def test_a_gate_whose_questions_were_late_is_repeated(world: World) -> None:
+    """After a pause of the machine it passes; a candidate that is always late is held, and cannot be approved."""
+    world.publish("1.1.0", Quality(failure="DEADLINE_EXPIRED"), "late")
+    while "gate_interrupted" not in world.event_names():
+        world.tick()
+    assert world.last("gate_interrupted").message.startswith("LATE_ANSWERS: 40 of 40 questions failed")
+    world.qualities["late"] = Quality()
+    world.settle()
+    assert world.committed == "1.1.0"
+
+    world.publish("1.2.0", Quality(failure="DEADLINE_EXPIRED"))
+    world.settle()
+    assert (held_for(world), world.quarantined, world.committed) == (HeldFor.INCONCLUSIVE, set(), "1.1.0")
+    assert world.record.activation.failures == 0
+    assert world.command(CommandKind.APPROVE, world.record.under_way.source_digest) is not None
+
+
 @pytest.mark.fault("S5")
 @pytest.mark.fault("T10")
 def test_a_revision_that_is_slow_only_on_callers_is_held(world: World) -> None:

@@ -34,7 +34,7 @@ from updater.core.record import Counts, Differing, HeldFor, Update, UpdateKind
 from updater.core.rules import DEVICE_BREAKER, GateRules, ObserveRules, Rules
 from updater.core.sequential import at_least
 from updater.settings import UpdaterSection
-from updater.stages.gate_verdict import GateVerdict, judge, under_by_chance, worse_by_chance
+from updater.stages.gate_verdict import LATE_ANSWERS, GateVerdict, judge, under_by_chance, worse_by_chance
 from updater.stages.observe import TrialVerdict, percentile, subtract_counts
 from updater.stages.observe import judge as judge_trial
 
@@ -90,12 +90,31 @@ def test_golden_answers_are_judged_by_accuracy_flips_and_chance(
 
 @pytest.mark.fault("T10")
 @pytest.mark.parametrize("reason", ["DEADLINE_EXPIRED", "PREPARE_TIMEOUT"])
-def test_golden_questions_that_are_only_late_are_held(reason: str) -> None:
-    """Beside one that fails otherwise the candidate is refused."""
-    asked = list(answers("r" * 20, "r" * 18 + "xx").questions)
-    asked[18] = replace(asked[18], candidate=GoldenAnswer(failure=reason))
-    assert judge(answers("", "", questions=tuple(asked[:19])), RULES).held_for is HeldFor.SLOWER
-    assert judge(answers("", "", questions=tuple(asked)), RULES).verdict is GateVerdict.REFUSE
+@pytest.mark.parametrize(("late", "total"), [(1, 20), (5, 400), (16, 400), (16, 16)])
+def test_golden_questions_that_are_only_late_are_no_wrong_answers(reason: str, late: int, total: int) -> None:
+    """Beside an active model and at a first install; a candidate that is worse without them is refused."""
+    good, worse = (
+        answers("r" * total, "r" * total),
+        answers("r" * total, "r" * (total - total // 4) + "w" * (total // 4)),
+    )
+    for is_first in (False, True):
+        rows = [_delay(row, reason, is_first=is_first) for row in good.questions[:late]]
+        rest = [replace(row, active=None) if is_first else row for row in good.questions[late:]]
+        judgement = judge(replace(good, questions=(*rows, *rest), min_accuracy=0.99), RULES)
+        assert (judgement.verdict, judgement.reason) == (GateVerdict.HOLD, LATE_ANSWERS)
+        assert judgement.held_for is HeldFor.INCONCLUSIVE
+    if late < total:
+        rows = [_delay(row, reason) for row in worse.questions[:late]]
+        judgement = judge(replace(worse, questions=(*rows, *worse.questions[late:])), RULES)
+        assert (judgement.verdict, judgement.reason) == (GateVerdict.REFUSE, "ACCURACY")
+        failed = replace(good.questions[-1], candidate=GoldenAnswer(failure="ENGINE_FAILED"))
+        judgement = judge(replace(good, questions=(*rows, failed)), RULES)
+        assert (judgement.verdict, judgement.reason) == (GateVerdict.REFUSE, "ANSWERS_FAILED")
+
+
+def _delay(row: GoldenQuestion, reason: str, *, is_first: bool = False) -> GoldenQuestion:
+    """The same question, for which the candidate had too little time."""
+    return replace(row, candidate=GoldenAnswer(failure=reason), active=None if is_first else row.active)
 
 
 def test_a_first_install_is_judged_by_expectation_alone() -> None:
