@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from updater.core.costs import compare_costs, subtract_costs
+from updater.core.costs import compare_costs
+from updater.core.counts import leave_out_late, percentile, subtract_counts
 from updater.core.effects import MEMORY_REASONS, Effect, Probed, Result, SetPercent, Wait
 from updater.core.facts import LEASE_EXPIRED, YIELDED, Facts, ServerState, TrialSnapshot
 from updater.core.record import (
@@ -68,6 +69,9 @@ def judge(update: Update, server: ServerState, trial: TrialSnapshot, rules: Obse
     revision.
     """
     counted = subtract_counts(transitions.find_counts(update, server), update.at_activation)
+    numbers = _describe_failures(update, counted)
+    if update.may_be_slower:
+        counted = leave_out_late(counted)
     total = counted.answered + counted.failed
     is_enough = total >= rules.min_answers
     measured = (
@@ -75,9 +79,6 @@ def judge(update: Update, server: ServerState, trial: TrialSnapshot, rules: Obse
         *_compare_with_previous(counted, server, trial, rules, update.device),
     )
     evidence = Evidence(measured, on_probes=not is_enough)
-    late = f", {counted.late} of them only because they took too long" if counted.late else ""
-    numbers = f"{counted.failed} of {total} requests failed{late}, {counted.restarts} deaths"
-    numbers += trial_lease.describe_probes(update)
     at_once = _find_early_end(update, counted, rules)
     if at_once:
         return TrialJudgement(_choose_verdict(update, counted, rules), at_once, numbers, evidence)
@@ -96,6 +97,13 @@ def judge(update: Update, server: ServerState, trial: TrialSnapshot, rules: Obse
         return judgement
     message = f"{slower.name} {slower.candidate:.4f}, {slower.active:.4f} before, allowed {slower.threshold:.4f}"
     return TrialJudgement(TrialVerdict.SLOWER, slower.name.upper(), f"{message}; {numbers}", evidence)
+
+
+def _describe_failures(update: Update, counted: Counts) -> str:
+    total = counted.answered + counted.failed
+    late = f", {counted.late} of them only because they took too long" if counted.late else ""
+    numbers = f"{counted.failed} of {total} requests failed{late}, {counted.restarts} deaths"
+    return numbers + trial_lease.describe_probes(update)
 
 
 def _judge_answers(
@@ -123,37 +131,6 @@ def _judge_answers(
         message = f"{judgement.message}; {changes.compared} answers were compared, which is not enough"
         return replace(judgement, verdict=TrialVerdict.WAIT, message=message)
     return judgement
-
-
-def subtract_counts(now: Counts, before: Counts) -> Counts:
-    """The counters' increase between two moments of one incarnation of the server."""
-    latency = tuple(max(0, a - b) for a, b in zip(now.latency, before.latency or (0,) * len(now.latency), strict=False))
-    costs = subtract_costs(now.costs, before.costs)
-    return Counts(
-        answered=max(0, now.answered - before.answered),
-        failed=max(0, now.failed - before.failed),
-        not_finite=max(0, now.not_finite - before.not_finite),
-        out_of_memory=max(0, now.out_of_memory - before.out_of_memory),
-        late=max(0, now.late - before.late),
-        restarts=max(0, now.restarts - before.restarts),
-        latency=latency,
-        latency_bounds=now.latency_bounds,
-        costs=costs,
-    )
-
-
-def percentile(counts: Counts, share: float) -> float:
-    """Latency within which this share of the requests was answered, from bucket counts; 0 without answers."""
-    latency, bounds = counts.latency, counts.latency_bounds
-    wanted, passed = share * sum(latency), 0.0
-    if wanted <= 0 or not bounds:
-        return 0.0
-    lower = 0.0
-    for count, upper in zip(latency, (*bounds, 2 * bounds[-1]), strict=False):
-        if count and passed + count >= wanted:
-            return lower + (upper - lower) * (wanted - passed) / count
-        passed, lower = passed + count, upper
-    return lower
 
 
 def _find_early_end(update: Update, counted: Counts, rules: ObserveRules) -> str:
@@ -205,7 +182,7 @@ def _choose_verdict(update: Update, counted: Counts, rules: ObserveRules) -> Tri
 
     A machine that pauses makes a good revision late, too, and the previous slot has no such limit to be compared with.
     """
-    in_time = replace(counted, failed=max(0, counted.failed - counted.late), late=0)
+    in_time = leave_out_late(counted)
     if counted.late and not _is_failing(update, in_time, rules):
         return TrialVerdict.SLOWER
     is_memory = in_time.out_of_memory > 0 and in_time.out_of_memory * 2 >= in_time.failed and not in_time.not_finite

@@ -163,6 +163,18 @@ def test_a_revision_that_is_late_on_trial_is_held_at_once_and_not_blamed(world: 
     assert world.committed == "1.1.0"
 
 
+@pytest.mark.fault("T10")
+def test_an_approved_revision_that_was_late_is_committed(world: World) -> None:
+    """Though it is late in its second trial as well."""
+    world.publish("1.1.0", Quality(fails_callers="TOO_SLOW"))
+    world.settle()
+    assert held_for(world) is HeldFor.SLOWER
+
+    world.command(CommandKind.APPROVE, world.record.under_way.source_digest)
+    world.settle()
+    assert world.committed == "1.1.0"
+
+
 def test_an_approved_slower_revision_is_committed(world: World) -> None:
     """Neither the gate nor the trial holds it for the same reason again."""
     world.requests_a_second = 4.0

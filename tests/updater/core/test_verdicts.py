@@ -15,6 +15,7 @@ from updater.control.snapshot import convert_counts
 from updater.core.breaker import BreakerName
 from updater.core.comparison import AnswerComparison, GoldenAnswer
 from updater.core.costs import CostBucket, compare_costs, t_tail
+from updater.core.counts import percentile, subtract_counts
 from updater.core.effects import EffectFailure, FailureKind
 from updater.core.facts import (
     CommandKind,
@@ -35,7 +36,7 @@ from updater.core.rules import DEVICE_BREAKER, GateRules, ObserveRules, Rules
 from updater.core.sequential import at_least
 from updater.settings import UpdaterSection
 from updater.stages.gate_verdict import LATE_ANSWERS, GateVerdict, judge, under_by_chance, worse_by_chance
-from updater.stages.observe import TrialVerdict, percentile, subtract_counts
+from updater.stages.observe import TrialVerdict
 from updater.stages.observe import judge as judge_trial
 
 RULES = GateRules()
@@ -214,6 +215,17 @@ def test_what_the_previous_model_failed_before_allows_a_trial_nothing(baseline: 
 def test_what_was_only_too_late_is_held(seconds: float, seen: Counts, verdict: TrialVerdict) -> None:
     """The trial ends as soon, but nothing is blamed that a busy or paused machine may have done."""
     assert verdict is trial(seconds, seen)
+
+
+@pytest.mark.fault("T10")
+def test_what_is_late_ends_no_trial_that_may_be_slower() -> None:
+    """A person has approved it; other failures count as before."""
+    assert trial(31.0, Counts(answered=90, failed=10, late=10)) is TrialVerdict.SLOWER
+    assert trial(31.0, Counts(answered=90, failed=10, late=10), may_be_slower=True) is TrialVerdict.KEEP
+    assert trial(1.0, Counts(failed=8, late=8), may_be_slower=True) is TrialVerdict.WAIT
+    assert trial(31.0, Counts(failed=9, late=9), may_be_slower=True, probes_good=50) is TrialVerdict.KEEP_ON_PROBES
+    assert trial(1.0, Counts(answered=10, failed=13, late=8), may_be_slower=True) is TrialVerdict.ROLL_BACK
+    assert trial(1.0, Counts(failed=8, late=8, restarts=2), may_be_slower=True) is TrialVerdict.ROLL_BACK
 
 
 @pytest.mark.fault("T10")
