@@ -178,15 +178,15 @@ def _judge_window(  # noqa: PLR0911  one line a case
 
 
 def _choose_verdict(update: Update, counted: Counts, rules: ObserveRules) -> TrialVerdict:
-    """ROLL_BACK; SLOWER if only late requests are too many; DOES_NOT_FIT if most failures are out-of-memory errors.
+    """DOES_NOT_FIT if most failures in time are out-of-memory errors; SLOWER if only late ones are too many.
 
     A machine that pauses makes a good revision late, too, and the previous slot has no such limit to be compared with.
     """
     in_time = leave_out_late(counted)
-    if counted.late and not _is_failing(update, in_time, rules):
-        return TrialVerdict.SLOWER
-    is_memory = in_time.out_of_memory > 0 and in_time.out_of_memory * 2 >= in_time.failed and not in_time.not_finite
-    return TrialVerdict.DOES_NOT_FIT if is_memory else TrialVerdict.ROLL_BACK
+    if in_time.out_of_memory > 0 and in_time.out_of_memory * 2 >= in_time.failed and not in_time.not_finite:
+        return TrialVerdict.DOES_NOT_FIT
+    is_late = counted.late > 0 and not _is_failing(update, in_time, rules)
+    return TrialVerdict.SLOWER if is_late else TrialVerdict.ROLL_BACK
 
 
 def _is_failing(update: Update, counted: Counts, rules: ObserveRules) -> bool:

@@ -208,6 +208,7 @@ def test_what_the_previous_model_failed_before_allows_a_trial_nothing(baseline: 
         (1.0, Counts(answered=90, failed=12, late=9), TrialVerdict.ROLL_BACK),  # too large a share without them
         (1.0, Counts(answered=20, failed=11, late=8, not_finite=3), TrialVerdict.ROLL_BACK),
         (1.0, Counts(failed=12, late=6, out_of_memory=6), TrialVerdict.DOES_NOT_FIT),
+        (1.0, Counts(failed=6, late=3, out_of_memory=3), TrialVerdict.DOES_NOT_FIT),  # an approval would not help
         (1.0, Counts(answered=20, failed=4, late=4), TrialVerdict.WAIT),
         (31.0, Counts(answered=5000, failed=20, late=20), TrialVerdict.KEEP),
     ],
