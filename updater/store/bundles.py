@@ -245,9 +245,12 @@ class BundleStore:
                     replaced.union(row.bundle_digest for row in rows), replaced.union(row.source_digest for row in rows)
                 )
                 dropped = garbage.drop(self._state, references | named, cap_bytes, self._clock.now())
-            for path in dropped:
+            for path in dropped.paths:
                 self._check_stop()
-                garbage.delete(path)
+                with dropped.keep_failure():
+                    garbage.delete(path)
+            if dropped.failure is not None:
+                raise dropped.failure
         except BundleBroken as error:
             raise _classify_broken_pointer(error) from error
         except OSError as error:

@@ -574,6 +574,66 @@ def test_gigabytes_are_deleted_without_the_lock_of_the_pointer(
     assert not list((bench.state / "bundles").iterdir())
 
 
+@pytest.mark.fault("D7")
+def test_a_bundle_that_an_import_seals_and_commits_anew_is_kept(
+    bench: StoreFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The import replaces a broken one without the lock, just before that would be renamed; what it seals has a row."""
+    bundle = make_scripted_bundle(bench.state, "imported")
+    sealed, rename = bundle_folder(bench.state, bundle.bundle_digest), Path.rename
+    (bench.state / "bundles" / ".dropped-x").mkdir()
+
+    def rename_late(path: Path, target: Path) -> Path:
+        if path == sealed:
+            shutil.rmtree(sealed)
+        return rename(path, target)
+
+    def commit_import() -> None:
+        if not sealed.exists():
+            make_scripted_bundle(bench.state, "imported")
+            row = Committed("other", bundle.bundle_digest, bundle.source_digest, "imported", Origin.IMPORT)
+            commit_row(bench.state, row)
+
+    with monkeypatch.context() as raced:
+        raced.setattr(Path, "rename", rename_late)
+        raced.setattr(bench.store, "_check_stop", commit_import)
+        bench.store.collect(frozenset(), frozenset(), "", 0)
+    assert {bundle.bundle_digest} == bench.store.sealed()
+
+
+@pytest.mark.fault("D7")
+@pytest.mark.parametrize("refused", ["iterdir", "rename", "rmtree"])
+def test_what_cannot_be_deleted_keeps_nothing_else(
+    bench: StoreFixture, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    """A folder of another owner, or one that is mounted, would fill the disk; each collection reports it."""
+    staging = bench.state / "staging"
+    theirs, ours = staging / "convert-1", staging / "convert-2"
+    past = (datetime.now(UTC) - timedelta(hours=3)).timestamp()
+    for folder in (theirs, ours):
+        folder.mkdir(parents=True)
+        os.utime(folder, (past, past))
+    make_scripted_bundle(bench.state, "orphan")
+    owner, name = (shutil, refused) if refused == "rmtree" else (Path, refused)
+    real = getattr(owner, name)
+
+    def refuse(path: Path, *rest: Path) -> object:
+        if path.name.endswith(theirs.name):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return real(path, *rest)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(owner, name, refuse)
+        for _ in range(2):
+            failed = failure(lambda: bench.store.collect(frozenset(), frozenset(), "", 0))
+            assert "permission denied" in failed.message
+    assert [path.name.removeprefix(garbage.DROPPED_PREFIX) for path in staging.iterdir()] == [theirs.name]
+    assert not list((bench.state / "bundles").iterdir())
+
+    bench.store.collect(frozenset(), frozenset(), "", 0)
+    assert not list(staging.iterdir())
+
+
 def test_a_folder_that_two_delete_is_gone_after_both(bench: StoreFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each finds files that the other has deleted."""
     remove, folder = shutil.rmtree, bench.state / "bundles" / ".dropped-x"
