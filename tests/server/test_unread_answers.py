@@ -29,6 +29,9 @@ from tests.server.simulator import World
 
 pytestmark = pytest.mark.fault("L26")
 LIMIT_SECONDS = 20.0
+LOOK_PAUSE_SECONDS = (
+    2 * LIMIT_SECONDS * LOOK_SECONDS / UNREAD_SECONDS
+)  # between looks: too few to be late for any answer
 CHECK, WATCH = f"/{HEALTH_SERVICE}/Check", f"/{HEALTH_SERVICE}/Watch"
 REFLECT = f"/{REFLECTION}/ServerReflectionInfo"
 STREAM = "/hotslot.entailment.v1.EntailmentService/StreamPredict"
@@ -84,11 +87,11 @@ async def unwilling(server: Server, path: str, count: int, body: bytes = b"") ->
         yield caller
 
 
-async def until(condition: Callable[[], bool]) -> None:
+async def until(condition: Callable[[], bool], pause_seconds: float = 0.005) -> None:
     """Wait for what gRPC's threads do."""
     async with asyncio.timeout(LIMIT_SECONDS):
         while not condition():  # noqa: ASYNC110  no event tells it
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(pause_seconds)
 
 
 async def test_an_answered_call_counts_until_its_caller_has_taken_the_answer(server: Server) -> None:
@@ -143,7 +146,7 @@ async def test_too_many_answers_that_nobody_takes_are_ended(server: Server, path
 
         callers.append(await hold.enter_async_context(unwilling(server, path, each, body)))
         await until(lambda: server.calls.count == 3 * each)
-        await until(lambda: server.look() == 2 * each)
+        await until(lambda: server.look() == 2 * each, LOOK_PAUSE_SECONDS)
         await until(lambda: sorted(caller.ended for caller in callers) == [0, 0, each])
     await until(lambda: server.calls.count == 0)
     assert server.held.calls == 0
