@@ -29,9 +29,7 @@ from tests.server.simulator import World
 
 pytestmark = pytest.mark.fault("L26")
 LIMIT_SECONDS = 20.0
-LOOK_PAUSE_SECONDS = (
-    2 * LIMIT_SECONDS * LOOK_SECONDS / UNREAD_SECONDS
-)  # between looks: too few to be late for any answer
+LOOK_PAUSE_SECONDS = 2 * LIMIT_SECONDS * LOOK_SECONDS / UNREAD_SECONDS  # between looks: no answer is late by them
 CHECK, WATCH = f"/{HEALTH_SERVICE}/Check", f"/{HEALTH_SERVICE}/Watch"
 REFLECT = f"/{REFLECTION}/ServerReflectionInfo"
 STREAM = "/hotslot.entailment.v1.EntailmentService/StreamPredict"
