@@ -14,7 +14,7 @@ from inference.server.scheduling.uploads import Connections
 
 LOOK_SECONDS = 0.5  # between two looks; what is unread for a shorter time is on its way
 UNREAD_SECONDS = 60.0  # a connection none of whose answers is taken for so long is ended; a slow one makes progress
-STOP_SECONDS = 10.0  # the same while the server stops: it waits for these calls
+STOP_SECONDS = 10.0  # the same since the server began to stop: it waits for these calls
 UNREAD_SHARE = 0.1  # of the calls that the limit of memory has room for: so many may be unread
 MIN_UNREAD = 64  # answers that may be unread under any limit
 MAX_ENDS = 256  # calls that are ended in one tick: ending one takes time of the loop
@@ -44,6 +44,7 @@ class UnreadAnswers:
         self._taken: dict[str, float] = {}  # when the connection last took something that had been seen
         self._ending: deque[tuple[str, int]] = deque()  # connections with their calls
         self._next_look = -math.inf
+        self._stopping_since: float | None = None
 
     def add_to(self, open_calls: int) -> int:
         """All calls: those that are open, and those whose callers have not taken the answer."""
@@ -75,6 +76,8 @@ class UnreadAnswers:
             open_calls: calls without an answer yet.
             max_calls: that the limit of memory has room for; the connections with most are ended beyond a share of it.
         """
+        if self.is_stopping and self._stopping_since is None:
+            self._stopping_since = now
         if now >= self._next_look and (self._seen or self._writes or self._calls.count > open_calls):
             self._next_look = now + LOOK_SECONDS
             self._look(now)
@@ -98,15 +101,17 @@ class UnreadAnswers:
         """The connections to be ended, with their calls: those that are too slow, and those with most of too many.
 
         A stream's consumer may pause for any time, so a message that waits for it makes no connection too slow, unless
-        the server stops.
+        the server stops: from then on it has as much time as any.
         """
         waiting = {one: (name, since) for one, (name, since) in self._seen.items() if since <= now - LOOK_SECONDS}
         counts = Counter(name for name, _ in waiting.values())
         since_of: dict[str, float] = {}
         for one, (name, since) in waiting.items():
-            if self.is_stopping or one not in self._writes:
+            if self._stopping_since is not None:
+                since_of[name] = max(self._stopping_since, min(since, since_of.get(name, math.inf)))
+            elif one not in self._writes:
                 since_of[name] = min(since, since_of.get(name, math.inf))
-        limit = STOP_SECONDS if self.is_stopping else UNREAD_SECONDS
+        limit = UNREAD_SECONDS if self._stopping_since is None else STOP_SECONDS
         late = {name for name, since in since_of.items() if now - max(since, self._taken.get(name, since)) >= limit}
         chosen = [(name, counts[name]) for name in late]
         excess = len(waiting) - sum(calls for _, calls in chosen) - most
