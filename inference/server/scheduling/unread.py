@@ -13,6 +13,7 @@ from typing import Protocol
 from inference.server.scheduling.uploads import Connections
 
 LOOK_SECONDS = 0.5  # between two looks; what is unread for a shorter time is on its way
+PAUSE_SECONDS = 2 * LOOK_SECONDS  # between two looks: the process did not run, or its loop
 UNREAD_SECONDS = 60.0  # a connection none of whose answers is taken for so long is ended; a slow one makes progress
 STOP_SECONDS = 10.0  # the same since the server began to stop: it waits for these calls
 UNREAD_SHARE = 0.1  # of the calls that the limit of memory has room for: so many may be unread
@@ -43,7 +44,7 @@ class UnreadAnswers:
         self._seen: dict[Hashable, tuple[str, float]] = {}  # with the time of the first look
         self._taken: dict[str, float] = {}  # when the connection last took something that had been seen
         self._ending: deque[tuple[str, int]] = deque()  # connections with their calls
-        self._next_look = -math.inf
+        self._last_look = self._next_look = -math.inf
         self._stopping_since: float | None = None
 
     def add_to(self, open_calls: int) -> int:
@@ -79,9 +80,14 @@ class UnreadAnswers:
         if self.is_stopping and self._stopping_since is None:
             self._stopping_since = now
         if now >= self._next_look and (self._seen or self._writes or self._calls.count > open_calls):
-            self._next_look = now + LOOK_SECONDS
+            pause = now - self._last_look
+            self._last_look, self._next_look = now, now + LOOK_SECONDS
+            was_paused = bool(self._seen) and pause > PAUSE_SECONDS
+            if was_paused:
+                self._postpone(pause - LOOK_SECONDS, now)
             self._look(now)
-            self._ending = deque(self._choose(now, max(MIN_UNREAD, int(UNREAD_SHARE * max_calls))))
+            most = max(MIN_UNREAD, int(UNREAD_SHARE * max_calls))
+            self._ending = deque(() if was_paused else self._choose(now, most))
         ended, names = 0, []
         while self._ending and ended < MAX_ENDS:
             name, calls = self._ending.popleft()
@@ -89,6 +95,16 @@ class UnreadAnswers:
             ended += calls
         if names:
             self._connections.close(names)
+
+    def _postpone(self, seconds: float, now: float) -> None:
+        """Count so much less time for all that is known, since the process did not run.
+
+        What its callers have taken meanwhile is known only when the tasks of these calls have gone on.
+        """
+        self._seen = {one: (name, since + seconds) for one, (name, since) in self._seen.items()}
+        self._taken = {name: taken + seconds for name, taken in self._taken.items()}
+        if self._stopping_since is not None:
+            self._stopping_since = min(now, self._stopping_since + seconds)
 
     def _look(self, now: float) -> None:
         unread = {**self._calls.find_answered(), **self._writes}

@@ -6,7 +6,14 @@ from collections.abc import Callable
 import pytest
 
 from inference.server.scheduling.held_bytes import CALL_BYTES
-from inference.server.scheduling.unread import MAX_ENDS, MIN_UNREAD, STOP_SECONDS, UNREAD_SECONDS, UNREAD_SHARE
+from inference.server.scheduling.unread import (
+    LOOK_SECONDS,
+    MAX_ENDS,
+    MIN_UNREAD,
+    STOP_SECONDS,
+    UNREAD_SECONDS,
+    UNREAD_SHARE,
+)
 from tests.server.scheduling.uploads import LIMIT, TICK_SECONDS, Server
 
 pytestmark = pytest.mark.fault("L26")
@@ -135,6 +142,26 @@ def test_the_consumer_of_a_stream_may_pause() -> None:
 
     callers.wait(1.5)
     assert callers.closed[:1] == ["paused"]
+
+
+@pytest.mark.parametrize("is_stopping", [False, True])
+def test_a_pause_of_the_process_is_no_time_of_its_callers(is_stopping: bool) -> None:
+    """What was on its way before is taken as soon as tasks go on; of what is not, the time of the pause does not count."""
+    callers = Callers()
+    callers.server.held.unread.is_stopping = is_stopping
+    callers.answer("live", 2 * MOST)
+    callers.answer("stuck", 1)
+    callers.wait(LOOK_SECONDS)
+    callers.server.now += 10 * UNREAD_SECONDS
+    callers.wait(TICK_SECONDS)
+    for _ in range(2 * MOST):
+        callers.take("live")
+    limit = STOP_SECONDS if is_stopping else UNREAD_SECONDS
+    callers.wait(limit - 2 * LOOK_SECONDS)
+    assert callers.closed == []
+
+    callers.wait(3 * LOOK_SECONDS)
+    assert callers.closed == ["stuck"]
 
 
 def test_a_stop_waits_for_a_slow_reader() -> None:
