@@ -120,6 +120,21 @@ async def test_a_caller_that_takes_no_answer_is_disconnected(server: Server) -> 
         await other.wait_answer(await ask(other))
 
 
+async def test_a_caller_that_takes_other_answers_stays_connected(server: Server) -> None:
+    """One call of it is stuck; the others are answered, and taken, between two looks."""
+    async with unwilling(server, CHECK, 1) as caller:
+        await until(lambda: len(server.calls.find_answered()) == 1)
+        for _ in range(4):
+            server.wait(UNREAD_SECONDS / 3)
+            taken = caller.ended
+            caller.take(await ask(caller))
+            await until(lambda: caller.ended > taken and server.calls.count == 1)  # noqa: B023  called in this round
+        assert caller.ended == 4
+
+        server.wait(UNREAD_SECONDS + 2 * LOOK_SECONDS)
+        await caller.wait_closed()
+
+
 async def ask(caller: Http2Caller) -> int:
     """A call of a caller that takes its answers."""
     number = caller.open(CHECK)

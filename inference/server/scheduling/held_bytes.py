@@ -18,7 +18,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from common.errors import DeadlineMissed, NotReady, Overloaded
-from inference.server.scheduling.unread import Calls, UnreadAnswers
+from inference.server.scheduling.unread import MAX_ENDS, Calls, UnreadAnswers
 from inference.server.scheduling.uploads import Connections, Memory, Traffic, TrafficReader, Upload, WatchCall, Watches
 
 LOOKAHEAD_BYTES = 128 << 10  # that gRPC buffers of a message that is not being read
@@ -41,7 +41,6 @@ CONNECTIONS_SHARE = 0.125  # of the limit, for connections; beyond that those wi
 ROUND_SECONDS = 5.0  # between two rounds of looks at connections, while little is measured
 WATCH_SHARE = 0.1  # of the limit, for calls that stay open to be told of changes
 CALLS_SHARE = 0.25  # of the limit, for all open calls while a message waits
-MAX_ENDS = 256  # calls that are ended in one tick: ending one takes time of the loop
 MAX_CONNECTIONS = 4096  # that are remembered although they have nothing in progress
 
 
@@ -118,12 +117,14 @@ class HeldBytes:
     def open_call(self, connection: str) -> None:
         """Count a call; `close_call` must follow."""
         self.calls += 1
-        (self._connections.get(connection) or self._connection(connection)).calls += 1
+        (self._connections.get(connection) or self._add_connection(connection)).calls += 1
 
     def close_call(self, connection: str) -> None:
         """Subtract a call."""
         self.calls -= 1
         self._connections[connection].calls -= 1
+        if connection in self.unread.ended:
+            self.unread.ended[connection] += 1
 
     def open_watch(self, watch: WatchCall) -> None:
         """Count an open call as a watch; `close_watch` must follow. It may be ended for others, or one for it."""
@@ -138,7 +139,7 @@ class HeldBytes:
 
     def hold(self, connection: str, holder: object, size_bytes: int) -> None:
         """Count a message until nothing refers to its picture, or its texts, any more."""
-        row = self._connections.get(connection) or self._connection(connection)
+        row = self._connections.get(connection) or self._add_connection(connection)
         reference = weakref.ref(holder, self._gone.append)
         self._views[id(reference)] = reference, row, size_bytes
         row.message_bytes += size_bytes
@@ -150,10 +151,8 @@ class HeldBytes:
             self.message_bytes -= size_bytes
             row.message_bytes -= size_bytes
 
-    def _connection(self, name: str) -> _Connection:
-        row = self._connections.get(name)
-        if row is None:
-            row = self._connections[name] = _Connection(self.rules.first_bytes)
+    def _add_connection(self, name: str) -> _Connection:
+        row = self._connections[name] = _Connection(self.rules.first_bytes)
         return row
 
     def ask(self, upload: Upload, now: float) -> bool:
@@ -168,7 +167,7 @@ class HeldBytes:
         self._collect()
         if self._young:
             self._expire_young(now)
-        row = self._connections.get(upload.connection) or self._connection(upload.connection)
+        row = self._connections.get(upload.connection) or self._add_connection(upload.connection)
         upload.is_small = upload.is_small and sum(one.is_small for one in self._reading) < MAX_SMALL
         upload.since, upload.expected = now, SMALL_BYTES if upload.is_small else row.expected
         is_room = upload.is_small or (not self._waiting and self._has_room(upload, row))

@@ -39,6 +39,9 @@ class UnreadAnswers:
 
     def __init__(self, calls: Calls, connections: Connections) -> None:
         self.is_stopping = False  # the server waits for all calls to end
+        # Calls and writes since the last look of connections with something unread. Whoever ends a call counts it here,
+        # if its connection is there: a function for it would be one more in each call.
+        self.ended: dict[str, int] = {}
         self._calls, self._connections = calls, connections
         self._writes: dict[Hashable, str] = {}
         self._seen: dict[Hashable, tuple[str, float]] = {}  # with the time of the first look
@@ -67,7 +70,9 @@ class UnreadAnswers:
 
     def end_write(self, write: Hashable) -> None:
         """The message was taken, or its call has ended."""
-        del self._writes[write]
+        connection = self._writes.pop(write)
+        if connection in self.ended:
+            self.ended[connection] += 1
 
     def tick(self, now: float, open_calls: int, max_calls: int) -> None:
         """Look for what is unread, and end connections.
@@ -109,9 +114,13 @@ class UnreadAnswers:
     def _look(self, now: float) -> None:
         unread = {**self._calls.find_answered(), **self._writes}
         self._taken.update((name, now) for one, (name, _) in self._seen.items() if one not in unread)
+        fresh = Counter(name for one, name in unread.items() if one not in self._seen)
+        # What ended since the last look was taken at once, but for what is unread now.
+        self._taken.update((name, now) for name, ended in self.ended.items() if ended > fresh[name])
         self._seen = {one: self._seen.get(one, (name, now)) for one, name in unread.items()}
         names = set(unread.values())
         self._taken = {name: taken for name, taken in self._taken.items() if name in names}
+        self.ended = dict.fromkeys(names, 0)
 
     def _choose(self, now: float, most: int) -> list[tuple[str, int]]:
         """The connections to be ended, with their calls: those that are too slow, and those with most of too many.

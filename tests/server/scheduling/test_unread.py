@@ -144,9 +144,43 @@ def test_the_consumer_of_a_stream_may_pause() -> None:
     assert callers.closed[:1] == ["paused"]
 
 
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_connection_whose_other_answers_are_taken_at_once_is_not_cut(*, is_stream: bool) -> None:
+    """No look sees these; a call, or a message of a stream, that waits for ever holds less than a tenth."""
+    callers = Callers()
+    callers.answer("live", 1)
+    callers.answer("stuck", 1)
+    held = callers.server.held
+
+    def answer() -> None:
+        if is_stream:
+            held.unread.end_write(held.unread.begin_write("live"))
+        else:
+            held.open_call("live")
+            held.close_call("live")
+
+    callers.wait(3 * UNREAD_SECONDS, answer)
+
+    assert callers.closed == ["stuck"]
+
+
+def test_further_answers_that_are_not_taken_are_no_progress() -> None:
+    """Each of their calls has ended."""
+    callers = Callers()
+    callers.answer("stuck", 1)
+    for _ in range(round(UNREAD_SECONDS)):
+        callers.wait(1.0)
+        callers.server.held.open_call("stuck")
+        callers.answer("stuck", 1)
+        callers.server.held.close_call("stuck")
+    callers.wait(1.0)
+
+    assert callers.closed == ["stuck"]
+
+
 @pytest.mark.parametrize("is_stopping", [False, True])
-def test_a_pause_of_the_process_is_no_time_of_its_callers(is_stopping: bool) -> None:
-    """What was on its way before is taken as soon as tasks go on; of what is not, the time of the pause does not count."""
+def test_a_pause_of_the_process_is_no_time_of_its_callers(*, is_stopping: bool) -> None:
+    """What was on its way is taken as soon as tasks go on; for what is not, the time of the pause does not count."""
     callers = Callers()
     callers.server.held.unread.is_stopping = is_stopping
     callers.answer("live", 2 * MOST)
