@@ -59,6 +59,10 @@ class TcpConnections:
         """The traffic of connections by gRPC's names of their peers; without those that are not TCP, or are gone."""
         return self._use(names, _read_info)
 
+    def can_close(self, name: str) -> bool:
+        """Whether it is one of TCP; all callers of a Unix socket have the same name."""
+        return parse_peer(name) is not None
+
     def close(self, names: Collection[str]) -> None:
         """Close the connections of these peers, by gRPC's names; gRPC then ends all their calls."""
         self._use(names, lambda connection: connection.shutdown(socket.SHUT_RDWR))

@@ -20,6 +20,10 @@ class SimConnections:
         self.most_read = max(self.most_read, len(names))
         return {name: self.traffic[name] for name in names if name in self.traffic}
 
+    def can_close(self, name: str) -> bool:
+        """Those of TCP."""
+        return not name.startswith("unix:")
+
     def close(self, names: Collection[str]) -> None:
         """Remember them."""
         self.closed += names

@@ -131,3 +131,4 @@ def test_those_of_peers_are_closed(port: Port) -> None:
     port.seen.close([port.name(1), "ipv4:127.0.0.1:1", "unix:"])
 
     assert port.closed() == [1]
+    assert [port.seen.can_close(name) for name in (port.name(1), "ipv4:127.0.0.1:1", "unix:")] == [True, True, False]

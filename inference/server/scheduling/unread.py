@@ -2,7 +2,8 @@
 
 gRPC keeps an answered call, with its answer, until the caller has given it room for it: a caller that never does (a
 window of zero) would keep its calls in memory for as long as it stays connected, and a stream in the middle of a write.
-gRPC has no way to end such a call but with its connection. Loop thread only.
+gRPC has no way to end such a call but with its connection. Those of a Unix socket have no names of their own: local
+callers are not disconnected. Loop thread only.
 """
 
 import math
@@ -128,7 +129,9 @@ class UnreadAnswers:
         A stream's consumer may pause for any time, so a message that waits for it makes no connection too slow, unless
         the server stops: from then on it has as much time as any.
         """
-        waiting = {one: (name, since) for one, (name, since) in self._seen.items() if since <= now - LOOK_SECONDS}
+        can_close = self._connections.can_close
+        seen = {one: (name, since) for one, (name, since) in self._seen.items() if since <= now - LOOK_SECONDS}
+        waiting = {one: (name, since) for one, (name, since) in seen.items() if can_close(name)}
         counts = Counter(name for name, _ in waiting.values())
         since_of: dict[str, float] = {}
         for one, (name, since) in waiting.items():

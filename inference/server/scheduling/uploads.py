@@ -34,6 +34,10 @@ class Connections(Protocol):
         """Whether a round of looks has begun and not ended."""
         ...
 
+    def can_close(self, name: str) -> bool:
+        """Whether `close` can find it: one of TCP."""
+        ...
+
     def close(self, names: Collection[str]) -> None:
         """Close some of them, with all their calls."""
         ...

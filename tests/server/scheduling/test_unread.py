@@ -81,6 +81,17 @@ def test_of_too_many_those_of_greedy_connections_are_ended() -> None:
     assert len(callers.closed) == len(set(callers.closed)) == 10
 
 
+def test_callers_of_a_unix_socket_are_not_closed() -> None:
+    """They cannot be told apart; those that can be closed have no more and no less for it."""
+    callers = Callers()
+    callers.answer("unix:", 2 * MOST)
+    callers.answer("tcp", MOST + 1)
+    callers.wait(2 * UNREAD_SECONDS)
+
+    assert callers.closed == ["tcp"]
+    assert callers.server.calls.count == 2 * MOST
+
+
 def test_a_low_limit_leaves_some() -> None:
     """A tenth of it would be no call at all."""
     callers = Callers(limit=100_000)
