@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from common.clock import Clock
 from updater.commands import CommandQueue
-from updater.core.effects import EffectFailure, FailureKind, Result, Wait
+from updater.core.effects import EffectFailure, FailureKind, Probed, Result, Wait
 from updater.core.facts import Facts, GoldenFacts, PointerState, ServerState
 from updater.core.ports import EffectFailed, Journal, JournalUnusable
 from updater.core.record import Installed, ModelRecord
@@ -194,7 +194,8 @@ class ModelLoop:
         self._before, self._has_begun = began, True
         self._rest = step if isinstance(step, Wait) else Wait(0.0)
         self._due = dependencies.clock.monotonic() + GRACE_SECONDS
-        return max(self._rest.seconds, dependencies.rules.look_seconds if isinstance(result, EffectFailure) else 0.0)
+        is_in_vain = isinstance(result, EffectFailure) or result == Probed(0, 0)
+        return max(self._rest.seconds, dependencies.rules.look_seconds if is_in_vain else 0.0)
 
     def _return_command(self, result: CommandResult) -> None:
         """Answer a command that was written down, whatever failed afterwards; give back one that was not."""

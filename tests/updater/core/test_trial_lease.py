@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tests.updater.core.world import RULES, World
+from tests.updater.simulators import Quality
 from updater.core.record import HeldFor, Installed, Outcome, Stage
 
 
@@ -42,6 +43,22 @@ def test_items_that_take_longer_than_the_lease_leave_the_verdict_to_a_person(qui
     assert ending is not None
     assert ending.held_for is HeldFor.INCONCLUSIVE
     assert quiet.event_names().count("trial_began") == 2
+
+
+@pytest.mark.fault("S11")
+def test_probes_of_which_all_are_void_do_not_follow_one_another_at_once(quiet: World) -> None:
+    """If the previous model has begun to fail them as well, no number of them leads to a verdict."""
+    quiet.publish("1.1.0", content="new")
+    quiet.tick_until(Stage.OBSERVING)
+    broken = Quality(failure="IMAGE_UNREADABLE")
+    quiet.qualities = {**quiet.qualities, **dict.fromkeys(quiet.qualities, broken)}
+    quiet.golden.qualities = quiet.qualities
+    actions = []
+    while quiet.stage is Stage.OBSERVING:
+        actions.append(quiet.tick())
+
+    assert 0 < actions.count("Probe") <= quiet.rules.observe.max_seconds + 1
+    assert quiet.record.under_way.reason == HeldFor.INCONCLUSIVE
 
 
 def test_the_lease_is_renewed_before_the_pointer_is_written(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
