@@ -22,6 +22,7 @@ from updater.stages import observe, transitions
 from updater.stages.transitions import Transition
 
 _TRIED = frozenset({Stage.GATING, Stage.ACTIVATING, Stage.OBSERVING})
+_ON_TRIAL = frozenset({Stage.ACTIVATING, Stage.OBSERVING, Stage.COMMITTING})
 
 
 def is_under_way(record: ModelRecord) -> bool:
@@ -127,6 +128,22 @@ def note_fallback(record: ModelRecord, facts: Facts, rules: Rules) -> Transition
     record = replace(record, device=breaker.report(record.device, breaker.WorkResult.SUCCESS, limits, facts.jitter))
     what = "a device" if before is None else before.device
     return transitions.with_event(record, facts, "breaker_closed", f"device: the model is not kept off {what}")
+
+
+def note_reset(record: ModelRecord, facts: Facts, rules: Rules) -> ModelRecord:
+    """At a start of the updater: a machine that was restarted during the failback's trial counts against the device.
+
+    Any other start cuts the probe off, so that a device that resets its machine would be tried again as soon as before.
+    """
+    update = record.update
+    if update is None or update.kind is not UpdateKind.FAILBACK or update.orderly or record.stage not in _ON_TRIAL:
+        return record
+    if record.device.state is not BreakerState.HALF_OPEN or not facts.has_machine_restarted(update.boot_id):
+        return record
+    limits = rules.breakers[BreakerName.DEVICE]
+    reason = f"the machine was restarted during the failback to {update.device}"
+    device = breaker.report(record.device, breaker.WorkResult.FAILURE, limits, facts.jitter, reason=reason)
+    return replace(record, device=device)
 
 
 def report_probe(transition: Transition, facts: Facts, rules: Rules) -> Transition:

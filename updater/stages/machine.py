@@ -62,6 +62,7 @@ def refresh(record: ModelRecord, facts: Facts, rules: Rules) -> Transition:
     The first step of a process does only this, so that the start of the process is written before anything else.
     """
     if facts.is_first:
+        record = failback.note_reset(record, facts, rules)
         return Transition(transitions.begin_life(record, facts, rules))
     record = transitions.let_time_pass(record, facts, rules)
     record = reconcile.note_draining(reconcile.note_trouble(record, facts), facts)
