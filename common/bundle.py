@@ -19,9 +19,8 @@ from common.durable import (
     open_regular,
     read_bounded,
     read_start,
-    replace_file,
-    sync_folder,
     write_atomic,
+    write_or_put_back,
 )
 from common.json_load import load_json
 from common.schema import describe_schema
@@ -260,7 +259,8 @@ def update_pointer(
     Raises:
         BundleBroken: the pointer is malformed, or of a newer schema, which is never replaced.
         LockTimeout: another writer did not release the lock in time.
-        OSError: the pointer cannot be read, or not be written durably; the old one is kept, or put back.
+        OSError: the pointer cannot be read, or not be written durably; the old one is kept, or put back unless it was
+            malformed.
     """
     with lock_pointer(state, wait_seconds):
         rows, is_broken = _rows_to_change(state, replace_broken=replace_broken)
@@ -272,7 +272,8 @@ def update_pointer(
             _keep_broken(state)
         if after != before or is_broken:
             models = [asdict(rows[name]) for name in sorted(rows)]
-            _replace_pointer(state, _to_json({"schema_version": POINTER_SCHEMA, "models": models}))
+            content = _to_json({"schema_version": POINTER_SCHEMA, "models": models})
+            write_or_put_back(state / POINTER_NAME, content, MAX_MANIFEST_BYTES)
     return before
 
 
@@ -281,10 +282,10 @@ def restore_pointer(state: Path, content: bytes, wait_seconds: float = POINTER_W
 
     Raises:
         LockTimeout: another writer did not release the lock in time.
-        OSError: it cannot be written durably; the old one is kept, or put back.
+        OSError: it cannot be written durably; the old one is kept, or put back if it could be read.
     """
     with lock_pointer(state, wait_seconds):
-        _replace_pointer(state, content)
+        write_or_put_back(state / POINTER_NAME, content, MAX_MANIFEST_BYTES, unreadable=OSError)
 
 
 def parse_provenance(row: Mapping[str, Any]) -> Provenance:
@@ -343,23 +344,6 @@ def _keep_broken(state: Path) -> None:
     """Keep the malformed pointer for people, in place of the one before: it may have rows that no journal has."""
     with contextlib.suppress(NotRegular):  # a pipe or a link to itself has nothing to keep
         write_atomic(state / BROKEN_POINTER_NAME, read_start(state / POINTER_NAME, MAX_MANIFEST_BYTES))
-
-
-def _replace_pointer(state: Path, content: bytes) -> None:
-    """Replace the pointer durably, or put the old one back: what a crash may undo is not to be found in the file."""
-    path, before = state / POINTER_NAME, None
-    with contextlib.suppress(FileNotFoundError, NotRegular):
-        before = read_start(path, MAX_MANIFEST_BYTES)
-    replace_file(path, content)
-    try:
-        sync_folder(state)
-    except OSError:
-        with contextlib.suppress(OSError):  # the first refusal is the one to report
-            if before is None:
-                path.unlink()
-            else:
-                replace_file(path, before)
-        raise
 
 
 def _read_json(path: Path, newest: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import stat
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
@@ -167,6 +168,32 @@ def write_atomic(path: Path, content: bytes, mode: int = 0o644) -> None:
     """
     replace_file(path, content, mode)
     sync_folder(path.parent)
+
+
+def write_or_put_back(path: Path, content: bytes, max_bytes: int, unreadable: type[OSError] = NotRegular) -> None:
+    """As `write_atomic`, but a new content that a crash may undo is not found in the file: the old one is put back.
+
+    One that has more than `max_bytes`, or cannot be read as `unreadable` says, is not put back: the new content stays,
+    as it does if putting back fails too. The file is deleted only if there was none.
+
+    Raises:
+        OSError: the old file cannot be read otherwise, or the new content not be written durably.
+    """
+    put_back: Callable[[], object] | None = None
+    try:
+        put_back = partial(replace_file, path, read_bounded(path, max_bytes))
+    except FileNotFoundError:
+        put_back = path.unlink
+    except (unreadable, ValueError):
+        pass
+    replace_file(path, content)
+    try:
+        sync_folder(path.parent)
+    except OSError:
+        with contextlib.suppress(OSError):  # the first refusal is the one to report
+            if put_back is not None:
+                put_back()
+        raise
 
 
 def replace_file(path: Path, content: bytes, mode: int = 0o644) -> None:

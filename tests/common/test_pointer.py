@@ -1,5 +1,6 @@
 """The committed pointer: concurrent writers lose no row of each other."""
 
+import contextlib
 import errno
 import os
 import subprocess
@@ -25,6 +26,7 @@ from common.bundle import (
     lock_pointer,
     read_bundle,
     read_committed,
+    restore_pointer,
     update_pointer,
 )
 from common.clock import SystemClock
@@ -202,6 +204,52 @@ def test_a_read_error_is_not_a_malformed_pointer(tmp_path: Path, monkeypatch: py
             update_pointer(tmp_path, "b", lambda _: ROW, replace_broken=True)
     assert read_committed(tmp_path) == {"a": ROW}
     assert not (tmp_path / BROKEN_POINTER_NAME).exists()
+
+
+@pytest.mark.fault("H15")
+def test_a_pointer_that_cannot_be_read_is_replaced_by_that_of_a_backup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The backup is what a person has against that; if it cannot be flushed, it is not deleted, and may be repeated."""
+    path = tmp_path / POINTER_NAME
+    commit_row(tmp_path, ROW)
+    content = path.read_bytes()
+
+    def fail(*_: object, **__: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    for name in ("", "common.durable.sync_folder"):
+        path.write_bytes(b"unreadable")
+        with monkeypatch.context() as broken:
+            broken.setattr("common.durable._open_part", fail)
+            if name:
+                broken.setattr(name, fail)
+            with pytest.raises(OSError, match=os.strerror(errno.EIO)) if name else contextlib.nullcontext():
+                restore_pointer(tmp_path, content)
+        assert path.read_bytes() == content
+
+
+@pytest.mark.fault("D2")
+@pytest.mark.parametrize("content", [b"{" * (2 * MAX_MANIFEST_BYTES), None])
+def test_what_was_no_pointer_is_neither_deleted_nor_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None
+) -> None:
+    """Without a pointer nothing would be committed, and half of a large file is no file."""
+    path = tmp_path / POINTER_NAME
+    if content is None:
+        os.mkfifo(path)
+    else:
+        path.write_bytes(content)
+
+    def fail_when_written(_folder: Path) -> None:
+        if path.is_file() and path.stat().st_size < MAX_MANIFEST_BYTES:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as broken:
+        broken.setattr("common.durable.sync_folder", fail_when_written)
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            update_pointer(tmp_path, "a", lambda _: ROW, replace_broken=True)
+    assert read_committed(tmp_path) == {"a": ROW}
 
 
 @pytest.mark.fault("D6")
