@@ -30,8 +30,8 @@ def decide_commit(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | W
     if reason:
         return observe.end_trial(record, facts, rules, reason)
     if server is None or is_unknown:
-        why = reconcile.POINTER_UNKNOWN if is_unknown else "the server cannot be reached"
-        return Wait(rules.look_seconds, why)
+        why = f"{reconcile.POINTER_UNKNOWN}; the commit waits for it" if is_unknown else "the server cannot be reached"
+        return _renew_lease(record, facts, rules) or Wait(rules.look_seconds, why)
     if not is_written:
         return _renew_lease(record, facts, rules) or WritePointer(update.installed)
     if server.trial is not None and transitions.is_on_trial(update, server):
@@ -59,6 +59,15 @@ def is_committed(record: ModelRecord, facts: Facts) -> bool:
     if facts.pointer_is_readable and facts.pointer == record.under_way.installed:
         return True
     return observe.find_end_reason(record, facts) == TRIAL_COMMITTED or _has_started_with(record, facts)
+
+
+def is_pointer_unknown(record: ModelRecord, facts: Facts) -> bool:
+    """Whether a commit waits for a pointer that cannot be read now and may name the candidate: it has no deadline.
+
+    Only a person can repair the disk, or start the newer hotslot again; the status says so, and the trial goes on.
+    """
+    is_commit = record.stage is Stage.COMMITTING and not failback.is_under_way(record)
+    return is_commit and facts.pointer_state is PointerState.UNKNOWN
 
 
 def decide_rollback(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | Wait | Transition:

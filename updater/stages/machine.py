@@ -141,7 +141,9 @@ def _over_limit(record: ModelRecord, facts: Facts, rules: Rules) -> Transition |
     has_many_steps = update.steps > rules.max_steps + (_ROLLBACK_STEPS if is_rollback else 0)
     limit = rules.stage_seconds.get(record.stage)
     is_late = limit is not None and update.stage_seconds > limit
-    if not (has_many_steps or is_late) or finalize.is_committed(record, facts):
+    if not (has_many_steps or is_late):
+        return None
+    if finalize.is_committed(record, facts) or finalize.is_pointer_unknown(record, facts):
         return None
     if has_many_steps or limit is None:
         why = f"it took more than {rules.max_steps} steps, starts of the updater included"

@@ -12,7 +12,7 @@ from tests.updater.simulators import Quality, bundle_of
 from updater.core.breaker import BreakerName, assume_safe
 from updater.core.facts import CommandKind
 from updater.core.ports import EffectFailed
-from updater.core.record import HeldFor, Measured, ModelRecord, Stage
+from updater.core.record import HeldFor, Measured, ModelRecord, Outcome, Stage
 from updater.store.record_json import RecordUnreadable, from_json, read, to_json
 
 
@@ -186,6 +186,24 @@ def test_a_commit_waits_for_a_pointer_that_cannot_be_read_now(world: World, faul
     world.disk.pointer_fault = None
     world.settle()
     assert world.serving == world.committed == "1.1.0"
+
+
+@pytest.mark.fault("H15")
+def test_a_commit_outlasts_a_pointer_that_cannot_be_read_for_long(world: World) -> None:
+    """It was written already: a rollback would take back what is committed. The trial's lease is extended meanwhile."""
+    world.publish("1.1.0")
+    world.tick_until(Stage.COMMITTING)
+    world.disk.pointer = world.record.under_way.installed
+    world.disk.pointer_fault = POINTER_FAULTS[0]
+    for _ in range(600):
+        world.passes(1.0)
+        world.tick()
+    assert (world.stage, world.serving) == (Stage.COMMITTING, "1.1.0")
+
+    world.disk.pointer_fault = None
+    world.settle()
+    assert world.serving == world.committed == "1.1.0"
+    assert world.outcomes("1.1.0") == [Outcome.COMMITTED]
 
 
 def test_a_malformed_pointer_is_left_to_people_while_nothing_is_committed(empty: World) -> None:
