@@ -58,8 +58,8 @@ def restore(record: ModelRecord, facts: Facts, rules: Rules, *, keep: str = "") 
     if server is None or server.is_draining:
         return pointer or Wait(rules.look_seconds, "the server cannot be reached or is about to end")
     step = _serve(record, server, rules)
-    if isinstance(step, CommitLoad):
-        return pointer or step
+    if isinstance(step, CommitLoad):  # what the journal has committed: a pointer that is unknown does not stop it
+        return pointer if isinstance(pointer, WritePointer) else step
     if isinstance(step, Wait):  # for a load that is not done: the pointer need not wait for it
         return pointer or step
     move = None if record.bridge is None else bridge.find_step(record, server, rules)

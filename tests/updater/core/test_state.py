@@ -206,6 +206,20 @@ def test_a_commit_outlasts_a_pointer_that_cannot_be_read_for_long(world: World) 
     assert world.outcomes("1.1.0") == [Outcome.COMMITTED]
 
 
+@pytest.mark.fault("H15")
+def test_what_the_journal_has_committed_is_committed_while_the_pointer_cannot_be_read(world: World) -> None:
+    """A server that started with another revision would otherwise return to it when the lease of the trial ends."""
+    world.install("1.1.0")
+    world.disk.pointer = world.record.previous
+    world.crash_server()
+    world.disk.pointer_fault = POINTER_FAULTS[0]
+    for _ in range(20):
+        world.tick()
+    server = world.facts().server
+    assert server is not None
+    assert (world.serving, server.trial) == ("1.1.0", None)
+
+
 def test_a_malformed_pointer_is_left_to_people_while_nothing_is_committed(empty: World) -> None:
     """The updater has no row for it, and its rows may be of an import."""
     empty.imported("1.0.0")
