@@ -234,11 +234,11 @@ class BundleStore:
     ) -> None:
         """Delete unreferenced files."""
         updates = frozenset({keep_update_id} - {""})
-        references = self._others() | garbage.References(keep_bundles, keep_sources, updates)
         try:
-            with lock_pointer(
-                self._state
-            ):  # keep what the pointer names, also rows of models that are no longer configured
+            with lock_pointer(self._state):
+                # Under the lock, whose wait is long: what other models refer to now, and what the pointer names, also
+                # rows of models that are no longer configured.
+                references = self._others() | garbage.References(keep_bundles, keep_sources, updates)
                 rows = read_committed(self._state).values()
                 replaced = read_replaced_digests(self._state)
                 named = garbage.References(

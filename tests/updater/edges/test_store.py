@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from cli.bundles import bundle_folders
-from common.bundle import Committed, Origin, bundle_folder, read_committed, update_pointer
+from common.bundle import Committed, Origin, bundle_folder, lock_pointer, read_committed, update_pointer
 from common.clock import SystemClock
-from common.durable import read_bounded
+from common.durable import LockTimeout, read_bounded
 from common.sealing import ConvertLimits, seal
 from common.source import MANIFEST_NAME
 from dev.harness.pointer import commit_row
@@ -670,3 +670,18 @@ def test_references_of_other_models_are_kept(bench: StoreFixture) -> None:
     store.collect(frozenset(), frozenset(), "", 0)
     assert {bundle.bundle_digest} == store.sealed()
     assert (bench.state / "incoming" / "20250101-000000-them").exists()
+
+
+def test_other_models_are_asked_for_their_references_under_the_lock(bench: StoreFixture) -> None:
+    """The wait for it is long enough for another model to begin an update."""
+    asked = []
+
+    def list_references() -> References:
+        with pytest.raises(LockTimeout), lock_pointer(bench.state, wait_seconds=0.0):
+            pass
+        asked.append("others")
+        return References()
+
+    store = BundleStore(StoreOptions(bench.state), MODEL, SystemClock(), lambda: None, list_references)
+    store.collect(frozenset(), frozenset(), "", 0)
+    assert asked == ["others"]
