@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Protocol
 
 from common import reasons
-from common.bundle import Bundle, BundleBroken, Provenance, bundle_folder, read_bundle, write_bundle
+from common.bundle import Bundle, BundleBroken, Provenance, SchemaTooNew, bundle_folder, read_bundle, write_bundle
 from common.cgroup import count_oom_kills
 from common.clock import Clock, SystemClock
 from common.durable import sync_folder
@@ -98,8 +98,8 @@ def run_convert(
     seen = find_source(source)
     digest = digest or seen.digest()
     sealed = bundle_folder(state, seen.bundle_digest(digest, precision))
-    with contextlib.suppress(BundleBroken):
-        return read_bundle(sealed)
+    if (existing := _read_sealed(sealed)) is not None:
+        return existing
     staging_root = state / "staging"
     staging_root.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix="convert-", dir=staging_root))
@@ -136,25 +136,33 @@ def seal(staging: Path, state: Path) -> Bundle:
     `staging` must be on the same file system as `state`, and its files must be flushed to disk.
 
     Raises:
-        ConversionRefused: the staged folder is not a bundle.
+        ConversionRefused: the staged folder is not a bundle, or a newer hotslot has sealed this bundle.
         OSError: it cannot be moved.
     """
     bundle = _read_staged(staging)
     target = bundle_folder(state, bundle.bundle_digest)
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        existing = read_bundle(target)
-    except BundleBroken:
-        shutil.rmtree(target, ignore_errors=True)  # a broken bundle cannot be loaded
-    else:
+    existing = _read_sealed(target)
+    if existing is not None:
         shutil.rmtree(staging)
         return existing
+    shutil.rmtree(target, ignore_errors=True)  # a broken bundle cannot be loaded
     for file in staging.iterdir():
         file.chmod(0o444)
     sync_folder(staging)
     staging.rename(target)  # rule 4
     sync_folder(target.parent)
     return bundle
+
+
+def _read_sealed(folder: Path) -> Bundle | None:
+    """The bundle that is sealed already; None if there is none, or a broken one."""
+    try:
+        return read_bundle(folder)
+    except SchemaTooNew as error:  # it is whole
+        raise ConversionRefused("CONVERT_FAILED", f"the bundle is sealed already: {error}") from error
+    except BundleBroken:
+        return None
 
 
 def _read_staged(staging: Path) -> Bundle:

@@ -20,7 +20,7 @@ from common.bundle import Committed, Origin, bundle_folder, lock_pointer, read_c
 from common.clock import SystemClock
 from common.durable import LockTimeout, read_bounded
 from common.sealing import ConvertLimits, seal
-from common.source import MANIFEST_NAME
+from common.source import MANIFEST_NAME, ConversionRefused
 from dev.harness.pointer import commit_row
 from dev.harness.revisions import MODEL, convert_scripted, model_folder, publish_scripted
 from dev.harness.scripted_engine import make_scripted_bundle
@@ -511,6 +511,22 @@ def test_a_bundle_that_cannot_be_read_now_is_neither_deleted_nor_unknown(
             bench.store.check_compatible("sha256:" + "0" * 64, bundle.bundle_digest, may_change_labels=False)
     assert sealed.stat().st_ino == inode
     assert {bundle.bundle_digest} == bench.store.sealed()
+
+
+@pytest.mark.fault("D6")
+def test_a_bundle_that_a_newer_hotslot_has_sealed_is_not_replaced(bench: StoreFixture) -> None:
+    """It is whole, and the newer hotslot may be started again."""
+    bundle = make_scripted_bundle(bench.state, "r1")
+    sealed, staging = bundle_folder(bench.state, bundle.bundle_digest), bench.state / "staging" / "convert-1"
+    shutil.copytree(sealed, staging)
+    manifest = sealed / "bundle.json"
+    row = json.loads(manifest.read_bytes())
+    manifest.unlink()
+    manifest.write_text(json.dumps({**row, "schema_version": 99}))
+    before = manifest.read_bytes()
+    with pytest.raises(ConversionRefused, match="start the newer hotslot again"):
+        seal(staging, bench.state)
+    assert manifest.read_bytes() == before
 
 
 @pytest.mark.fault("D7")
