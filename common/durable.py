@@ -264,6 +264,10 @@ def has_size(path: Path, size: int) -> bool:
         found = path.stat()
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: it is no name
         return False
+    except OSError as error:
+        if error.errno != errno.ELOOP:  # a link to itself
+            raise
+        return False
     return stat.S_ISREG(found.st_mode) and found.st_size == size
 
 

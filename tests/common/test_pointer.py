@@ -18,6 +18,7 @@ from common.bundle import (
     POINTER_NAME,
     Bundle,
     BundleBroken,
+    BundleFile,
     Committed,
     Origin,
     Provenance,
@@ -28,6 +29,7 @@ from common.bundle import (
     read_committed,
     restore_pointer,
     update_pointer,
+    write_bundle,
 )
 from common.clock import SystemClock
 from common.durable import LockTimeout
@@ -250,6 +252,15 @@ def test_what_was_no_pointer_is_neither_deleted_nor_put_back(
         with pytest.raises(OSError, match=os.strerror(errno.EIO)):
             update_pointer(tmp_path, "a", lambda _: ROW, replace_broken=True)
     assert read_committed(tmp_path) == {"a": ROW}
+
+
+def test_a_file_of_a_bundle_that_links_to_itself_is_missing(tmp_path: Path) -> None:
+    """The bundle is broken, as with any other that is not there, and can be made again."""
+    (tmp_path / "w.safetensors").symlink_to("w.safetensors")
+    file = BundleFile("w.safetensors", 1, "0" * 64)
+    write_bundle(tmp_path, Bundle(A, A, "r1", "ofa", "visual-entailment", "float32", "1", (file,)))
+    with pytest.raises(BundleBroken, match="is missing"):
+        read_bundle(tmp_path)
 
 
 @pytest.mark.fault("D6")
