@@ -356,12 +356,14 @@ def _open_locked(path: Path, take: Callable[[int], None]) -> int:
             os.close(descriptor)
             raise
         os.close(descriptor)
-    raise LockTimeout(errno.ETIMEDOUT, "this lock file is deleted again and again", str(path))
+    sentence = "this lock file is deleted again and again, or its file system (FUSE, 9p) numbers it anew at each look"
+    raise LockTimeout(errno.ETIMEDOUT, sentence, str(path))
 
 
 def _has_name(descriptor: int, path: Path) -> bool:
+    """Whether the open file still has this name; compared twice, since a file system may number it anew."""
     try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
+        return any(os.path.samestat(os.fstat(descriptor), path.stat()) for _ in range(2))
     except FileNotFoundError:
         return False
 

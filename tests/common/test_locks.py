@@ -65,3 +65,25 @@ def test_what_is_locked_is_the_file_that_others_lock(
     limit = pytest.raises((LockTimeout, LockUnusable), match="deleted again and again")
     with deleted_when_locked(monkeypatch, path, 99, again=False), limit, take(path):
         pass
+
+
+@pytest.mark.parametrize("take", [take for take, _ in LOCKS], ids=["hold", "instance"])
+def test_a_file_that_is_numbered_anew_after_it_was_opened_is_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, take: Take
+) -> None:
+    """As some file systems in user space do, where no lock could be taken."""
+    lock, compare, fresh = fcntl.flock, os.path.samestat, list[int]()
+
+    def lock_anew(descriptor: int, how: int) -> None:
+        lock(descriptor, how)
+        fresh.append(descriptor)
+
+    def compare_late(one: os.stat_result, other: os.stat_result) -> bool:
+        is_first = bool(fresh)
+        fresh.clear()
+        return not is_first and compare(one, other)
+
+    monkeypatch.setattr(fcntl, "flock", lock_anew)
+    monkeypatch.setattr(os.path, "samestat", compare_late)
+    with take(tmp_path / "a.lock"):
+        pass
