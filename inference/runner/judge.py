@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
             options.bundle, bundle, LoadOptions("cpu", "", 0), lambda _phase, _share: None
         )
         answers = answer_set(engine, replace(golden, golden=golden.distinct))
-    except (BundleBroken, BundleRefused, GoldenBroken) as error:
+    except (BundleBroken, BundleRefused, GoldenBroken, OSError) as error:
         sys.stderr.write(json.dumps({"reason": "NOT_JUDGED", "message": str(error)}) + "\n")
         return ExitCode.CONVERSION_REFUSED
     write_atomic(options.into / ANSWERS_NAME, json.dumps(answers, ensure_ascii=False).encode())

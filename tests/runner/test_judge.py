@@ -1,16 +1,21 @@
 """A golden set is answered with a sealed bundle in full device calls, for each task."""
 
+import errno
+import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from common.bundle import Bundle
 from common.errors import InputRefused
+from common.exit_codes import ExitCode
 from common.golden_set import GoldenFolder, GoldenItem, GoldenSet
 from inference.runner.engines.base import AddressItem, Item, PictureFormat, PreparedItem, RowRange, RowResult
-from inference.runner.judge import answer_set, fill_calls
+from inference.runner.judge import answer_set, fill_calls, main
 from inference.wire import AddressSpan, EntailmentScores
 
 ROWS = 8
@@ -140,3 +145,18 @@ def test_only_what_is_larger_than_a_call_is_split(rows: list[int], calls: list[l
     items = [(GoldenItem(str(number)), Prepared(("a",) * count)) for number, count in enumerate(rows)]
 
     assert [[part.rows for _, part in call] for call in fill_calls(items, ROWS)] == calls
+
+
+def test_a_bundle_that_cannot_be_read_now_is_not_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The parent reads one line with the reason, and no traceback."""
+
+    def fail(_folder: Path) -> Bundle:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("inference.runner.judge.read_bundle", fail)
+    arguments = [f"--{name}={tmp_path}" for name in ("bundle", "golden", "into")]
+    assert main(arguments) == ExitCode.CONVERSION_REFUSED
+    row = json.loads(capsys.readouterr().err)
+    assert (row["reason"], os.strerror(errno.EIO) in row["message"]) == ("NOT_JUDGED", True)
