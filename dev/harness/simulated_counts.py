@@ -3,10 +3,9 @@
 from dataclasses import dataclass, replace
 
 from updater.core.comparison import AnswerComparison, ChangedDirection
-from updater.core.costs import CostBucket
+from updater.core.counts import CostBucket, Counts
 from updater.core.effects import LATE_REASONS, ShadowCopies
 from updater.core.facts import ShadowSnapshot
-from updater.core.record import Counts
 
 BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 DIRECTION = "yes → no"

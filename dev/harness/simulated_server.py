@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from dev.harness.simulated_card import CARD, CPU, Card, Held
 from dev.harness.simulated_counts import SimShadow, count_batches, count_requests
+from updater.core.counts import Counts
 from updater.core.effects import LATE_REASONS, EffectFailure, FailureKind, ShadowCopies
 from updater.core.facts import (
     DeviceSnapshot,
@@ -17,7 +18,7 @@ from updater.core.facts import (
 )
 from updater.core.label_mix import LabelCount
 from updater.core.ports import EffectFailed
-from updater.core.record import Counts, CpuFallback
+from updater.core.record import CpuFallback
 
 
 @dataclass(slots=True)

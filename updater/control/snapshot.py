@@ -6,7 +6,7 @@ from common import reasons
 from common.answers import ARROW
 from hotslot.control.v1 import control_pb2 as pb
 from updater.core.comparison import AnswerComparison, ChangedDirection
-from updater.core.costs import CostBucket
+from updater.core.counts import CostBucket, Counts
 from updater.core.effects import LATE_REASONS
 from updater.core.facts import (
     DeviceSnapshot,
@@ -18,7 +18,7 @@ from updater.core.facts import (
     TrialSnapshot,
 )
 from updater.core.label_mix import LabelCount
-from updater.core.record import Counts, CpuFallback
+from updater.core.record import CpuFallback
 
 
 def convert_server_state(response: pb.GetStatusResponse, *, last_ended_orderly: bool) -> ServerState:

@@ -5,8 +5,9 @@ from datetime import datetime
 from enum import Enum, StrEnum, auto
 
 from updater.core.comparison import AnswerComparison
+from updater.core.counts import Counts
 from updater.core.label_mix import LabelCount
-from updater.core.record import Counts, CpuFallback, Installed
+from updater.core.record import CpuFallback, Installed
 
 CPU_DEVICE = "cpu"
 

@@ -11,11 +11,9 @@ from common.bundle import Origin
 from updater.core.breaker import Breaker, BreakerName
 from updater.core.bridge import Bridge
 from updater.core.comparison import ChangeRow, ExpectedChanges, GateKey, LabelPair
-from updater.core.costs import CostBucket
+from updater.core.counts import ADDED, Counts
 from updater.core.known import ComputedDigest, KnownVersion, Replaced
 from updater.core.label_mix import LabelMark, LabelMix
-
-_ADDED = {"omit_default": True}  # fields of which builds before they were added must read records without them
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,21 +155,6 @@ class Installed:
 
 
 @dataclass(frozen=True, slots=True)
-class Counts:
-    """The server's counters of a bundle at some moment."""
-
-    answered: int = 0
-    failed: int = 0  # events, a runner's death being one
-    not_finite: int = 0
-    out_of_memory: int = 0
-    restarts: int = 0  # deaths of its runner that count against it
-    latency: tuple[int, ...] = ()  # answers a bucket, in the server's order
-    latency_bounds: tuple[float, ...] = ()  # seconds, upper, of all buckets but the last; as the server sends them
-    costs: tuple[CostBucket, ...] = ()
-    late: int = field(default=0, metadata=_ADDED)  # of the failed ones, those for one of LATE_REASONS
-
-
-@dataclass(frozen=True, slots=True)
 class Ending:
     """How the rollback under way ends."""
 
@@ -208,19 +191,19 @@ class Update:
     stage_seconds: float = 0.0  # spent in this stage, restarts of the updater included
     retry_in_seconds: float = 0.0  # wait before the effect is tried again
     server_incarnation: str = ""  # of the server at activation
-    boot_id: str = field(default="", metadata=_ADDED)  # of the machine's start at activation; empty: not known
+    boot_id: str = field(default="", metadata=ADDED)  # of the machine's start at activation; empty: not known
     orderly: bool = False  # the server or the updater was stopped orderly during the trial
-    at_activation: Counts = Counts()  # the bundle's counters before the trial
+    at_activation: Counts = field(default_factory=Counts)  # the bundle's counters before the trial
     probes_good: int = 0
     probes_bad: int = 0
-    probes_not_finite: int = field(default=0, metadata=_ADDED)  # of the bad ones
+    probes_not_finite: int = field(default=0, metadata=ADDED)  # of the bad ones
     on_probes: bool = False  # gated or observed on probes, not on traffic
     gate_passed: GateKey | None = None
     expected_changes: ExpectedChanges | None = None  # of answers, since its gate
     is_shadow_over: bool = False  # an operator wants its trial to begin
-    shadow_deaths: int = field(default=0, metadata=_ADDED)  # of its runner, while it answered copies of requests
-    shadow_slot: int = field(default=-1, metadata=_ADDED)  # position of its slot; -1: not known
-    slot_deaths: int = field(default=0, metadata=_ADDED)  # of that slot's runners, before they were of this load
+    shadow_deaths: int = field(default=0, metadata=ADDED)  # of its runner, while it answered copies of requests
+    shadow_slot: int = field(default=-1, metadata=ADDED)  # position of its slot; -1: not known
+    slot_deaths: int = field(default=0, metadata=ADDED)  # of that slot's runners, before they were of this load
     percents: tuple[float, ...] = ()  # of the requests that its trial gets, step by step; empty: all
     percent_step: int = 0  # position in `percents`
     ending: Ending | None = None  # while ROLLING_BACK or HELD

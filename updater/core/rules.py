@@ -66,7 +66,7 @@ class ObserveRules:
     burst_share: float = 0.20  # … being such a share of all: no more waiting
     max_not_finite: int = 2  # more answers with NaN than this: no more waiting
     max_restarts: int = 1  # more deaths of its runner than this: no more waiting
-    max_cost_factor: float = 2.0  # device seconds a row, of the previous revision's; see `updater.core.costs`
+    max_cost_factor: float = 2.0  # device seconds a row, of the previous revision's; see `updater.core.counts`
     min_cost_seconds: float = 1.0  # less device time of either is not compared
     significance: float = 0.01  # of the test that compares them
     min_compared: int = 30  # batches, or answers, of each of the two before cost, or latency, is judged

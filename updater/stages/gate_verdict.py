@@ -8,12 +8,12 @@ from enum import StrEnum
 from common import reasons
 from common.answers import TASK_ANSWERS, TaskAnswers, count_directions, count_label_pairs, sum_parts
 from common.engine_files import Task
+from updater.core.changes import at_least
 from updater.core.comparison import AnswerPair, ExpectedChanges, ExpectedDirection, LabelPair
 from updater.core.effects import LATE_PROBE_REASONS
 from updater.core.golden import GateAnswers, GoldenQuestion
 from updater.core.record import Differing, Evidence, HeldFor, Measured
 from updater.core.rules import GateRules
-from updater.core.sequential import at_least
 
 
 class GateVerdict(StrEnum):

@@ -3,12 +3,10 @@
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from updater.core.costs import compare_costs
-from updater.core.counts import leave_out_late, percentile, subtract_counts
+from updater.core.counts import Counts, compare_costs, leave_out_late, percentile, subtract_counts
 from updater.core.effects import MEMORY_REASONS, Effect, Probed, Result, SetPercent, Wait
 from updater.core.facts import LEASE_EXPIRED, YIELDED, Facts, ServerState, TrialSnapshot
 from updater.core.record import (
-    Counts,
     Evidence,
     HeldFor,
     Measured,

@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 from common import reasons
 from updater.core.breaker import Breaker, BreakerName, WorkResult, advance, report, resume, trip
+from updater.core.counts import Counts
 from updater.core.effects import EffectFailure, Shortage
 from updater.core.facts import Facts, ServerState, SlotSnapshot
 from updater.core.known import ComputedDigest, KnownVersion, Replaced
 from updater.core.record import (
-    Counts,
     Ending,
     EndsIn,
     Event,

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from updater.core.comparison import AnswerComparison, GoldenAnswer
+from updater.core.counts import Counts
 from updater.core.facts import (
     DeviceSnapshot,
     GoldenFacts,
@@ -24,7 +25,7 @@ from updater.core.facts import (
     TrialSnapshot,
 )
 from updater.core.golden import GateAnswers, GoldenQuestion
-from updater.core.record import Counts, CpuFallback, Installed, ModelRecord
+from updater.core.record import CpuFallback, Installed, ModelRecord
 from updater.core.rules import GateRules, ObserveRules, ReleasePolicy, Rollout, RolloutRules, Rules
 from updater.core.witness import Witness
 

@@ -11,14 +11,16 @@ from updater.core.changes import (
     ALL_CHANGES,
     SURE_CHANGES,
     ChangeTest,
+    beta_below,
     describe_beyond,
     evaluate_changes,
     find_beyond,
+    find_upper_bound,
     is_called_better,
+    weigh_evidence,
 )
 from updater.core.comparison import AnswerComparison, AnswerPair, ChangedDirection, ExpectedChanges
 from updater.core.rules import CompareRules
-from updater.core.sequential import beta_below, find_upper_bound, weigh_evidence
 from updater.stages.gate_verdict import expect_changes
 
 RULES = CompareRules()

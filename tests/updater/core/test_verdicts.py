@@ -13,9 +13,9 @@ from tests.updater.core.world import World
 from updater.compose import build_rules
 from updater.control.snapshot import convert_counts
 from updater.core.breaker import BreakerName
+from updater.core.changes import at_least
 from updater.core.comparison import AnswerComparison, GoldenAnswer
-from updater.core.costs import CostBucket, compare_costs, t_tail
-from updater.core.counts import percentile, subtract_counts
+from updater.core.counts import CostBucket, Counts, compare_costs, percentile, subtract_counts, t_tail
 from updater.core.effects import EffectFailure, FailureKind
 from updater.core.facts import (
     CommandKind,
@@ -31,9 +31,8 @@ from updater.core.golden import (
     GoldenQuestion,
     classify_difference,
 )
-from updater.core.record import Counts, Differing, HeldFor, Update, UpdateKind
+from updater.core.record import Differing, HeldFor, Update, UpdateKind
 from updater.core.rules import DEVICE_BREAKER, GateRules, ObserveRules, Rules
-from updater.core.sequential import at_least
 from updater.settings import UpdaterSection
 from updater.stages.gate_verdict import LATE_ANSWERS, GateVerdict, judge, under_by_chance, worse_by_chance
 from updater.stages.observe import TrialVerdict
