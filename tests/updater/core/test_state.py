@@ -189,11 +189,16 @@ def test_a_commit_waits_for_a_pointer_that_cannot_be_read_now(world: World, faul
 
 
 @pytest.mark.fault("H15")
-def test_a_commit_outlasts_a_pointer_that_cannot_be_read_for_long(world: World) -> None:
-    """It was written already: a rollback would take back what is committed. The trial's lease is extended meanwhile."""
+@pytest.mark.parametrize("is_written", [True, False])
+def test_a_commit_outlasts_a_pointer_that_cannot_be_read_for_long(
+    world: World,
+    is_written: bool,  # noqa: FBT001
+) -> None:
+    """If it was written, a rollback would take back what is committed. The trial's lease is extended meanwhile."""
     world.publish("1.1.0")
     world.tick_until(Stage.COMMITTING)
-    world.disk.pointer = world.record.under_way.installed
+    if is_written:
+        world.disk.pointer = world.record.under_way.installed
     world.disk.pointer_fault = POINTER_FAULTS[0]
     for _ in range(600):
         world.passes(1.0)
@@ -204,6 +209,7 @@ def test_a_commit_outlasts_a_pointer_that_cannot_be_read_for_long(world: World) 
     world.settle()
     assert world.serving == world.committed == "1.1.0"
     assert world.outcomes("1.1.0") == [Outcome.COMMITTED]
+    assert "rollback_began" not in world.event_names()
 
 
 @pytest.mark.fault("H15")
