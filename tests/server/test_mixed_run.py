@@ -176,6 +176,7 @@ def cancel_and_expire(callers: Callers, held: Path) -> None:
         for call in expiring:
             callers.finish(call)
         callers.end_streamed(expiring_stream, 3)
+        eventually(lambda: unanswered(stack) == 1, what="the server has noticed that it is too late, too")
     is_over.set()
     callers.finish(blocking)
 
