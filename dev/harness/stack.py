@@ -188,7 +188,7 @@ class Stack:
 
     def wait_ready(self) -> None:
         """Wait until the server reports SERVING, with a standby process if configured."""
-        eventually(self.is_serving, what="the server is ready")
+        eventually(self.is_serving, START_SECONDS, what="the server is ready")
 
     def wait_calm(self) -> None:
         """Wait until it serves and the other slot has a standby process."""
@@ -197,7 +197,7 @@ class Stack:
             states = sorted(slot.state for slot in self.control.status().slots)
             return states == ["LOADED", "READY"] and self.is_serving()
 
-        eventually(is_calm, what="one slot answers, the other has a standby process")
+        eventually(is_calm, START_SECONDS, what="one slot answers, the other has a standby process")
 
     def calm(self, revision: str = "r1") -> None:
         """Bring a shared stack back: one revision answers, nothing is on trial, the other slot is free."""

@@ -45,7 +45,7 @@ async def test_load_reports_progress_and_a_measured_cost(runner: RunnerHarness) 
     outcome = await runner.load(row_seconds=0.002)
     assert not outcome.HasField("failure")
     assert (outcome.device, outcome.precision) == ("cpu", "float32")
-    assert 0.002 <= outcome.row_seconds < 0.05
+    assert 0.002 <= outcome.row_seconds < 5.0
     assert {step.phase for step in runner.listener.progress if step.fraction == 1} == {"reading", "warming_up"}
 
 

@@ -177,7 +177,7 @@ def test_a_deadline_that_is_too_short_is_refused_at_once(stack: Stack) -> None:
     stack.serve("r-slow", row_seconds=0.4)
 
     with pytest.raises(grpc.RpcError) as error:
-        stack.predict(question("a", "b", "c"), timeout=0.8)
+        stack.predict(question(*(f"statement {number}" for number in range(32))), timeout=8.0)
 
     assert refusal_of(error.value).brief == ("DEADLINE_EXCEEDED", "DEADLINE_TOO_SHORT", ())
     assert stack.control.stats(stack.answers.digest_of("r-slow")).answered == 0

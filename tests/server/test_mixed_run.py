@@ -21,7 +21,7 @@ from tests.stack.wire import item_message, predict_raw, stream_raw
 
 CPU = "cpu"
 MAX_REQUESTS = 24
-SHORT_SECONDS = 4.0
+SHORT_SECONDS = 10.0
 OUTCOMES = {
     "INVALID_ARGUMENT": "invalid",
     "NOT_FOUND": "invalid",
@@ -225,7 +225,7 @@ def try_and_commit(callers: Callers) -> None:
 def test_the_metrics_are_the_callers_own_count(make_stack: MakeStack, tmp_path: Path) -> None:
     """Item by item: model, revision, device, outcome and reason; and every answered statement by its label."""
     held = tmp_path / "held"
-    server, runner = {"max_waiting_requests": MAX_REQUESTS}, {"min_timeout_seconds": 10.0}
+    server, runner = {"max_waiting_requests": MAX_REQUESTS}, {"min_timeout_seconds": 60.0}
     with holding(held):
         stack = make_stack(server=server, runner=runner, script={"held_by": str(held)}, until_ready=False)
         callers = Callers(stack)

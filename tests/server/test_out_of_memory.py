@@ -349,7 +349,7 @@ def test_a_single_item_that_does_not_fit_is_answered_by_the_cpu(carded: Stack) -
     assert watched.states == {True}
     calm_on(carded, CPU)
     assert fallback_of(carded) == (CARD, CPU, "OUT_OF_MEMORY")
-    assert pid not in carded.process.living()
+    eventually(lambda: pid not in carded.process.living(), what="its process is ended")
     assert counted_shortages(carded, carded.answers.digest_of("r1")) == before + 1
 
 

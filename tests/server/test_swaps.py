@@ -127,7 +127,7 @@ def test_a_stopped_runner_loses_no_request(stack: Stack) -> None:
 
     report = load.report()
     assert (report.failed, report.wrong) == ([], [])
-    assert stopped not in stack.process.living()
+    eventually(lambda: stopped not in stack.process.living(), what="it is ended")
     print(f"longest gap {report.longest_gap * 1000:.0f} ms")  # noqa: T201
 
 

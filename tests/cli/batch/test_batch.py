@@ -179,13 +179,14 @@ def test_an_input_that_changes_meanwhile_is_told(hotslot: Hotslot, streams: Stre
     streams.hold = threading.Event()
 
     def change() -> None:
+        eventually(lambda: streams.streams > 0, what="it has begun to read")
         path.write_text('{"image": "one.png", "statement": "else"}\n')
         streams.hold.set()  # type: ignore[union-attr]  # set above
 
-    timer = threading.Timer(0.3, change)
-    timer.start()
+    changer = threading.Thread(target=change)
+    changer.start()
     code, _, err = run(hotslot, streams, "in.jsonl")
-    timer.join()
+    changer.join()
 
     assert (code, "has changed while it was read" in err) == (1, True)
 
