@@ -121,7 +121,7 @@ class HotslotProcess:
         numbered = (entry for entry in Path("/proc").iterdir() if entry.name.isdigit())
         return [int(entry.name) for entry in numbered if self._is_ours(entry)]
 
-    def wait_gone(self, limit: float = 10.0) -> None:
+    def wait_gone(self, limit: float = 30.0) -> None:
         """Wait until this process and all its children have ended."""
         eventually(lambda: not self.living(), limit, f"processes are left: {self.living()}")
 

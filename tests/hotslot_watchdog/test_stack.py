@@ -212,7 +212,7 @@ def test_a_server_that_cannot_run_ends_the_stack_with_its_code(start: Start) -> 
     children = psutil.Process(stack.process.pid).children(recursive=True)
     assert stack.end() == ExitCode.INTERNAL_ERROR
     assert [line["program"] for line in stack.lines if line["event"] == "process_given_up"] == ["server"]
-    assert psutil.wait_procs(children, timeout=1)[1] == []
+    assert psutil.wait_procs(children, timeout=30)[1] == []
 
 
 @pytest.mark.fault("U2")
