@@ -65,7 +65,7 @@ def refresh(record: ModelRecord, facts: Facts, rules: Rules) -> Transition:
         record = failback.note_reset(record, facts, rules)
         return Transition(transitions.begin_life(record, facts, rules))
     record = transitions.let_time_pass(record, facts, rules)
-    if finalize.is_pointer_unknown(record, facts):
+    if record.stage is Stage.COMMITTING and finalize.is_pointer_unknown(record, facts):
         record = record.with_update(stage_seconds=0.0)  # its time begins when the pointer can be read again
     record = reconcile.note_draining(reconcile.note_trouble(record, facts), facts)
     record, events = failback.note_fallback(record, facts, rules)
