@@ -67,9 +67,9 @@ def test_what_is_locked_is_the_file_that_others_lock(
         pass
 
 
-@pytest.mark.parametrize("take", [take for take, _ in LOCKS], ids=["hold", "instance"])
+@pytest.mark.parametrize(("take", "refused"), LOCKS, ids=["hold", "instance"])
 def test_a_file_that_is_numbered_anew_after_it_was_opened_is_locked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, take: Take
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, take: Take, refused: type[Exception]
 ) -> None:
     """As some file systems in user space do, where no lock could be taken."""
     lock, compare, fresh = fcntl.flock, os.path.samestat, list[int]()
@@ -85,5 +85,8 @@ def test_a_file_that_is_numbered_anew_after_it_was_opened_is_locked(
 
     monkeypatch.setattr(fcntl, "flock", lock_anew)
     monkeypatch.setattr(os.path, "samestat", compare_late)
-    with take(tmp_path / "a.lock"):
-        pass
+    path = tmp_path / "a.lock"
+    with take(path):
+        assert fresh == []  # it was compared once more
+        with pytest.raises(refused), take(path):
+            pass
