@@ -150,9 +150,7 @@ class Rules:
     max_fetch_attempts: int = 8  # of a download, with pauses of more than 8 minutes in all; then the update is given up
     # Pauses before files whose bytes were not the listed ones are fetched again: more than an hour, then it is HELD.
     mismatch_pauses: tuple[float, ...] = (30.0, 60.0, 120.0, 240.0, 480.0, 900.0, 900.0, 900.0)
-    max_crashes: int = (
-        3  # of the server during a first install; restarts of the machine during the trials of any update
-    )
+    max_crashes: int = 3  # of the server in a first install; restarts of the machine in the trials of any update
     max_failed_loads: int = 3  # of the committed bundle, before the updater reverts to the previous committed one
     max_restarts: int = 5  # of the runner of the active slot, before the updater reverts to the previous committed one
     max_failures_an_hour: int = 3  # more failed updates open the activation breaker
