@@ -95,6 +95,7 @@ def check_manifests(folder: Path) -> ManifestReport:
         report.problems.append(f"not found: {', '.join(missing)}; dev/scripts/tools-deploy installs them")
         return report
     rendered = {name: _render(KUBERNETES / name) for name in KUSTOMIZATIONS}
+    report.problems += [f"{name}: {problem}" for name, text in rendered.items() for problem in find_closed_peers(text)]
     report.tools.append(f"kubectl {_version('kubectl', 'version', '--client', '-o', 'json')}")
     report.tools.append("kubernetes-validate " + _run([str(VALIDATE), "--version"]).stdout.strip())
     variants = {
@@ -132,6 +133,15 @@ def check_manifests(folder: Path) -> ManifestReport:
         for kinds in CUSTOM:
             _check_custom(report, kubectl, kinds, folder)
     return report
+
+
+def find_closed_peers(rendered: str) -> list[str]:
+    """Peers of a rendered policy that only hotslot's own pods would be: kustomize adds their labels to matchLabels."""
+    policies = [text for text in rendered.split("\n---\n") if "\nkind: NetworkPolicy\n" in f"\n{text}"]
+    if not policies:
+        return ["no NetworkPolicy"]
+    peers = [text.partition("\n  ingress:\n")[2].partition("\n  podSelector:\n")[0] for text in policies]
+    return ["a peer of the NetworkPolicy has the labels of hotslot's pods" for text in peers if "name: hotslot" in text]
 
 
 def _check_custom(report: ManifestReport, kubectl: list[str], kinds: CustomKinds, folder: Path) -> None:

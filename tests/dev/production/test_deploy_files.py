@@ -18,6 +18,7 @@ from cli.config_check import list_mistakes
 from cli.settings import Settings
 from common.exit_codes import ExitCode
 from common.settings import load_settings
+from dev.production.manifests import find_closed_peers
 from dev.production.report import PAGE, make_page, read_parts
 from dev.production.unit import UNIT, read_unit
 from hotslot_watchdog.launch import WRONG_ENVIRONMENT
@@ -212,6 +213,25 @@ def test_open_ports_are_those_of_the_settings(tmp_path: Path, monkeypatch: pytes
         "metrics": settings.server.metrics_port,
         "updates": settings.updater.metrics_port,
     }
+
+
+def test_callers_need_no_label_of_hotslot_s_own_pods() -> None:
+    """Kustomize adds those to each matchLabels of a peer, but not to expressions; `make test-deploy` renders it."""
+    policy = (KUBERNETES / "base" / "networkpolicy.yaml").read_text(encoding="utf-8")
+    peers = re.findall(r"- podSelector:\n +(\w+):", policy.partition("ingress:")[2])
+
+    assert peers == ["matchExpressions"]
+    rendered = "kind: NetworkPolicy\nspec:\n  ingress:\n  - from:\n{}\n  podSelector:\n    name: hotslot\n"
+    assert find_closed_peers(rendered.format("        hotslot-client: 'true'")) == []
+    assert len(find_closed_peers(rendered.format("        app.kubernetes.io/name: hotslot"))) == 1
+
+
+def test_a_switch_of_colours_outlives_the_next_apply() -> None:
+    """The colour that callers reach is in a file: what only the cluster knows, an apply would set back."""
+    overlay = (KUBERNETES / "overlays" / "canary" / "kustomization.yaml").read_text(encoding="utf-8")
+
+    assert "#   kubectl patch" not in overlay
+    assert "`colour: green` into service.yaml" in overlay
 
 
 def test_pods_with_tls_are_probed_where_no_tls_is_spoken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
