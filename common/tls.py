@@ -252,7 +252,8 @@ def _find_weaknesses(key: Path, leaf: bytes, details: Mapping[str, Any]) -> Iter
     if mode & stat.S_IWOTH:
         raise FileUnusable(f"every user of this machine may write the key file (mode {mode & 0o777:04o}); chmod 600 it")
     if mode & stat.S_IROTH:
-        yield f"every user of this machine may read the key file (mode {mode & 0o777:04o}); chmod 600 it"
+        allowed = "let hotslot's user or group alone read it: chmod 600 or 640"
+        yield f"every user of this machine may read the key file (mode {mode & 0o777:04o}); {allowed}"
     if not details.get("subjectAltName"):
         yield "the certificate has no subject alternative name, so clients refuse it"
     if not any(kind in leaf for kind in _COMMON_KEYS):
