@@ -1,12 +1,13 @@
 """`hotslot console`: the web console, a process of its own."""
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from pydantic import ValidationError
 
-from cli.endpoint import Endpoint, calls_server
+from cli.endpoint import Endpoint, TlsTrust, calls_server
 from cli.healthcheck import to_target
 from cli.output import err, print_text
 from cli.problems import CommandFailed, WronglyUsed
@@ -17,7 +18,7 @@ from common.address import ListenFailed
 from common.console_settings import ConsoleSection
 from common.paths import run_folder
 from common.reload import FileUnusable
-from common.settings import Mistake, list_mistakes, settings_path
+from common.settings import Mistake, SettingsInvalid, list_mistakes, settings_path
 
 EXAMPLE = """Example:  hotslot console
 
@@ -81,11 +82,16 @@ def _serve(section: ConsoleSection, endpoint: Endpoint, folder: Path, level: str
         if (error.name or "").partition(".")[0] in _EXTRA:
             raise CommandFailed(_MISSING) from error
         raise
-    server, trust = ServerAddress(to_target(endpoint.address), token=endpoint.token), endpoint.trust
-    if trust is not None:
-        server = ServerAddress(
-            server.target, trust.ca, trust.certificate, trust.key, trust.name, is_secure=True, token=endpoint.token
-        )
+    known = endpoint
+
+    def find_server() -> ServerAddress:
+        nonlocal known
+        with contextlib.suppress(WronglyUsed, SettingsInvalid):  # half a file: the next look finds the whole one
+            known = known if endpoint.again is None else endpoint.again()
+        target, trust = to_target(known.address), known.trust or TlsTrust()
+        credentials = (trust.ca, trust.certificate, trust.key, trust.name)
+        return ServerAddress(target, *credentials, is_secure=known.trust is not None, token=known.token)
+
     with logs.configure("console", level):
         log = logs.get_logger()
 
@@ -95,7 +101,7 @@ def _serve(section: ConsoleSection, endpoint: Endpoint, folder: Path, level: str
                 print_text("the console is at ", (url, "bold"), " (Ctrl-C ends it)")
 
         try:
-            run(section, server, folder, log, on_ready)
+            run(section, find_server, folder, log, on_ready)
         except ListenFailed as error:
             raise CommandFailed(str(error)) from error
         except FileUnusable as error:

@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -82,6 +82,7 @@ class Endpoint:
     address: str
     trust: TlsTrust | None = None  # None: without TLS
     token: str = ""
+    again: "Callable[[], Endpoint] | None" = field(default=None, compare=False, repr=False)  # what its options name now
 
     def open(self) -> grpc.Channel:
         """A channel to it. HTTP proxies of the environment are ignored: the server is usually on this machine."""
@@ -149,8 +150,8 @@ def calls_server(command: Callable[..., R]) -> Callable[..., R]:
 
     @functools.wraps(command)
     def with_options(*arguments: Any, **given: Any) -> R:  # noqa: ANN401  of any command
-        options = {name: given.pop(name) for name in _OPTIONS}
-        return command(*arguments, endpoint=resolve_endpoint(**options), **given)
+        resolve = functools.partial(resolve_endpoint, **{name: given.pop(name) for name in _OPTIONS})
+        return command(*arguments, endpoint=replace(resolve(), again=resolve), **given)
 
     own = [one for one in inspect.signature(command).parameters.values() if one.name != "endpoint"]
     added = [

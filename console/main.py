@@ -24,7 +24,7 @@ _IDLE_SECONDS = 20
 
 def run(
     section: ConsoleSection,
-    server: ServerAddress,
+    find_server: Callable[[], ServerAddress],
     run_folder: Path,
     log: ReloadLog,
     on_ready: Callable[[str], None],
@@ -33,7 +33,7 @@ def run(
 
     Args:
         section: `[console]`.
-        server: the server that it shows.
+        find_server: returns the server that it shows, as its files name it now.
         run_folder: of the stack, with the sockets.
         log: of the process.
         on_ready: receives the URL once it listens.
@@ -54,7 +54,7 @@ def run(
         needs_login=tokens is not None and not address.is_loopback,
     )
     options = Options(rules, None if tokens is None else tokens.current, section.operate)
-    app = build_app(options, lambda: Upstream(server, run_folder), clock)
+    app = build_app(options, lambda: Upstream(find_server, run_folder), clock)
     config = uvicorn.Config(
         app,
         log_config=None,

@@ -1,6 +1,7 @@
 """Calls to the server and the updater: the only way in which the console learns or changes anything."""
 
-from collections.abc import AsyncIterator, Awaitable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +27,15 @@ HUB_SECONDS = 120.0  # for commands that wait for the hub
 MAX_GOLDEN_ITEMS = 10_000
 _GOLDEN_PAGE = 500
 _MAX_MESSAGE_BYTES = 64 << 20
+_MAX_CHANNELS = 4  # control, updates, and two that were replaced
+_OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+    # Pages are refreshed each second: an absent server is found again within two.
+    ("grpc.max_reconnect_backoff_ms", 2000),
+]
+_TOKEN_REASONS = {"TOKEN_MISSING", "TOKEN_UNKNOWN"}
 T = TypeVar("T")
 
 
@@ -64,61 +74,72 @@ class CallFailed(Exception):
 class Upstream:
     """Open channels to a server and, on its machine, to its control socket and its updater."""
 
-    def __init__(self, server: ServerAddress, run_folder: Path) -> None:
+    def __init__(self, find_server: Callable[[], ServerAddress], run_folder: Path) -> None:
         """Open the channels; must be called in the event loop. Nothing connects yet.
 
         Args:
-            server: address, certificates and token.
+            find_server: returns address, certificates and token as their files are now; called again when a call fails.
             run_folder: of the stack, with the sockets.
         """
-        options: list[tuple[str, Any]] = [
-            ("grpc.enable_http_proxy", 0),
-            ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-            ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
-            # Pages are refreshed each second: an absent server is found again within two.
-            ("grpc.max_reconnect_backoff_ms", 2000),
-        ]
-        secured = [*options, ("grpc.ssl_target_name_override", server.name)] if server.name else options
-        if server.is_secure:
-            trust = grpc.ssl_channel_credentials(server.root_certificates, server.key, server.certificate)
-            callers = grpc.aio.secure_channel(server.target, trust, options=secured)
-        else:
-            callers = grpc.aio.insecure_channel(server.target, options=options)
-        control = grpc.aio.insecure_channel(unix_target(run_folder / CONTROL_SOCKET), options=options)
-        updates = grpc.aio.insecure_channel(unix_target(run_folder / UPDATES_SOCKET), options=options)
-        self._channels = (callers, control, updates)
-        self._metadata = ((HEADER, f"Bearer {server.token}"),) if server.token else ()
-        self._status = server_pb2_grpc.StatusServiceStub(callers)
-        self._entailment = entailment_pb2_grpc.EntailmentServiceStub(callers)
-        self._address = address_pb2_grpc.AddressTaggingServiceStub(callers)
+        control = grpc.aio.insecure_channel(unix_target(run_folder / CONTROL_SOCKET), options=_OPTIONS)
+        updates = grpc.aio.insecure_channel(unix_target(run_folder / UPDATES_SOCKET), options=_OPTIONS)
+        self._channels: list[grpc.aio.Channel] = [control, updates]
         self._control = control_pb2_grpc.ControlServiceStub(control)
         self._updates: Any = updates_pb2_grpc.UpdatesServiceStub(updates)
+        self._find_server = find_server
+        self._server = find_server()
+        self._callers = _Callers(self._server)
 
     async def close(self) -> None:
         """Close the channels."""
-        for channel in self._channels:
+        for channel in (*self._channels, self._callers.channel):
             await channel.close()
+
+    async def _ask_server(self, call: Callable[["_Callers"], Awaitable[T]]) -> T:
+        """A call; if nothing answers or the token is unknown, the next one uses what the files have then.
+
+        Raises:
+            CallFailed: it failed.
+        """
+        try:
+            return await _ask("server", call(self._callers))
+        except CallFailed as failure:
+            if failure.is_away or failure.reason in _TOKEN_REASONS:
+                await self._find_again()
+            raise
+
+    async def _find_again(self) -> None:
+        """Certificates and tokens are replaced while the server and the console run."""
+        server = await asyncio.to_thread(self._find_server)
+        if server == self._server:
+            return
+        self._channels.append(self._callers.channel)  # a call may still wait in it
+        self._server, self._callers = server, _Callers(server)
+        while len(self._channels) > _MAX_CHANNELS:
+            await self._channels.pop(2).close()
 
     # The server, as its callers know it.
 
     async def server_status(self) -> server_pb2.GetServerStatusResponse:
         """The health of the server."""
-        return await _ask("server", self._status.GetServerStatus(server_pb2.GetServerStatusRequest(), **self._limits()))
+        asked = server_pb2.GetServerStatusRequest()
+        return await self._ask_server(lambda to: to.status.GetServerStatus(asked, **to.limits()))
 
     async def models(self) -> Sequence[server_pb2.Model]:
         """The models and their slots."""
-        answer: server_pb2.ListModelsResponse = await _ask(
-            "server", self._status.ListModels(server_pb2.ListModelsRequest(), **self._limits())
+        asked = server_pb2.ListModelsRequest()
+        answer: server_pb2.ListModelsResponse = await self._ask_server(
+            lambda to: to.status.ListModels(asked, **to.limits())
         )
         return answer.models
 
     async def predict(self, request: entailment_pb2.PredictRequest) -> entailment_pb2.PredictResponse:
         """Judge statements."""
-        return await _ask("server", self._entailment.Predict(request, **self._limits(ANSWER_SECONDS)))
+        return await self._ask_server(lambda to: to.entailment.Predict(request, **to.limits(ANSWER_SECONDS)))
 
     async def tag(self, request: address_pb2.PredictRequest) -> address_pb2.PredictResponse:
         """Tag addresses."""
-        return await _ask("server", self._address.Predict(request, **self._limits(ANSWER_SECONDS)))
+        return await self._ask_server(lambda to: to.address.Predict(request, **to.limits(ANSWER_SECONDS)))
 
     # The control socket: counters by revision, and answers of a slot that no caller reaches.
 
@@ -145,7 +166,24 @@ class Upstream:
         """
         return await _ask("updater", getattr(self._updates, method)(request, timeout=seconds))
 
-    def _limits(self, seconds: float = STATUS_SECONDS) -> dict[str, Any]:
+
+class _Callers:
+    """The channel to the server's port, which callers use."""
+
+    def __init__(self, server: ServerAddress) -> None:
+        options = [*_OPTIONS, ("grpc.ssl_target_name_override", server.name)] if server.name else _OPTIONS
+        if server.is_secure:
+            trust = grpc.ssl_channel_credentials(server.root_certificates, server.key, server.certificate)
+            self.channel = grpc.aio.secure_channel(server.target, trust, options=options)
+        else:
+            self.channel = grpc.aio.insecure_channel(server.target, options=options)
+        self.status = server_pb2_grpc.StatusServiceStub(self.channel)
+        self.entailment = entailment_pb2_grpc.EntailmentServiceStub(self.channel)
+        self.address = address_pb2_grpc.AddressTaggingServiceStub(self.channel)
+        self._metadata = ((HEADER, f"Bearer {server.token}"),) if server.token else ()
+
+    def limits(self, seconds: float = STATUS_SECONDS) -> dict[str, Any]:
+        """What goes with each call."""
         return {"timeout": seconds, "metadata": self._metadata}
 
 
