@@ -94,8 +94,7 @@ def _check_paths(settings: Settings) -> list[Mistake]:
 
 def _check_stop_seconds(settings: Settings) -> Iterator[Mistake]:
     """The server must have time to drain before it is killed, or it loses accepted calls."""
-    server, stop = settings.server, settings.watchdog.stop_seconds
-    needed = server.drain_delay_seconds + server.grace_seconds + settings.runner.retire_seconds
+    needed, stop = settings.drain_seconds, settings.watchdog.stop_seconds
     if stop <= needed:
         sum_of = "server.drain_delay_seconds + server.grace_seconds + runner.retire_seconds"
         message = f"too short to drain, the server would be killed: more than {needed:g}, which is {sum_of}"

@@ -29,6 +29,7 @@ from common.toml_text import TomlBroken, read_toml, shorten
 
 ENV_PREFIX = "HOTSLOT_"
 CONFIG_VARIABLE = "HOTSLOT_CONFIG"
+STOP_SECONDS_VARIABLE = "HOTSLOT_STOP_SECONDS"  # after which supervisord, which reads it at its start, kills the server
 DEFAULT_FILE = Path("hotslot.toml")
 DEFAULT_STATE_DIR = Path("state")
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 50051  # the gRPC server's

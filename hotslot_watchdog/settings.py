@@ -11,7 +11,7 @@ from pydantic import Field
 
 from common.console_settings import ConsoleSection
 from common.paths import run_folder
-from common.settings import Section, SettingsFile, settings_path
+from common.settings import STOP_SECONDS_VARIABLE, Section, SettingsFile, settings_path
 
 DESCRIPTORS = 4096  # enough for supervisord; the server raises its own limit further
 
@@ -86,5 +86,5 @@ def make_child_environment(settings: StackSettings) -> dict[str, str]:
         "HOTSLOT_DESCRIPTORS": str(choose_descriptors(resource.getrlimit(resource.RLIMIT_NOFILE)[1])),
         "HOTSLOT_PYTHON": sys.executable,
         "HOTSLOT_STATE_DIR": str(Path(settings.state_dir).absolute()),
-        "HOTSLOT_STOP_SECONDS": str(settings.watchdog.stop_seconds),
+        STOP_SECONDS_VARIABLE: str(settings.watchdog.stop_seconds),
     }

@@ -1,13 +1,14 @@
 """Takes over changed settings in the running server: what each part of it uses of them, and how it is replaced."""
 
 import asyncio
+import os
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
 from common.clock import Clock
 from common.logs import Logger
-from common.settings import SettingsInvalid, format_mistake, load_settings
+from common.settings import STOP_SECONDS_VARIABLE, Mistake, SettingsInvalid, format_mistake, load_settings
 from common.settings_reload import ReadSettings, SettingsReloader
 from hotslot.control.v1 import control_pb2
 from inference.server import compose
@@ -64,7 +65,7 @@ class LiveSettings:
             load: reads and checks the settings file.
                 Raises SettingsInvalid.
         """
-        self.reloader = SettingsReloader(settings, load, log, clock)
+        self.reloader = SettingsReloader(settings, lambda: self._check_drain(load()), log, clock)
         self._parts, self._drain, self._clock, self._log = parts, drain, clock, log
         self._lock = asyncio.Lock()
         self._reading: Future[ReadSettings[ServerSettings]] | None = None
@@ -96,6 +97,18 @@ class LiveSettings:
                 self.reloader.refuse(found, refusal)
             is_applied = not refusal and not check_only
             return control_pb2.SettingsReload(**found.as_fields(refusal, is_applied=is_applied))
+
+    def _check_drain(self, settings: ServerSettings) -> ServerSettings:
+        """Returns the settings.
+
+        Raises:
+            SettingsInvalid: the drain becomes longer than the time that supervisord, told at its start, waits for it.
+        """
+        stop, needed = os.environ.get(STOP_SECONDS_VARIABLE), settings.drain_seconds
+        if stop is not None and float(stop) <= needed and needed > self.current.drain_seconds:
+            message = f"a drain may take {needed:g} now, and the stack was started with less; restart the stack"
+            raise SettingsInvalid([Mistake("watchdog.stop_seconds", message, stop)])
+        return settings
 
     def facts(self) -> SettingsFacts:
         """The state of the settings, for the status service."""

@@ -104,7 +104,9 @@ class ServerSection(Section):
     max_address_chars: Annotated[
         int,
         Change.AT_ONCE,
-        Field(ge=1, le=65_536, description="longest address, in characters; one that is longer is an error"),
+        # One device call of a CPU computes 16 rows of 32 characters, and an address is computed with its last row:
+        # calls before it would take no time, and this one would look like a hang.
+        Field(ge=1, le=512, description="longest address, in characters; one that is longer is an error"),
     ] = 500
     texts: Annotated[
         TextRule,
@@ -343,9 +345,7 @@ class SchedulingSection(Section):
     interactive_share: Annotated[
         float,
         Change.MODELS,
-        Field(
-            ge=0.05, le=0.95, description="share of the rows that interactive requests are sure of while bulk ones wait"
-        ),
+        Field(ge=0.05, le=0.95, description="share of rows that interactive requests are sure of while bulk ones wait"),
     ] = 0.5
 
 
@@ -353,12 +353,7 @@ class CallerSection(Section):
     """One `[[callers]]` table: the rights of a caller; others have the defaults."""
 
     name: Annotated[
-        str,
-        Field(
-            min_length=1,
-            max_length=MAX_NAME_CHARS,
-            description="name of the caller: of its token, or see caller_metadata_key",
-        ),
+        str, Field(min_length=1, max_length=MAX_NAME_CHARS, description="name of its token, or see caller_metadata_key")
     ]
     priority: Annotated[
         Literal["auto", "interactive", "bulk"],
@@ -393,6 +388,11 @@ class ServerSettings(SettingsFile):
             if names.count(name) > 1:
                 raise ValueError(f"two callers are named {name!r}")
         return value
+
+    @property
+    def drain_seconds(self) -> float:
+        """The longest time from SIGTERM to the end."""
+        return self.server.drain_delay_seconds + self.server.grace_seconds + self.runner.retire_seconds
 
     @property
     def node_name(self) -> str:
