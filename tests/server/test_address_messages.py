@@ -49,7 +49,13 @@ def test_rows_follow_the_length() -> None:
     """A usual address is a row; a long one costs more."""
     payload = AddressInput(("杭州", "杭" * 33))
 
-    assert (payload.rows, ADDRESS.count_rows(pb.PredictRequest(addresses=payload.addresses))) == (3, 3)
+    assert (payload.rows, ADDRESS.count_rows(pb.PredictRequest(addresses=payload.addresses), LIMITS)) == (3, 3)
+
+
+@pytest.mark.parametrize("addresses", [["杭"] * 65, ["杭" * 41, "杭"], ["杭" * 10**6]])
+def test_what_will_be_refused_costs_a_row(addresses: list[str]) -> None:
+    """The turns of other callers' streams do not wait for work that is never done."""
+    assert ADDRESS.count_rows(pb.PredictRequest(addresses=addresses), LIMITS) == 1
 
 
 @pytest.mark.parametrize(

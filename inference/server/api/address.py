@@ -43,21 +43,23 @@ class AddressApi:
         """See `TaskApi`."""
         return request.model
 
-    def count_rows(self, request: address_pb2.PredictRequest) -> int:
+    def count_rows(self, request: address_pb2.PredictRequest, limits: InputLimits) -> int:
         """See `TaskApi`."""
-        return max(1, sum(map(count_address_rows, request.addresses)))
+        if len(request.addresses) > MAX_ADDRESSES:
+            return 1
+        fitting = (address for address in request.addresses if len(address) <= limits.max_address_chars)
+        return max(1, sum(map(count_address_rows, fitting)))
 
     def check(self, request: address_pb2.PredictRequest, limits: InputLimits) -> AddressInput:
         """See `TaskApi`. The addresses stay as they are: places in the answer are those of the caller's text."""
-        addresses = tuple(request.addresses)
-        if not addresses:
+        count = len(request.addresses)
+        if not count:
             raise InputRefused("addresses is empty, 1 to 64 are needed", reason="ADDRESSES_MISSING", field="addresses")
-        if len(addresses) > MAX_ADDRESSES:
+        if count > MAX_ADDRESSES:
             raise InputRefused(
-                f"addresses has {len(addresses)} entries, limit {MAX_ADDRESSES}",
-                reason="ADDRESSES_TOO_MANY",
-                field="addresses",
+                f"addresses has {count} entries, limit {MAX_ADDRESSES}", reason="ADDRESSES_TOO_MANY", field="addresses"
             )
+        addresses = tuple(request.addresses)
         for place, address in enumerate(addresses):
             _check_address(address, f"addresses[{place}]", limits.max_address_chars)
         return AddressInput(addresses)

@@ -5,6 +5,7 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 from google.protobuf import duration_pb2
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
 from common.errors import InputRefused
@@ -14,18 +15,102 @@ M = TypeVar("M", bound=Message)
 
 MAX_STREAM_ITEMS = 64
 MAX_ITEM_ID_CHARS = 128
+# An empty field takes two bytes in a message, which may have 63 MiB, and fifty or more in memory. A message of 64 items
+# of 64 addresses has 4,352 fields.
+MAX_FIELDS = 8192
+MAX_PACKED_BYTES = 4 << 20  # of numbers that take one byte each, and eight in memory
+_MAX_VARINT_BYTES = 10
+_VARINT_MORE = 0x80
+_PACKED_VARINTS = frozenset(
+    (
+        *(FieldDescriptor.TYPE_INT32, FieldDescriptor.TYPE_INT64, FieldDescriptor.TYPE_UINT32),
+        *(FieldDescriptor.TYPE_UINT64, FieldDescriptor.TYPE_SINT32, FieldDescriptor.TYPE_SINT64),
+        *(FieldDescriptor.TYPE_BOOL, FieldDescriptor.TYPE_ENUM),
+    )
+)
+_TOO_MANY = {"items": "ITEMS_TOO_MANY", "addresses": "ADDRESSES_TOO_MANY", "statements": "STATEMENTS_TOO_MANY"}
 
 
 def parse(kind: type[M], raw: bytes) -> M:
     """Parse a message of type `kind`.
 
     Raises:
-        InputRefused: the bytes do not parse.
+        InputRefused: the bytes do not parse, or hold more than `check_field_count` allows.
     """
+    if len(raw) > 2 * MAX_FIELDS:  # fewer bytes cannot have more
+        check_field_count(kind.DESCRIPTOR, raw)
     try:
         return kind.FromString(raw)
     except DecodeError as error:
         raise malformed_error(kind.DESCRIPTOR.name) from error
+
+
+def check_field_count(kind: Descriptor, raw: bytes) -> None:
+    """Count the fields of a message and of those in it, before protobuf makes objects of them.
+
+    What is malformed is left to protobuf, which refuses it: only the part in which it is found is not counted further.
+
+    Raises:
+        InputRefused: it has more than MAX_FIELDS, or MAX_PACKED_BYTES of packed numbers.
+    """
+    left, packed = MAX_FIELDS, MAX_PACKED_BYTES
+    parts = [(kind, 0, len(raw))]
+    while parts:
+        descriptor, at, end = parts.pop()
+        fields = descriptor.fields_by_number
+        while at < end:
+            number, body, at = _read_field(raw, at, end)
+            field = fields.get(number)
+            left -= 1
+            if body >= 0 and field is not None:
+                if field.message_type is not None:
+                    parts.append((field.message_type, body, at))
+                elif field.type in _PACKED_VARINTS:
+                    packed -= at - body
+            if left < 0:
+                raise _too_many(number, field, f"a message may have {MAX_FIELDS} fields")
+            if packed < 0:
+                raise _too_many(number, field, f"a message may have {MAX_PACKED_BYTES} bytes of packed numbers")
+
+
+def _read_field(raw: bytes, at: int, end: int) -> tuple[int, int, int]:
+    """Number of a field, start of its content if it has a length, else -1, and index after it: `end` if malformed."""
+    tag, at = _read_varint(raw, at, end)
+    body, stop = -1, end
+    match tag & 7:
+        case 0:
+            _, stop = _read_varint(raw, at, end)
+        case 1:
+            stop = at + 8
+        case 2:
+            size, start = _read_varint(raw, at, end)
+            if start + size <= end:
+                body, stop = start, start + size
+        case 3 | 4:  # a group begins or ends: its fields are counted as if they stood here
+            stop = at
+        case 5:
+            stop = at + 4
+    return tag >> 3, body, stop
+
+
+def _read_varint(raw: bytes, at: int, end: int) -> tuple[int, int]:
+    """A number and the index after it; after one that is malformed, the index is `end`."""
+    number = 0
+    for place in range(at, min(at + _MAX_VARINT_BYTES, end)):
+        byte = raw[place]
+        number |= (byte & ~_VARINT_MORE) << 7 * (place - at)
+        if byte < _VARINT_MORE:
+            return number, place + 1
+    return 0, end
+
+
+def _too_many(number: int, field: FieldDescriptor | None, limit: str) -> InputRefused:
+    name = f"field {number}" if field is None else field.name
+    return InputRefused(
+        f"{name} has too many entries: {limit}",
+        reason=_TOO_MANY.get(name, "MESSAGE_MALFORMED"),
+        field="" if field is None else name,
+    )
 
 
 def malformed_error(message: str) -> InputRefused:

@@ -121,15 +121,14 @@ def check_request(parsed: ParsedRequest, limits: InputLimits) -> EntailmentInput
             reason="IMAGE_TOO_LARGE",
             field="image.content",
         )
-    statements = tuple(request.statements)
-    if not statements:
+    count = len(request.statements)
+    if not count:
         raise InputRefused("statements is empty, 1 to 32 are needed", reason="STATEMENTS_MISSING", field="statements")
-    if len(statements) > MAX_STATEMENTS:
+    if count > MAX_STATEMENTS:
         raise InputRefused(
-            f"statements has {len(statements)} entries, limit {MAX_STATEMENTS}",
-            reason="STATEMENTS_TOO_MANY",
-            field="statements",
+            f"statements has {count} entries, limit {MAX_STATEMENTS}", reason="STATEMENTS_TOO_MANY", field="statements"
         )
+    statements = tuple(request.statements)
     read = EntailmentInput(
         image,
         tuple(_read_text(text, limits, f"statements[{place}]", "STATEMENT") for place, text in enumerate(statements)),
@@ -262,9 +261,10 @@ class EntailmentApi:
         """See `TaskApi`."""
         return request.fields.model
 
-    def count_rows(self, request: ParsedRequest) -> int:
+    def count_rows(self, request: ParsedRequest, _limits: InputLimits) -> int:
         """See `TaskApi`."""
-        return max(1, len(request.fields.statements))
+        count = len(request.fields.statements)
+        return count if 0 < count <= MAX_STATEMENTS else 1
 
     def describe_input(self, payload: EntailmentInput) -> dict[str, object]:
         """See `TaskApi`."""

@@ -340,7 +340,7 @@ class TaskStream:
                 gates[name] = self._api.find_turns(name)
             gate = gates[name]
             if gate is not None:
-                rows[gate] = rows.get(gate, 0) + api.count_rows(request)
+                rows[gate] = rows.get(gate, 0) + api.count_rows(request, self._api.rules.inputs)
         return rows
 
     def begin(

@@ -83,8 +83,8 @@ class TaskApi(Protocol):
         """The model that it names; may be empty."""
         ...
 
-    def count_rows(self, request: Any) -> int:  # noqa: ANN401
-        """Device rows that it will cost, before it is checked; at least 1."""
+    def count_rows(self, request: Any, limits: InputLimits) -> int:  # noqa: ANN401
+        """Device rows that it will cost, before it is checked; at least 1. What will be refused costs none."""
         ...
 
     def check(self, request: Any, limits: InputLimits) -> Payload:  # noqa: ANN401
