@@ -190,3 +190,25 @@ async def test_one_that_must_be_computed_alone_and_is_too_late_keeps_no_other_wa
 
     assert not alone.sent_at
     assert len(log.sent) == 2
+
+
+async def test_one_that_must_be_computed_alone_does_not_wait_for_slow_ones_that_keep_coming(log: Log) -> None:
+    """None of them is sent before it, and what waits behind it follows."""
+    dispatcher = await open_dispatcher(log)
+    slow, next_slow, alone, behind = (request() for _ in range(4))
+    slow.decoding_seconds = next_slow.decoding_seconds = SECONDS
+    alone.alone = True
+    dispatcher.submit(slow)
+    await asyncio.sleep(0)
+    for one in (alone, behind, next_slow):
+        dispatcher.submit(one)
+    await asyncio.sleep(0)
+    assert [one.sent_at > 0 for one in (alone, behind, next_slow)] == [False, False, False]
+
+    dispatcher.on_reply(answer(1))
+    await asyncio.sleep(0)
+    assert [one.sent_at > 0 for one in (alone, behind, next_slow)] == [True, False, False]
+
+    dispatcher.on_reply(answer(2))
+    await asyncio.sleep(0)
+    assert [one.sent_at > 0 for one in (alone, behind, next_slow)] == [True, True, True]

@@ -167,7 +167,10 @@ class Dispatcher:
     def _choose(self, now: float, device: DeviceUser) -> PendingRequest | None:
         """The next request to send; fails those before it that are too late."""
         slow, queue = self._slow.queue.entries, self.queue
-        while request := (self._slow.choose(self._held) if slow else None) or (queue.peek() if queue.entries else None):
+        while request := (
+            (self._slow.choose(self._held) if slow and not self._is_next_alone() else None)
+            or (queue.peek() if queue.entries else None)
+        ):
             work = self._held.work(now)
             if self._is_too_late(request, work, now):
                 self._remove(request)
@@ -181,6 +184,11 @@ class Dispatcher:
             is_room = may_send(request, self._held, self._call_rows, window)
             return request if is_room and (device.is_alone or device.may_send(now)) else None
         return self._copies[0] if self._copies and may_send_copy(self._copies[0], self._held) else None
+
+    def _is_next_alone(self) -> bool:
+        """Whether the next ordinary request must be computed alone: it would wait for as long as slow ones come."""
+        first = self.queue.peek()
+        return first is not None and first.alone
 
     def _is_too_late(self, request: PendingRequest, work: WorkInFlight, now: float) -> bool:
         left = request.time_limit - now
