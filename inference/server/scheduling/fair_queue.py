@@ -67,9 +67,7 @@ class Caller:
     __slots__ = ("__weakref__", "name", "quota", "rules", "unary_source")
 
     def __init__(self, rules: CallerRules, quota: Quota | None = None) -> None:
-        self.rules = rules
-        self.name = rules.name
-        self.quota = quota
+        self.rules, self.name, self.quota = rules, rules.name, quota
         self.unary_source = Source(self, self._flow(Priority.INTERACTIVE, 0))  # of its unary calls
 
     def configure(self, rules: CallerRules, now: float) -> None:
@@ -120,7 +118,6 @@ class QueueDepth:
     rows: int
 
     def __add__(self, other: "QueueDepth") -> "QueueDepth":
-        """The sum of two queues."""
         return QueueDepth(self.requests + other.requests, self.rows + other.rows)
 
 
@@ -198,8 +195,7 @@ class FairQueue(Generic[T]):
     def put(self, item: T, rows: int, flow: Flow) -> None:
         """Append a request to its flow."""
         leaf = self._leaf(flow, rows)
-        entry = _Entry(item, rows, leaf)
-        self.entries[item] = entry
+        entry = self.entries[item] = _Entry(item, rows, leaf)
         leaf.entries.append(entry)
         node: _Node[T] | None = leaf
         while node is not None:
@@ -287,6 +283,12 @@ class FairQueue(Generic[T]):
                 node.start = node.finish
                 self._push(node)
 
+    def forget(self, flow: Flow) -> None:
+        """Drop a flow that will not come again, unless a request of it waits; what it owes stays its caller's."""
+        node = self._find(flow)
+        if node is not None and not node.count and node.parent is not None:
+            del node.parent.children[flow.stream]
+
     def has_waiting(self, flow: Flow) -> bool:
         """Whether a request of a flow waits."""
         node = self._find(flow)
@@ -315,8 +317,9 @@ class FairQueue(Generic[T]):
         node: _Node[T] | None = self._find(flow)
         if node is not None:
             need += node.rows
-        parents = self._parents(flow)
-        for weight, parent in zip((1.0, flow.weight, self._root.children[flow.priority].weight), parents, strict=True):
+        priority = self._root.children[flow.priority]
+        parents = (priority.children.get(flow.caller), priority, self._root)  # the caller may have no node
+        for weight, parent in zip((1.0, flow.weight, priority.weight), parents, strict=True):
             if parent is not None:
                 start = parent.clock + rows / weight if node is None else node.next_start()
                 need += _rows_of_others(parent, node, start + need / weight)
@@ -340,11 +343,6 @@ class FairQueue(Generic[T]):
     def _find(self, flow: Flow) -> _Node[T] | None:
         caller = self._root.children[flow.priority].children.get(flow.caller)
         return None if caller is None else caller.children.get(flow.stream)
-
-    def _parents(self, flow: Flow) -> tuple[_Node[T] | None, ...]:
-        """The caller, the priority and the root above a flow; the caller may have no node."""
-        priority = self._root.children[flow.priority]
-        return priority.children.get(flow.caller), priority, self._root
 
     def _push(self, node: _Node[T]) -> None:
         """Let a node wait with its present tag; an entry from before becomes invalid."""

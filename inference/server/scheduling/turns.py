@@ -157,6 +157,7 @@ class ReadTurns:
         self.stop_waiting(reader)
         self._leave_place(reader)
         self._reading.pop(reader, None)
+        self._waiting.forget(reader.flow)
 
     def reads_ahead(self, reader: Reader) -> bool:
         """Whether a stream is one of its caller's few that read without a turn."""

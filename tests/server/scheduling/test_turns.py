@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from inference.server.request import Priority
 from inference.server.scheduling.fair_queue import Caller, CallerRules, Quota
 from inference.server.scheduling.turns import (
     GRANT_SECONDS,
@@ -117,6 +118,20 @@ def test_a_stream_that_has_ended_is_forgotten(*, is_granted: bool) -> None:
     turns.wait(other)
     assert turns.grant(1, 0.0) == [other]
     assert len(turns) == 0
+
+
+def test_streams_that_have_read_one_message_leave_nothing_behind() -> None:
+    """However many come: each is charged for its message, although nothing of it ever waited."""
+    caller = Caller(CallerRules("a"))
+    turns = ReadTurns(0.5)
+    for number in range(1, 2000):
+        reader = Reader(caller, caller.stream_flow(number))
+        assert turns.may_accept(reader, 0.0)
+        turns.on_read(reader, 1, 0.0)
+        turns.leave(reader)
+
+    callers = turns._waiting._root.children[Priority.BULK].children  # noqa: SLF001
+    assert [len(node.children) for node in callers.values()] == [0]
 
 
 class Clock:
