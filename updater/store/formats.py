@@ -16,8 +16,8 @@ MAX_DEPTH = 32
 _UNREAD_SECTIONS = frozenset({"dataset", "train", "evaluation", "description"})
 CODE_KEYS = frozenset({"plugins", "allow_remote", "auto_map", "trust_remote_code", "custom_pipelines"})
 _READ_SECTIONS = (SECTIONS - _UNREAD_SECTIONS) | CODE_KEYS
-# Libraries record here where a model was saved from.
-_NAME_KEYS = frozenset({"_name_or_path", "name_or_path"})
+# Libraries record here where a model was saved from; nothing reads it.
+_NAME_KEYS = frozenset({"_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file"})
 
 
 @dataclass(frozen=True, slots=True)

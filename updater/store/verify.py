@@ -22,6 +22,7 @@ from updater.store.formats import HEAD_BYTES, find_config_problem, find_format_p
 from updater.store.transfer import TransferBroken, hash_file
 
 VOCABULARY, WORD_LIST, MERGES = "vocab.json", "vocab.txt", "merges.txt"
+_WORD_FILES = (VOCABULARY, "tokenizer.json", "added_tokens.json")  # words, which may look like paths, and no settings
 _MAX_LABELS = 12  # named in a message
 MAX_WORDS_BYTES = 64 << 20
 _ADVICE = "; configure it as a separate model"
@@ -255,7 +256,7 @@ def _check_formats(staged: StagedFolder) -> None:
 
 def _check_keys(staged: StagedFolder) -> None:
     for name in staged.names:
-        if not name.endswith(".json") or name.endswith("vocab.json"):
+        if not name.endswith(".json") or name.endswith(_WORD_FILES):
             continue
         problem = find_config_problem(_read_object(staged, name), name)
         if problem is not None:

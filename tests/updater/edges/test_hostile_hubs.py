@@ -305,6 +305,22 @@ def test_a_dangerous_configuration_is_refused(bench: HostileHub, reason: str, ch
 
 
 @pytest.mark.fault("H23")
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("tokenizer.json", {"model": {"vocab": {"plugins": 7, "://": 8}, "merges": ["/ /", ": //", ["~", "/"]]}}),
+        ("added_tokens.json", {"plugins": 50265, "//": 50266}),
+        ("tokenizer_config.json", {"special_tokens_map_file": "/home/a/map.json", "tokenizer_file": "/home/a/t.json"}),
+    ],
+)
+def test_words_of_a_tokenizer_are_no_settings(bench: HostileHub, name: str, row: dict[str, Any]) -> None:
+    """Its merges look like paths, and one of GPT-2's words is the name of a key that runs code."""
+    bench.shelf.publish("v1.0.1")
+    bench.shelf.replace("v1.0.1", name, json.dumps(row).encode())
+    assert isinstance(bench.take("v1.0.1"), Sealed)
+
+
+@pytest.mark.fault("H23")
 def test_sections_that_are_never_read_refuse_nothing(bench: HostileHub) -> None:
     """The stock pipeline does not read them either, whatever is in them; keys that it follows are refused."""
     change = {"hooks": [{"allow_remote": True}], "description": "see https://elsewhere.example", "my/notes": "../x"}
