@@ -257,9 +257,11 @@ def _check_exit_code(exit_code: int, stderr: bytes) -> None:
     if not isinstance(row, dict):
         raise ConversionRefused("CONVERT_FAILED", f"the conversion ended with exit code {exit_code}")
     needed, free = (row.get(name) for name in ("needed_bytes", "free_bytes"))
+    # Half of a surrogate pair, which a foreign file may have, would be refused by the journal.
+    message = str(row.get("message")).encode("utf-8", "backslashreplace").decode()
     raise ConversionRefused(
         str(row.get("reason")),
-        str(row.get("message")),
+        message,
         needed if isinstance(needed, int) else 0,
         free if isinstance(free, int) else -1,
     )

@@ -22,6 +22,7 @@ from torch import Tensor
 from common.sealing import ConvertLimits, run_convert
 from common.source import ConversionRefused
 from dev.parity.make_model import Recipe, make_model
+from inference.runner.conversion.state_dict import TensorNames, match_names
 from inference.runner.conversion.tensor_location import MAX_HEADER_BYTES, MAX_TENSORS
 from tests.ofa.conftest import Publish
 
@@ -134,6 +135,20 @@ def test_pickles_of_other_objects_are_refused(value: object, sentence: str, refu
     is_torch = not isinstance(value, int | bytes)
 
     assert sentence in refusal({BIN: saved(value) if is_torch else pickle.dumps(value, 2)})
+
+
+HALF = "\ud800"  # of a surrogate pair: a pickle may have it, and no encoding takes it
+
+
+@pytest.mark.fault("P9")
+def test_names_that_are_no_text_are_written_as_escape_sequences(refusal: Refusal) -> None:
+    """The sentence can be kept and shown: it is that of a refusal, not of an updater that fails again and again."""
+    half = HALF.encode("utf-8", "surrogatepass")
+    pickled = b"\x80\x04\x8c\x03" + half + b"\x8c\x01x\x93."  # two short strings, of which STACK_GLOBAL makes a name
+    assert r"imports \ud800.x, supported: tensors only" in refusal({BIN: archive({"archive/data.pkl": pickled})})
+
+    names = match_names(BIN, [X, Y, f"{HALF}.surplus"], TensorNames((X, Y), (X, Y)))
+    assert r"\ud800.surplus" in names.describe(BIN)[0].encode().decode()
 
 
 def tar(content: bytes) -> bytes:

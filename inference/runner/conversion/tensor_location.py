@@ -77,8 +77,12 @@ def refuse(message: str) -> NoReturn:
 
 
 def shorten(name: object) -> str:
-    """Return a name from a weight file, truncated for a message; if it is not a string, the name of its type."""
-    return name[:MAX_SHOWN] if isinstance(name, str) else type(name).__name__
+    """Return a name from a weight file, truncated for a message; if it is not a string, the name of its type.
+
+    A pickle may have half of a surrogate pair, which no message can carry: it is written as an escape sequence.
+    """
+    text = name[:MAX_SHOWN] if isinstance(name, str) else type(name).__name__
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def refuse_overlaps(locations: TensorLocations) -> None:
