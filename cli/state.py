@@ -31,11 +31,10 @@ from updater.store.backup import (
     check_state,
     copy_journal,
     is_before_first_update,
-    restore,
-    restore_from_witness,
     save,
     verify,
 )
+from updater.store.restore import restore, restore_from_witness
 
 app = typer.Typer(no_args_is_help=True)
 _SECONDS = 60.0
@@ -119,7 +118,8 @@ def restore_(
 
     For --from-witness only the updater must be stopped: the server goes on.
     Minimal versions and quarantine that the folder's witness knows are kept,
-    even if the backup is older. The files that are replaced stay beside the new
+    even if the backup is older: instead of a revision that was taken back since,
+    the one before it is restored. The files that are replaced stay beside the new
     ones with the ending .replaced.
     """
     if (folder is None) != from_witness:

@@ -271,10 +271,13 @@ def update_pointer(
         if is_broken:
             _keep_broken(state)
         if after != before or is_broken:
-            models = [asdict(rows[name]) for name in sorted(rows)]
-            content = _to_json({"schema_version": POINTER_SCHEMA, "models": models})
-            write_or_put_back(state / POINTER_NAME, content, MAX_MANIFEST_BYTES)
+            write_or_put_back(state / POINTER_NAME, render_pointer(rows), MAX_MANIFEST_BYTES)
     return before
+
+
+def render_pointer(rows: Mapping[str, Committed]) -> bytes:
+    """The content of a committed pointer with these rows, by model."""
+    return _to_json({"schema_version": POINTER_SCHEMA, "models": [asdict(rows[name]) for name in sorted(rows)]})
 
 
 def restore_pointer(state: Path, content: bytes, wait_seconds: float = POINTER_WAIT_SECONDS) -> None:

@@ -233,6 +233,17 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def sync_tree(folder: Path) -> None:
+    """Flush a copied folder with all its files to disk, before anything that names it is written."""
+    for path in folder.rglob("*"):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    sync_folder(folder)
+
+
 def read_bounded(path: Path, max_bytes: int) -> bytes:
     """Read a whole regular file of at most `max_bytes`.
 

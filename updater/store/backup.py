@@ -1,9 +1,7 @@
-"""Backs up, verifies and restores a state folder: what must not be lost, and what a start needs.
+"""Backs up and verifies a state folder: what must not be lost, and what a start needs.
 
 A backup is a folder: a whole copy of the journal, the committed pointer, the bundles and sources of the committed and
-the previous revisions, and `backup.json` with the SHA-256 of every file. What is restored gets a journal with a new
-identity, so that no copy of the old one is taken for it; minimal versions and quarantine that the folder's witness
-knows are kept, even if the backup is older.
+the previous revisions, and `backup.json` with the SHA-256 of every file.
 """
 
 import contextlib
@@ -13,8 +11,8 @@ import os
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from common.bundle import (
@@ -25,25 +23,19 @@ from common.bundle import (
     hash_file,
     read_bundle,
     read_committed,
-    restore_pointer,
 )
-from common.durable import read_bounded, read_within, sync_folder, write_atomic
+from common.durable import read_bounded, read_within, sync_tree, write_atomic
 from common.json_load import load_json
 from common.schema import describe_schema
 from updater.core.ports import JournalUnusable
 from updater.core.record import ModelRecord
-from updater.core.rules import ReleasePolicy
-from updater.core.versions import choose_higher, parse_version
-from updater.core.witness import ProtectedState, Witness
 from updater.settings import JOURNAL_NAME
-from updater.store import garbage
 from updater.store.journal import Journal, read_records
 from updater.store.state_folder import SOURCES
-from updater.store.witness import WitnessBroken, WitnessFile, read_witness, rollback_path, witness_path
+from updater.store.witness import WitnessFile, rollback_path, witness_path
 
 MANIFEST, BACKUP_SCHEMA = "backup.json", 1
-_MAX_MANIFEST_BYTES = 16 << 20
-REASON_OF_PAUSE = "the journal was made anew from its witness"
+MAX_MANIFEST_BYTES = 16 << 20
 
 
 class BackupBroken(ValueError):
@@ -78,9 +70,10 @@ def save(state: Path, target: Path, copy_journal: Callable[[Path], None]) -> int
     copy_journal(target / JOURNAL_NAME)
     records = read_records(target / JOURNAL_NAME)
     with contextlib.suppress(FileNotFoundError):  # any other failure to read it ends the backup
-        write_atomic(target / POINTER_NAME, read_bounded(state / POINTER_NAME, _MAX_MANIFEST_BYTES))
+        write_atomic(target / POINTER_NAME, read_bounded(state / POINTER_NAME, MAX_MANIFEST_BYTES))
     for folder in sorted(_find_kept(target, state, records)):
         shutil.copytree(state / folder, target / folder)
+    sync_tree(target)
     files = [path for path in sorted(target.rglob("*")) if path.is_file()]
     rows = [
         {"name": str(path.relative_to(target)), "size": path.stat().st_size, "sha256": _hash(path)} for path in files
@@ -138,7 +131,7 @@ def check_backup(backup: Path) -> None:
         OSError: a file cannot be read.
     """
     try:
-        row = load_json(read_within(backup, MANIFEST, _MAX_MANIFEST_BYTES), takes_halves=True)
+        row = load_json(read_within(backup, MANIFEST, MAX_MANIFEST_BYTES), takes_halves=True)
         rows = {str(file["name"]): str(file["sha256"]) for file in row["files"]}
         version = row["schema_version"]
     except FileNotFoundError as error:
@@ -179,113 +172,9 @@ def verify(folder: Path, journal: Path | None) -> Verified:
                 problems.append(f"pointer: {model} is {row.revision}, {known.revision} by the journal")
     for place in sorted(_find_kept(folder, folder, records, problems)):
         with _noting(problems, place):
-            size += _check_kept(folder / place)
+            size += check_kept(folder / place)
             bundles += place.startswith("bundles")
     return Verified(records, bundles, size, tuple(problems))
-
-
-def restore(backup: Path, state: Path, policies: Mapping[str, ReleasePolicy] | None = None) -> tuple[ModelRecord, ...]:
-    """Make a state folder what a backup says; returns the restored records. No process of the folder may run.
-
-    Args:
-        backup: its folder.
-        state: the state folder.
-        policies: of the models, by name, to compare minimal versions; default: names are SemVer.
-
-    Raises:
-        BackupBroken: the backup is damaged; nothing was changed.
-        JournalUnusable: its journal cannot be read; nothing was changed.
-        OSError: a file cannot be read or written; the same may be tried again.
-    """
-    check_backup(backup)
-    kept = _read_protected(state)
-    policy_of = {} if policies is None else policies
-    records = tuple(
-        _keep_protected(record, kept, policy_of.get(record.model, ReleasePolicy()))
-        for record in read_records(backup / JOURNAL_NAME)
-    )
-    for folder in ("bundles", SOURCES):
-        for source in sorted((backup / folder).glob("sha256-*")):
-            _copy_whole(source, state / folder / source.name)
-    _replace_journal(state, backup / JOURNAL_NAME, records)
-    if (backup / POINTER_NAME).exists():
-        restore_pointer(state, read_bounded(backup / POINTER_NAME, _MAX_MANIFEST_BYTES))
-    return records
-
-
-def restore_from_witness(state: Path) -> tuple[ModelRecord, ...]:
-    """Make a new journal with what the witness has kept; updates are paused. No process of the folder may run.
-
-    Raises:
-        BackupBroken: there is no witness, or it is damaged.
-        OSError: a file cannot be read or written.
-    """
-    kept = _read_protected(state)
-    if kept is None:
-        raise BackupBroken("there is no witness, or it is damaged: restore a backup instead")
-    records = tuple(
-        ModelRecord(
-            row.model,
-            min_version=row.min_version,
-            quarantine=row.quarantine,
-            replaced=row.replaced,
-            paused=True,
-            pause_reason=REASON_OF_PAUSE,
-        )
-        for row in kept.models
-    )
-    _replace_journal(state, None, records)
-    return records
-
-
-def _replace_journal(state: Path, copy: Path | None, records: Iterable[ModelRecord]) -> None:
-    """Put a journal with a new identity in place; the old files are kept beside it with the ending `.replaced`.
-
-    Wherever this is interrupted, a start finds the old journal, or one that does not belong to its witness or its
-    rollback journal: it holds updates, and is never a first start.
-    """
-    path = state / JOURNAL_NAME
-    fresh = state / f"restored-{JOURNAL_NAME}"
-    for leftover in (fresh, rollback_path(fresh), witness_path(fresh)):
-        leftover.unlink(missing_ok=True)
-    if copy is not None:
-        shutil.copyfile(copy, fresh)
-        fresh.chmod(0o600)
-    with contextlib.closing(Journal(fresh, is_restored=True)) as journal:
-        for record in records:
-            journal.write(record, ())
-    rollback_path(fresh).unlink(missing_ok=True)
-    for old in (path, rollback_path(path), witness_path(path)):
-        if old.exists():
-            shutil.copyfile(old, old.with_name(f"{old.name}.replaced"))
-    fresh.replace(path)
-    sync_folder(state)
-    rollback_path(path).unlink(missing_ok=True)
-    witness_path(fresh).replace(witness_path(path))
-    sync_folder(state)
-
-
-def _read_protected(state: Path) -> Witness | None:
-    try:
-        return read_witness(witness_path(state / JOURNAL_NAME))
-    except WitnessBroken:
-        return None
-
-
-def _keep_protected(record: ModelRecord, kept: Witness | None, policy: ReleasePolicy) -> ModelRecord:
-    """The record of a backup, with what the folder's witness knows beyond it.
-
-    Of two minimal versions that cannot be compared, the folder's own stays: a backup is older, as a rule.
-    """
-    state = ProtectedState(record.model) if kept is None else kept.state_of(record.model)
-    known = {row.source_digest for row in record.quarantine}
-    quarantine = (*record.quarantine, *(row for row in state.quarantine if row.source_digest not in known))
-    before = {row.source_digest for row in record.replaced}
-    replaced = (*record.replaced, *(row for row in state.replaced if row.source_digest not in before))
-    least = state.min_version or record.min_version
-    if all(parse_version(version, policy) is not None for version in (state.min_version, record.min_version)):
-        least = choose_higher(state.min_version, record.min_version, policy)
-    return replace(record, min_version=least, quarantine=quarantine, replaced=replaced)
 
 
 def _find_kept(
@@ -311,7 +200,7 @@ def _find_kept(
                 problems.append(f"bundles/{name} is missing")
 
 
-def _check_kept(place: Path) -> int:
+def check_kept(place: Path) -> int:
     """Read every file of a bundle or a source and compare its hash; returns their bytes."""
     digest = place.name.replace("sha256-", "sha256:", 1)
     if place.parent.name == SOURCES:
@@ -324,29 +213,6 @@ def _check_kept(place: Path) -> int:
     if changed or bundle.bundle_digest != digest:
         raise BundleBroken(f"{changed or 'its manifest'} is not what was sealed")
     return sum(file.size for file in bundle.files)
-
-
-def _copy_whole(source: Path, target: Path) -> None:
-    """Copy a folder to its name by one rename, unless it is there and whole."""
-    if _is_whole(target):
-        return
-    target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    staging = target.with_name(f".restoring-{target.name}")
-    shutil.rmtree(staging, ignore_errors=True)
-    shutil.copytree(source, staging)
-    sync_folder(staging)
-    garbage.delete(target)
-    staging.rename(target)
-    sync_folder(target.parent)
-
-
-def _is_whole(place: Path) -> bool:
-    """Whether a bundle or a source is there, with the bytes that it was sealed with."""
-    try:
-        _check_kept(place)
-    except (BundleBroken, OSError):
-        return False
-    return True
 
 
 @contextlib.contextmanager

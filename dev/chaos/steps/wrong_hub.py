@@ -32,7 +32,7 @@ from dev.harness.settings import Sections
 from dev.harness.supervised import ScriptedStack
 from hotslot.updates.v1 import updates_pb2 as pb
 from updater.settings import JOURNAL_NAME
-from updater.store.backup import restore_from_witness
+from updater.store.restore import restore_from_witness
 from updater.store.witness import rollback_path
 
 SECONDS = 600.0

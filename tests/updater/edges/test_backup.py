@@ -14,12 +14,13 @@ from common.bundle import Committed, Origin, bundle_folder, lock_pointer, read_c
 from common.durable import LockTimeout
 from dev.harness.pointer import commit_row
 from dev.harness.scripted_engine import make_scripted_bundle
-from tests.updater.edges.test_witness import BAD
-from updater.core.record import Installed, ModelRecord
+from tests.updater.edges.test_witness import BAD, NOW
+from updater.core.record import Installed, ModelRecord, Quarantined, Stage, Update, UpdateKind
 from updater.core.rules import ReleasePolicy
-from updater.store.backup import BackupBroken, check_backup, restore, restore_from_witness, save, verify
+from updater.store.backup import BackupBroken, check_backup, save, verify
 from updater.store.database import JournalLost
 from updater.store.journal import Journal
+from updater.store.restore import restore, restore_from_witness
 from updater.store.witness import read_witness, witness_path
 
 WORSE = replace(BAD, source_digest="sha256:" + "c" * 64, revision="v1.2.0")
@@ -76,7 +77,7 @@ def test_a_restore_waits_for_another_writer_of_the_pointer(
 ) -> None:
     """An import at the same time is either replaced by the backup or comes after it; it is not overwritten unseen."""
     row = read_committed(state)["shapes"]
-    monkeypatch.setattr("updater.store.backup.restore_pointer", partial(restore_pointer, wait_seconds=0.0))
+    monkeypatch.setattr("updater.store.restore.restore_pointer", partial(restore_pointer, wait_seconds=0.0))
     with lock_pointer(state), pytest.raises(LockTimeout):
         restore(backup, state)
     commit_row(state, replace(row, model="other"))
@@ -94,6 +95,131 @@ def test_an_older_backup_does_not_forget(state: Path, backup: Path) -> None:
     assert record.min_version == "v1.3.0"
     assert record.quarantine == (BAD, WORSE)
     assert (state / "journal.db.replaced").exists()
+
+
+def commit_second(state: Path) -> tuple[Installed, Installed]:
+    """Commit v1.1.0 over v1.0.0; returns both."""
+    old, bundle = load(state).committed, make_scripted_bundle(state, "v1.1.0")
+    assert old is not None
+    new = Installed("v1.1.0", bundle.source_digest, bundle.bundle_digest)
+    with closing(Journal(state / "journal.db")) as journal:
+        journal.write(replace(load_open(journal), committed=new, previous=old, min_version="v1.1.0"), ())
+    commit_row(state, Committed("shapes", new.bundle_digest, new.source_digest, "v1.1.0", Origin.UPDATE))
+    return old, new
+
+
+def take_back(state: Path, bad: Installed, good: Installed) -> Quarantined:
+    """Put a revision into quarantine, and commit the one before it; returns its row."""
+    row = replace(BAD, source_digest=bad.source_digest, revision=bad.revision)
+    with closing(Journal(state / "journal.db")) as journal:
+        record = replace(load_open(journal), committed=good, previous=None, quarantine=(BAD, row))
+        journal.write(record, ())
+    commit_row(state, Committed("shapes", good.bundle_digest, good.source_digest, good.revision, Origin.UPDATE))
+    return row
+
+
+@pytest.mark.fault("H12")
+def test_a_revision_that_was_taken_back_since_the_backup_does_not_serve_again(state: Path, tmp_path: Path) -> None:
+    """Journal and pointer have the revision before it, although the backup names it as committed."""
+    old, new = commit_second(state)
+    with closing(Journal(state / "journal.db")) as journal:
+        save(state, tmp_path / "monday", journal.copy_to)
+    row = take_back(state, new, old)
+
+    restore(tmp_path / "monday", state)
+
+    record = load(state)
+    assert (record.committed, record.previous, record.update) == (old, None, None)
+    assert (record.min_version, record.quarantine) == ("v1.1.0", (BAD, row))
+    assert read_committed(state)["shapes"].bundle_digest == old.bundle_digest
+    assert verify(state, state / "journal.db").problems == ()
+
+
+@pytest.mark.fault("H12")
+def test_without_a_good_revision_nothing_is_restored(state: Path, backup: Path) -> None:
+    """The backup knows but the one that was taken back."""
+    old, new = commit_second(state)
+    take_back(state, old, new)
+    before = (state / "journal.db").read_bytes()
+
+    with pytest.raises(BackupBroken, match=r"shapes: the backup would serve v1.0.0, which was taken back since"):
+        restore(backup, state)
+
+    assert (state / "journal.db").read_bytes() == before
+    assert read_committed(state)["shapes"].bundle_digest == new.bundle_digest
+
+
+@pytest.mark.fault("H12")
+def test_an_update_that_failed_since_the_backup_is_not_continued(state: Path, tmp_path: Path) -> None:
+    """It was on trial when the backup was made."""
+    bad = Update("u1", UpdateKind.RELEASE, "v1.1.0", NOW, source_digest="sha256:" + "d" * 64)
+    with closing(Journal(state / "journal.db")) as journal:
+        journal.write(replace(load_open(journal), stage=Stage.OBSERVING, update=bad), ())
+        save(state, tmp_path / "monday", journal.copy_to)
+        row = replace(BAD, source_digest=bad.source_digest)
+        journal.write(replace(load_open(journal), stage=Stage.IDLE, update=None, quarantine=(BAD, row)), ())
+
+    restore(tmp_path / "monday", state)
+
+    assert (load(state).stage, load(state).update) == (Stage.IDLE, None)
+
+
+@pytest.mark.fault("H12")
+def test_what_was_in_quarantine_when_the_backup_was_made_is_restored_as_it_was(state: Path, tmp_path: Path) -> None:
+    """A person may have imported it nevertheless."""
+    installed = load(state).committed
+    assert installed is not None
+    row = replace(BAD, source_digest=installed.source_digest)
+    with closing(Journal(state / "journal.db")) as journal:
+        journal.write(replace(load_open(journal), quarantine=(row,)), ())
+        save(state, tmp_path / "monday", journal.copy_to)
+
+    restore(tmp_path / "monday", state)
+
+    assert load(state).committed == installed
+    assert read_committed(state)["shapes"].bundle_digest == installed.bundle_digest
+
+
+@pytest.mark.fault("H12")
+@pytest.mark.parametrize("is_bad", [False, True])
+def test_models_that_the_backup_does_not_know_stay(state: Path, backup: Path, *, is_bad: bool) -> None:
+    """They were added after it: with their quarantine, and with what serves unless that is in it."""
+    row = replace(read_committed(state)["shapes"], model="addresses")
+    bad = replace(WORSE, source_digest=row.source_digest) if is_bad else WORSE
+    with closing(Journal(state / "journal.db")) as journal:
+        journal.write(ModelRecord("addresses", min_version="v2.0.0", quarantine=(bad,)), ())
+    commit_row(state, row)
+
+    restore(backup, state)
+
+    with closing(Journal(state / "journal.db")) as journal:
+        record = journal.load("addresses")
+    assert record is not None
+    assert (record.min_version, record.quarantine) == ("v2.0.0", (bad,))
+    assert (read_committed(state).get("addresses") == row) is not is_bad
+
+
+@pytest.mark.fault("H12")
+def test_what_a_person_once_let_be_tried_and_failed_again_stays_in_quarantine(state: Path, tmp_path: Path) -> None:
+    """The backup knows the permission, and not what came of it."""
+    with closing(Journal(state / "journal.db")) as journal:
+        allowed = replace(load_open(journal), quarantine=(BAD,), unquarantined=(WORSE.source_digest,))
+        journal.write(allowed, ())
+        save(state, tmp_path / "monday", journal.copy_to)
+        journal.write(replace(allowed, quarantine=(BAD, WORSE), unquarantined=()), ())
+
+    restore(tmp_path / "monday", state)
+
+    assert load(state).is_quarantined(WORSE.source_digest)
+
+
+def test_a_backup_goes_into_a_folder_that_is_a_link(state: Path, tmp_path: Path) -> None:
+    """As to a disk that is mounted elsewhere."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    with closing(Journal(state / "journal.db")) as journal:
+        save(state, tmp_path / "link", journal.copy_to)
+    check_backup(tmp_path / "disk")
 
 
 def load_open(journal: Journal) -> ModelRecord:

@@ -17,7 +17,7 @@ from hotslot.updates.v1 import updates_pb2 as pb
 from tests.stack.refusal import refusal_of
 from tests.updater.edges.conftest import MakeWorld
 from tests.updater.edges.world import World
-from updater.store.backup import restore_from_witness
+from updater.store.restore import restore_from_witness
 
 pytestmark = [pytest.mark.timeout(180)]
 

@@ -38,10 +38,10 @@ from updater.core.witness import ProtectedState, protect
 from updater.hub.folder import DirectoryHub
 from updater.loop import CrashPoints, Interrupted, LoopDependencies, ModelLoop, StepGuard
 from updater.perform import Ports
-from updater.store.backup import restore_from_witness
 from updater.store.bundles import BundleStore, ChildConverter, StoreOptions
 from updater.store.garbage import References
 from updater.store.journal import Journal
+from updater.store.restore import restore_from_witness
 from updater.store.staging import StagingLimits
 from updater.store.witness import rollback_path
 
