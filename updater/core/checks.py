@@ -117,9 +117,9 @@ FORMATS = Check(
 CONFIGURATION_KEYS = Check(
     11,
     "configuration keys",
-    "In the sections of `configuration.json` that are read (unknown ones are not), and in other JSON files, no key"
-    " would run code of the repository (`plugins`, `allow_remote`, `auto_map` …), and no value is a path that"
-    " leaves the folder.",
+    "In the sections of `configuration.json` that are read (unknown ones are not), and in other JSON files except lists"
+    " of words, no key would run code of the repository (`plugins`, `allow_remote`, `auto_map` …), and no value is a"
+    " path that leaves the folder.",
     "on the staged files",
     ("CONFIG_BROKEN", "CONFIG_ASKS_FOR_CODE", "CONFIG_HAS_PATH"),
 )

@@ -256,7 +256,7 @@ def _check_formats(staged: StagedFolder) -> None:
 
 def _check_keys(staged: StagedFolder) -> None:
     for name in staged.names:
-        if not name.endswith(".json") or name.endswith(_WORD_FILES):
+        if not name.endswith(".json") or name in _WORD_FILES:
             continue
         problem = find_config_problem(_read_object(staged, name), name)
         if problem is not None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from common.source import ConversionRefused
-from inference.runner.conversion.tensor_location import MAX_SHOWN, refuse, shorten
+from inference.runner.conversion.tensor_location import refuse, shorten
 
 _DTYPES = {
     "DoubleStorage": "float64",
@@ -184,7 +184,7 @@ def _set(machine: _Machine, pairs: list[Any]) -> None:
         if not isinstance(name, str) and type(name) is not int:  # others may be expensive to hash or compare
             refuse(f"{machine.file} has a dictionary whose key is a {type(name).__name__}, supported: a state dict")
         if name in target:
-            refuse(f"{machine.file} names {str(name)[:MAX_SHOWN]} twice")
+            refuse(f"{machine.file} names {shorten(str(name))} twice")
         target[name] = value
 
 
