@@ -87,7 +87,9 @@ def _serve(section: ConsoleSection, endpoint: Endpoint, folder: Path, level: str
     def find_server() -> ServerAddress:
         nonlocal known
         with contextlib.suppress(WronglyUsed, SettingsInvalid):  # half a file: the next look finds the whole one
-            known = known if endpoint.again is None else endpoint.again()
+            found = known if endpoint.again is None else endpoint.again()
+            if known.trust is None or found.trust is not None:  # else the settings file is away for a moment
+                known = found
         target, trust = to_target(known.address), known.trust or TlsTrust()
         credentials = (trust.ca, trust.certificate, trust.key, trust.name)
         return ServerAddress(target, *credentials, is_secure=known.trust is not None, token=known.token)

@@ -29,7 +29,7 @@ from common.toml_text import TomlBroken, read_toml, shorten
 
 ENV_PREFIX = "HOTSLOT_"
 CONFIG_VARIABLE = "HOTSLOT_CONFIG"
-STOP_SECONDS_VARIABLE = "HOTSLOT_STOP_SECONDS"  # after which supervisord, which reads it at its start, kills the server
+STOP_SECONDS_VARIABLE = "HOTSLOT_STOP_SECONDS"
 DEFAULT_FILE = Path("hotslot.toml")
 DEFAULT_STATE_DIR = Path("state")
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 50051  # the gRPC server's
@@ -215,6 +215,14 @@ T = TypeVar("T", bound=SettingsFile)
 def format_mistake(mistake: Mistake) -> str:
     """One mistake as a line of text."""
     return f"{mistake.key}: {mistake.message}" + (f" (found {mistake.found})" if mistake.found else "")
+
+
+def read_stop_seconds() -> float | None:
+    """Seconds after which supervisord, which was told at its start, kills the server; None without supervisord."""
+    try:
+        return float(os.environ.get(STOP_SECONDS_VARIABLE, ""))
+    except ValueError:
+        return None
 
 
 def inherit_environment(*names: str) -> dict[str, str]:

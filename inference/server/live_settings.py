@@ -1,14 +1,13 @@
 """Takes over changed settings in the running server: what each part of it uses of them, and how it is replaced."""
 
 import asyncio
-import os
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
 from common.clock import Clock
 from common.logs import Logger
-from common.settings import STOP_SECONDS_VARIABLE, Mistake, SettingsInvalid, format_mistake, load_settings
+from common.settings import Mistake, SettingsInvalid, format_mistake, load_settings, read_stop_seconds
 from common.settings_reload import ReadSettings, SettingsReloader
 from hotslot.control.v1 import control_pb2
 from inference.server import compose
@@ -104,10 +103,10 @@ class LiveSettings:
         Raises:
             SettingsInvalid: the drain becomes longer than the time that supervisord, told at its start, waits for it.
         """
-        stop, needed = os.environ.get(STOP_SECONDS_VARIABLE), settings.drain_seconds
-        if stop is not None and float(stop) <= needed and needed > self.current.drain_seconds:
+        stop, needed = read_stop_seconds(), settings.drain_seconds
+        if stop is not None and stop <= needed and needed > self.current.drain_seconds:
             message = f"a drain may take {needed:g} now, and the stack was started with less; restart the stack"
-            raise SettingsInvalid([Mistake("watchdog.stop_seconds", message, stop)])
+            raise SettingsInvalid([Mistake("watchdog.stop_seconds", message, f"{stop:g}")])
         return settings
 
     def facts(self) -> SettingsFacts:

@@ -33,7 +33,7 @@ async def test_a_renewed_certificate_is_trusted_from_the_next_call_on(tmp_path: 
         in_files.append(new_address)
         with pytest.raises(CallFailed, match="no server answers"):
             await upstream.models()
-        await upstream.predict(entailment_pb2.PredictRequest(statements=["there is a dog"]))
+        await upstream.predict(entailment_pb2.PredictRequest(statements=["yes it is"]))
         assert new.authorizations == ["Bearer of-new"]
     finally:
         await upstream.close()

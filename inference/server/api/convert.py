@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from google.protobuf import duration_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -18,8 +18,9 @@ MAX_ITEM_ID_CHARS = 128
 # An empty field takes two bytes in a message, which may have 63 MiB, and fifty or more in memory. A message of 64 items
 # of 64 addresses has 4,352 fields.
 MAX_FIELDS = 8192
+COUNTED_BYTES = 256 << 10  # of a smaller message protobuf makes some megabytes in some milliseconds, whatever is in it
 MAX_PACKED_BYTES = 4 << 20  # of numbers that take one byte each, and eight in memory
-_MAX_VARINT_BYTES = 10
+_MAX_VARINT_BYTES, _MAX_TAG = 10, (1 << 32) - 1
 _VARINT_MORE = 0x80
 _PACKED_VARINTS = frozenset(
     (
@@ -37,29 +38,29 @@ def parse(kind: type[M], raw: bytes) -> M:
     Raises:
         InputRefused: the bytes do not parse, or hold more than `check_field_count` allows.
     """
-    if len(raw) > 2 * MAX_FIELDS:  # fewer bytes cannot have more
-        check_field_count(kind.DESCRIPTOR, raw)
+    if len(raw) > COUNTED_BYTES:
+        check_field_count(kind, raw)
     try:
         return kind.FromString(raw)
     except DecodeError as error:
         raise malformed_error(kind.DESCRIPTOR.name) from error
 
 
-def check_field_count(kind: Descriptor, raw: bytes) -> None:
-    """Count the fields of a message and of those in it, before protobuf makes objects of them.
-
-    What is malformed is left to protobuf, which refuses it: only the part in which it is found is not counted further.
+def check_field_count(kind: type[Message], raw: bytes) -> None:
+    """Count the fields of a message and of those in it, before protobuf makes objects of them; takes some milliseconds.
 
     Raises:
-        InputRefused: it has more than MAX_FIELDS, or MAX_PACKED_BYTES of packed numbers.
+        InputRefused: it has more than MAX_FIELDS, or MAX_PACKED_BYTES of packed numbers, or is malformed.
     """
     left, packed = MAX_FIELDS, MAX_PACKED_BYTES
-    parts = [(kind, 0, len(raw))]
+    parts = [(cast("Descriptor", kind.DESCRIPTOR), 0, len(raw))]
     while parts:
         descriptor, at, end = parts.pop()
         fields = descriptor.fields_by_number
         while at < end:
             number, body, at = _read_field(raw, at, end)
+            if at < 0:
+                raise malformed_error(kind.DESCRIPTOR.name)
             field = fields.get(number)
             left -= 1
             if body >= 0 and field is not None:
@@ -74,34 +75,37 @@ def check_field_count(kind: Descriptor, raw: bytes) -> None:
 
 
 def _read_field(raw: bytes, at: int, end: int) -> tuple[int, int, int]:
-    """Number of a field, start of its content if it has a length, else -1, and index after it: `end` if malformed."""
+    """Number of a field, start of its content if it has a length, else -1, and index after it: -1 if malformed."""
     tag, at = _read_varint(raw, at, end)
-    body, stop = -1, end
+    body = -1
     match tag & 7:
         case 0:
-            _, stop = _read_varint(raw, at, end)
+            _, at = _read_varint(raw, at, end)
         case 1:
-            stop = at + 8
+            at += 8
         case 2:
-            size, start = _read_varint(raw, at, end)
-            if start + size <= end:
-                body, stop = start, start + size
+            size, body = _read_varint(raw, at, end)
+            at = body + size
         case 3 | 4:  # a group begins or ends: its fields are counted as if they stood here
-            stop = at
+            pass
         case 5:
-            stop = at + 4
-    return tag >> 3, body, stop
+            at += 4
+        case _:
+            at = end + 1
+    return tag >> 3, body, at if at <= end and tag <= _MAX_TAG else -1
 
 
 def _read_varint(raw: bytes, at: int, end: int) -> tuple[int, int]:
-    """A number and the index after it; after one that is malformed, the index is `end`."""
+    """A number and the index after it; after one that is malformed, an index after `end`."""
+    if at < end and raw[at] < _VARINT_MORE:
+        return raw[at], at + 1
     number = 0
     for place in range(at, min(at + _MAX_VARINT_BYTES, end)):
         byte = raw[place]
         number |= (byte & ~_VARINT_MORE) << 7 * (place - at)
         if byte < _VARINT_MORE:
             return number, place + 1
-    return 0, end
+    return 0, end + 1
 
 
 def _too_many(number: int, field: FieldDescriptor | None, limit: str) -> InputRefused:

@@ -12,7 +12,14 @@ from common.engine_files import Task
 from common.errors import InputRefused
 from common.records import record
 from hotslot.entailment.v1 import entailment_pb2
-from inference.server.api.convert import MAX_STREAM_ITEMS, check_item_count, fill_origin, parse
+from inference.server.api.convert import (
+    COUNTED_BYTES,
+    MAX_STREAM_ITEMS,
+    check_field_count,
+    check_item_count,
+    fill_origin,
+    parse,
+)
 from inference.server.api.task import InputLimits
 from inference.server.api.texts import read_text
 from inference.server.request import EntailmentInput, Prediction
@@ -65,6 +72,8 @@ def parse_items(raw: bytes) -> list[tuple[str, ParsedRequest]]:
     Raises:
         InputRefused: the bytes do not parse, or the number of items is wrong.
     """
+    if len(raw) > COUNTED_BYTES:  # of all items together: each has less
+        check_field_count(entailment_pb2.StreamPredictRequest, raw)
     spans = _find_items(raw)
     found = []
     for start, end, item_id, picture in spans:
