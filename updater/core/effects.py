@@ -314,6 +314,7 @@ class EffectFailure:
 
 
 DISK_REASONS = frozenset({"DISK_FULL", "QUOTA_EXCEEDED"})
+CONVERTER_REASONS = frozenset({"CONVERT_FAILED", "TIME_LIMIT"})  # it ended without a verdict about the revision
 
 
 Result = Listed | Staged | Sealed | Loaded | Gated | Activated | Probed | EffectFailure | None

@@ -48,6 +48,8 @@ def apply_deadline(record: ModelRecord, facts: Facts, rules: Rules, message: str
     """Give up an update whose STAGING or VERIFYING took too long; hold it if its bytes were not the listed ones."""
     if record.under_way.mismatches:
         return transitions.hold(record, facts, HeldFor.MISMATCH, message)
+    if record.stage is Stage.VERIFYING and record.under_way.kind is not UpdateKind.RECONVERT:
+        return transitions.hold(record, facts, HeldFor.INCONCLUSIVE, message)  # or all is downloaded again, each time
     return give_up(record, facts, rules, f"DEADLINE: {message}")
 
 

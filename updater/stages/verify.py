@@ -2,6 +2,7 @@
 
 from updater.core.checks import MISMATCH_REASONS
 from updater.core.effects import (
+    CONVERTER_REASONS,
     DISK_REASONS,
     MEMORY_REASONS,
     Effect,
@@ -93,6 +94,8 @@ def _give_up(record: ModelRecord, failed: EffectFailure, facts: Facts, rules: Ru
         return transitions.hold(record, facts, HeldFor.DOES_NOT_FIT, f"{update.revision}: {failed.message}")
     if update.kind is UpdateKind.RECONVERT and failed.kind is not FailureKind.NOT_READY:
         return transitions.hold(record, facts, HeldFor.CONVERSION, why)
+    if failed.reason in CONVERTER_REASONS:  # tried later, all of it would be downloaded again, each time
+        return transitions.hold(record, facts, HeldFor.INCONCLUSIVE, why)
     return stage.give_up(record, facts, rules, why)
 
 

@@ -9,7 +9,7 @@ from common.source import ConversionRefused
 from dev.harness.revisions import convert_scripted
 from tests.updater.simulators import Quality
 from tests.updater.stories.world import StoryWorld
-from updater.core.record import Stage
+from updater.core.record import HeldFor, Stage
 
 
 @pytest.fixture
@@ -73,3 +73,24 @@ def test_a_conversion_whose_child_somebody_else_has_killed_counts(world: StoryWo
     killed.step_until_called()
     assert world.record.under_way.attempts == 1
     assert "verification_failed" in world.book.events
+
+
+@pytest.mark.parametrize("reason", ["CONVERT_FAILED", "TIME_LIMIT"])
+def test_a_conversion_that_fails_each_time_waits_for_a_person(world: StoryWorld, reason: str) -> None:
+    """Its files are not downloaded again every ten minutes, nothing is quarantined, and a newer revision is taken."""
+    world.convert = failing = FailingConversion(world, reason, by_stop=False)
+    world.publish("1.1.0", Quality())
+    failing.step_until_called()
+    world.settle(4000.0)
+
+    held = world.record.under_way
+    assert (world.record.stage, held.ending and held.ending.held_for) == (Stage.HELD, HeldFor.INCONCLUSIVE)
+    assert failing.calls == world.rules.max_attempts
+    assert world.record.quarantine == ()
+
+    world.end_updater(orderly=True)
+    world.convert = convert_scripted
+    world.publish("1.2.0", Quality())
+    world.settle(4000.0)
+    assert world.record.committed is not None
+    assert world.record.committed.revision == "1.2.0"
