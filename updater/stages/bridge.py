@@ -74,6 +74,30 @@ def return_later(record: ModelRecord, facts: Facts) -> ModelRecord:
     return replace(record, bridge=Bridge(server.active.device))
 
 
+def make_room(record: ModelRecord, facts: Facts, rules: Rules) -> ModelRecord:
+    """With a bridge or a gap if the revision that is restored does not fit beside the one that was taken back.
+
+    That one would answer until the server is started again.
+    """
+    committed, server = record.committed, facts.server
+    active = None if server is None else server.active
+    if rules.rollout.rollout not in _MAKES_ROOM or record.bridge is not None or committed is None or active is None:
+        return record
+    is_gap = rules.rollout.rollout is Rollout.UNLOAD_FIRST
+    found = Bridge(active.device, is_gap=is_gap)
+    if server is None or server.cpu_fallback is not None or not is_taken(found, server, committed.bundle_digest):
+        return record
+    return replace(record, bridge=found)
+
+
+def is_taken(bridge: Bridge, server: ServerState, target: str) -> bool:
+    """Whether another bundle than the committed one is active on its device, and not on trial."""
+    active = server.active
+    if active is None or server.trial is not None or not active.is_loaded or active.bundle_digest == target:
+        return False
+    return active.device == bridge.device and (bridge.is_gap or active.device != CPU_DEVICE)
+
+
 def find_lost(record: ModelRecord, facts: Facts) -> ModelRecord:
     """With a bridge if the committed revision rests on the CPU although the server has a card for it.
 

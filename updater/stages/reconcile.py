@@ -5,7 +5,9 @@ Used in IDLE and HELD, in the stages before a candidate is loaded, and for rollb
 
 from dataclasses import replace
 
+from updater.core.bridge import Bridge
 from updater.core.effects import (
+    MEMORY_REASONS,
     ActivateLoad,
     ActivatePrevious,
     CommitLoad,
@@ -18,7 +20,7 @@ from updater.core.effects import (
     Wait,
     WritePointer,
 )
-from updater.core.facts import Facts, PointerState, ServerState, TrialSnapshot
+from updater.core.facts import CPU_DEVICE, Facts, PointerState, ServerState, TrialSnapshot
 from updater.core.record import (
     Ending,
     EndsIn,
@@ -38,6 +40,8 @@ from updater.stages.transitions import Transition, list_spare_slots
 BROKEN, BY_HAND = "COMMITTED_BROKEN", "ROLLED_BACK_BY_HAND"  # reasons
 POINTER_UNKNOWN = "the committed pointer cannot be read"
 _MAX_PAUSE_SECONDS = 60.0
+# Beyond the lease of a gap, which each load renews: the server takes back what was unloaded then.
+_GAP_PAUSE_SECONDS = 600.0
 
 
 def restore(record: ModelRecord, facts: Facts, rules: Rules, *, keep: str = "") -> Effect | Wait | None:
@@ -115,11 +119,19 @@ def apply_result(record: ModelRecord, effect: Effect, result: Result, facts: Fac
     """Apply the result of a step of `restore`; the next facts show which steps remain."""
     if isinstance(result, EffectFailure):
         if bridge.is_move(record, effect):
-            return bridge.apply_move_failed(record, result, facts, rules)
+            is_serving = facts.server is None or bridge.is_serving(record, facts.server)
+            if is_serving or result.kind is FailureKind.TRANSIENT:
+                return bridge.apply_move_failed(record, result, facts, rules)
+            record = replace(record, bridge=None)  # it answers nowhere: its device is tried again too
         if isinstance(effect, LoadBundle):
+            if not effect.device and result.kind is not FailureKind.TRANSIENT and result.reason in MEMORY_REASONS:
+                record = bridge.make_room(record, facts, rules)
             return _apply_load_failed(record, result, facts, rules)
         message = f"{type(effect).__name__}: {result.reason}: {result.message}"
         return transitions.with_event(record, facts, "step_failed", message)
+    way = record.bridge
+    if isinstance(effect, RetireLoad) and effect.gap_lease_seconds and way is not None and way.answers is None:
+        return Transition(replace(record, bridge=replace(way, gaps=way.gaps + 1)))
     if isinstance(effect, WritePointer):
         what = "nothing" if effect.installed is None else effect.installed.revision
         return transitions.with_event(record, facts, "pointer_repaired", f"the committed pointer says {what} again")
@@ -181,6 +193,9 @@ def _apply_load_failed(record: ModelRecord, failed: EffectFailure, facts: Facts,
     trouble = record.trouble or Trouble(incarnation, 0)
     failed_loads = trouble.failed_loads + 1
     pause = min(_MAX_PAUSE_SECONDS, rules.retry_seconds * 2.0 ** min(failed_loads - 1, 8))
+    way, is_empty = record.bridge, facts.server is not None and facts.server.active is None
+    if way is not None and way.is_gap and way.answers is None and is_empty:  # what was taken back was unloaded for it
+        pause = rules.observe.trial_lease_seconds + _GAP_PAUSE_SECONDS
     record = replace(record, trouble=replace(trouble, failed_loads=failed_loads, retry_in_seconds=pause))
     return transitions.with_event(record, facts, "committed_load_failed", f"{failed.reason}: {failed.message}")
 
@@ -218,7 +233,23 @@ def _load(record: ModelRecord, server: ServerState, target: str, name: str, rule
             return Wait(rules.look_seconds, "a process is still being retired")
         if rows and (has_no_room or len(server.occupied) >= len(server.slots)):
             return RetireLoad(rows[0].load_id, name, server.generation)
+        if record.bridge is not None and bridge.is_taken(record.bridge, server, target):
+            return _load_in_its_place(record.bridge, server, target, name, rules)
     return LoadBundle(target, "", name, server.generation)
+
+
+def _load_in_its_place(way: Bridge, server: ServerState, target: str, name: str, rules: Rules) -> Effect:
+    """One step to the load of the committed revision, while one that was taken back holds its device.
+
+    It is loaded on the CPU, and returns to the device later; or the other one is unloaded before, by policy: once,
+    after the load beside it has failed. If it cannot be loaded alone either, what answers badly is better than nothing.
+    """
+    if not way.is_gap:
+        return LoadBundle(target, CPU_DEVICE, name, server.generation)
+    if way.gaps:
+        return LoadBundle(target, "", name, server.generation)
+    lease = rules.observe.trial_lease_seconds
+    return RetireLoad(server.active_load_id, name, server.generation, gap_lease_seconds=lease)
 
 
 def _repair_pointer(record: ModelRecord, facts: Facts, rules: Rules) -> WritePointer | Wait | None:

@@ -77,6 +77,40 @@ def test_a_revision_that_is_restored_from_the_cpu_returns_to_the_card(full: Worl
     assert reverted.bridge == Bridge(CARD)
 
 
+@pytest.mark.fault("K14")
+@pytest.mark.parametrize("rollout", [Rollout.CPU_BRIDGE, Rollout.UNLOAD_FIRST])
+def test_a_revision_beside_which_nothing_fits_is_taken_back(rollout: Rollout) -> None:
+    """When the one before is not loaded any more: over the CPU, or after a gap; it would answer until a restart."""
+    world = full_card(rules=replace(RULES, rollout=RolloutRules(rollout)))
+    world.publish("1.1.0")
+    world.settle()
+    assert sum(slot is not None for slot in world.server.slots) == 1
+    lost = world.server.lost
+    assert world.command(CommandKind.ROLLBACK) is None
+    world.settle()
+
+    assert serves(world) == ("1.0.0", "1.0.0", CARD)
+    assert (world.record.bridge, world.quarantined, world.stage) == (None, {"1.1.0"}, Stage.IDLE)
+    assert world.outcomes("1.1.0")[-1] is Outcome.ROLLED_BACK
+    assert rollout is Rollout.UNLOAD_FIRST or world.server.lost == lost
+
+
+@pytest.mark.fault("K14")
+def test_a_revision_that_can_no_longer_be_loaded_leaves_the_one_that_was_taken_back() -> None:
+    """What answers badly is better than nothing: it is unloaded once, and no more."""
+    world = full_card(rules=replace(RULES, rollout=RolloutRules(Rollout.UNLOAD_FIRST)))
+    world.publish("1.1.0")
+    world.settle()
+    world.server.load_faults = [FULL] * 1000
+    assert world.command(CommandKind.ROLLBACK) is None
+    world.tick_until(Stage.HELD)
+    lost = world.server.lost
+    for _ in range(200):
+        world.tick()
+    assert (world.serving, world.stage) == ("1.1.0", Stage.HELD)
+    assert world.server.lost == lost
+
+
 BAD: dict[str, tuple[Quality, set[str], Stage]] = {
     "fails the gate": (Quality(right=5), {"1.1.0"}, Stage.IDLE),
     "fails callers": (Quality(fails_callers="ENGINE_FAILED"), {"1.1.0"}, Stage.IDLE),
