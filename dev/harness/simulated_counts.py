@@ -20,12 +20,14 @@ class SimShadow:
     requests: float = 0.0  # compared
     changed: float = 0.0  # of these
     failed: float = 0.0  # copies
+    out_of_memory: float = 0.0  # of these
 
-    def compare(self, requests: int, changes: float, *, is_failing: bool) -> None:
-        """Requests have come, of whose answers this share differs."""
+    def compare(self, requests: int, changes: float, failure: str) -> None:
+        """Requests have come, of whose answers this share differs, or which fail for a reason."""
         copied = requests * self.copies.share
-        if is_failing:
+        if failure:
             self.failed += copied
+            self.out_of_memory += copied if failure == "OUT_OF_MEMORY" else 0.0
             return
         self.requests += copied
         self.changed += copied * changes
@@ -36,7 +38,7 @@ class SimShadow:
         compared, changed = int(self.requests), int(self.changed)
         rows = (ChangedDirection(DIRECTION, changed),) if changed else ()
         comparison = AnswerComparison(compared, compared, changed, rows, compared, changed)
-        return ShadowSnapshot(self.load_id, comparison, int(self.failed))
+        return ShadowSnapshot(self.load_id, comparison, int(self.failed), out_of_memory=int(self.out_of_memory))
 
 
 def count_batches(before: Counts, device: str, batches: int, seconds: float) -> Counts:

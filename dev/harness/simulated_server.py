@@ -134,7 +134,7 @@ class SimServer:
             bundle = self.bundle_of(self.shadow.load_id) or ""
             failure = self.fails(bundle)
             if failure not in LATE_REASONS:
-                self.shadow.compare(requests, self.changes(bundle), is_failing=bool(failure))
+                self.shadow.compare(requests, self.changes(bundle), failure)
             if failure == "RUNNER_DIED" and not self.is_on_trial:
                 self.loses_spare()
         self._count(held, requests, reason)

@@ -130,4 +130,4 @@ def _convert_comparison(load_id: str, row: pb.Comparison) -> ShadowSnapshot:
     failed = sum(count for reason, count in row.failed.items() if reason not in LATE_REASONS)
     judged = {reason: count for reason, count in row.judged_failed.items() if reason not in LATE_REASONS}
     counts = convert_counts(pb.RevisionStats(answered=row.judged_answered, failed=judged))
-    return ShadowSnapshot(load_id, comparison, failed, counts)
+    return ShadowSnapshot(load_id, comparison, failed, counts, row.failed.get(reasons.OUT_OF_MEMORY, 0))

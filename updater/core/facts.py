@@ -128,6 +128,7 @@ class ShadowSnapshot:
     comparison: AnswerComparison
     failed: int = 0  # copies that the second slot did not answer, but for those that were late
     judged: Counts = field(default_factory=Counts)  # copies that this load has answered, or failed in time and alive
+    out_of_memory: int = 0  # of the failed ones
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,8 +59,7 @@ def decide_shadow(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | W
     evidence = Evidence(changes.measured, changes=changes.rows)
     ours = server.shadow if server.shadow is not None and server.shadow.load_id == slot.load_id else None
     if ours is not None and _has_failed(ours, rules):
-        message = f"it failed {ours.failed} of {ours.failed + ours.comparison.requests} copies of requests"
-        return transitions.refuse(record, facts, rules, "COPIES_FAILED", message, evidence=evidence)
+        return _end_failed(record, facts, rules, ours, evidence)
     if changes.beyond:
         return transitions.hold(record, facts, HeldFor.CHANGED_ANSWERS, changes.beyond, evidence=evidence)
     if update.is_shadow_over or is_late or changes.compared >= shadow.shadow_min_answers:
@@ -106,6 +105,20 @@ def promote(record: ModelRecord, facts: Facts) -> Transition:
 def _has_stages(update: Update) -> bool:
     """Whether an update is rolled out by stages: not a failback, whose bundle has answered callers before."""
     return update.kind is not UpdateKind.FAILBACK
+
+
+def _end_failed(
+    record: ModelRecord, facts: Facts, rules: Rules, shadow: ShadowSnapshot, evidence: Evidence
+) -> Transition:
+    """Refuse a candidate that fails copies; hold it if most failures are the machine's, which has too little memory."""
+    failed, total = shadow.failed, shadow.failed + shadow.comparison.requests
+    if 2 * shadow.out_of_memory >= failed and not shadow.judged.not_finite:
+        message = (
+            f"{record.under_way.revision} ran out of memory for {shadow.out_of_memory} of {total} copies of requests"
+        )
+        return transitions.hold(record, facts, HeldFor.DOES_NOT_FIT, message, evidence=evidence)
+    message = f"it failed {failed} of {total} copies of requests"
+    return transitions.refuse(record, facts, rules, "COPIES_FAILED", message, evidence=evidence)
 
 
 def _has_failed(shadow: ShadowSnapshot, rules: Rules) -> bool:

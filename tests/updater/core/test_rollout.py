@@ -153,6 +153,17 @@ def test_a_shadow_that_fails_copies_is_refused_and_costs_no_caller_anything(busy
     assert busy.last("candidate_refused").message.startswith("it failed ")
 
 
+@pytest.mark.fault("K14")
+def test_a_shadow_that_runs_out_of_memory_is_held(busy: World) -> None:
+    """As at its gate, and on trial: the machine is too small, and the revision may be good."""
+    roll_out(busy, Rollout.SHADOW)
+    busy.publish("1.1.0", Quality(fails_callers="OUT_OF_MEMORY"))
+    busy.tick_until(Stage.SHADOWING)
+    busy.settle()
+    assert (busy.stage, busy.record.under_way.reason, busy.quarantined) == (Stage.HELD, "DOES_NOT_FIT", set())
+    assert busy.last("hold_decided").message.startswith("1.1.0 ran out of memory for ")
+
+
 @pytest.mark.fault("T10")
 def test_copies_that_are_late_do_not_refuse_a_candidate(busy: World) -> None:
     """What is late on trial is held."""
