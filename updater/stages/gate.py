@@ -15,16 +15,26 @@ from updater.core.effects import (
     Wait,
 )
 from updater.core.facts import Facts, ServerState, SlotSnapshot
+from updater.core.golden import GateAnswers
 from updater.core.record import APPROVABLE, HeldFor, ModelRecord, Stage
 from updater.core.rules import Mode, Rules
 from updater.stages import bridge, failback, reconcile, rollout, transitions
-from updater.stages.gate_verdict import LATE_ANSWERS, GateJudgement, GateVerdict, expect_trial, judge
+from updater.stages.gate_verdict import (
+    LATE_ANSWERS,
+    GateJudgement,
+    GateVerdict,
+    are_missing,
+    expect_trial,
+    is_one_sided,
+    judge,
+)
 from updater.stages.transitions import Transition
 
 # The server's state has changed since the facts were drawn, or the slot was needed.
 MOVED = frozenset(
     {"GENERATION_CONFLICT", "SERVER_UNREACHABLE", "DRAINING", "NO_FREE_SLOT", "LOAD_YIELDED", "SLOT_IN_USE"}
 )
+_NOT_COMPARED = "the active model has no answer to most of the questions, so that too little was compared"
 _LOST_BUNDLE = frozenset({"BUNDLE_UNKNOWN", "BUNDLE_BROKEN"})
 
 
@@ -135,7 +145,7 @@ def _apply_gated(record: ModelRecord, effect: RunGate, result: Gated, facts: Fac
         raise RuntimeError("the gate was run without a server")
     if record.bridge is not None and bridge.must_ask(record):  # a candidate is never compared with itself
         is_its = bridge.is_serving(record, server) and effect.load_id == server.active_load_id
-        return Transition(bridge.keep_answers(record, answers) if is_its else record)
+        return _keep_answers(record, answers, facts, rules) if is_its else Transition(record)
     compared = answers if record.bridge is None else bridge.compare_with_kept(record, answers)
     if compared is None:
         return transitions.hold(record, facts, HeldFor.INCONCLUSIVE, "the golden set has changed during its gate")
@@ -144,7 +154,9 @@ def _apply_gated(record: ModelRecord, effect: RunGate, result: Gated, facts: Fac
     message, evidence, held_for = judgement.message, judgement.evidence, judgement.held_for
     if judgement.verdict is GateVerdict.REFUSE:
         return transitions.refuse(record, facts, rules, judgement.reason, message, evidence=evidence)
-    if judgement.reason == LATE_ANSWERS:  # not for approval: a worse model may hide behind what it has not answered
+    is_alone = is_one_sided(answers) and not failback.is_under_way(record)
+    if judgement.reason == LATE_ANSWERS or is_alone:  # not for approval: a worse model may hide behind missing answers
+        message = _NOT_COMPARED if is_alone else message
         failed = EffectFailure(FailureKind.INCONCLUSIVE, LATE_ANSWERS, message)
         return _apply_gate_failed(record, failed, facts, rules)
     if held_for is not None and not (update.approved and held_for in APPROVABLE):
@@ -155,6 +167,14 @@ def _apply_gated(record: ModelRecord, effect: RunGate, result: Gated, facts: Fac
         record = record.with_update(gate_passed=key)
     record = record.with_update(on_probes=not answers.golden_digest, expected_changes=expect_trial(answers))
     return _pass(record, facts, server, rules, judgement)
+
+
+def _keep_answers(record: ModelRecord, answers: GateAnswers, facts: Facts, rules: Rules) -> Transition:
+    """Keep the active model's answers before it is unloaded; ask again if most are missing: later that is too late."""
+    if are_missing([row.candidate for row in answers.questions]):
+        failed = EffectFailure(FailureKind.INCONCLUSIVE, LATE_ANSWERS, _NOT_COMPARED)
+        return _apply_gate_failed(record, failed, facts, rules)
+    return Transition(bridge.keep_answers(record, answers))
 
 
 def _pass(

@@ -9,7 +9,7 @@ from common import reasons
 from common.answers import TASK_ANSWERS, TaskAnswers, count_directions, count_label_pairs, sum_parts
 from common.engine_files import Task
 from updater.core.changes import at_least
-from updater.core.comparison import AnswerPair, ExpectedChanges, ExpectedDirection, LabelPair
+from updater.core.comparison import AnswerPair, ExpectedChanges, ExpectedDirection, GoldenAnswer, LabelPair
 from updater.core.effects import LATE_PROBE_REASONS
 from updater.core.golden import GateAnswers, GoldenQuestion
 from updater.core.record import Differing, Evidence, HeldFor, Measured
@@ -40,6 +40,8 @@ MAX_LABEL_PAIRS = 400  # kept as evidence; addresses have some twenty kinds of p
 MAX_DIRECTIONS = 40  # kept of an expectation; answers of addresses have hundreds
 _LEAST_SHARE = 0.001  # smaller ones are said to be below it
 _NO_ANSWER = LATE_PROBE_REASONS | {reasons.OUT_OF_MEMORY}
+# Of the active model also the end of its process: a caller's request may have ended it.
+_NOT_COMPARED = _NO_ANSWER | {reasons.RUNNER_DIED}
 _Check = tuple[list[Measured], list[GateJudgement]]
 
 
@@ -48,13 +50,14 @@ def judge(answers: GateAnswers, rules: GateRules) -> GateJudgement:
     asked = [row for row in answers.questions if not _is_void(row)]
     # A question that failed for want of memory or time is not a wrong answer.
     fitting = [row for row in asked if row.candidate.failure not in _NO_ANSWER]
+    expected = [row for row in fitting if row.expected]
     measured: list[Measured] = []
     findings: list[GateJudgement] = []
     checks: tuple[Callable[[], _Check], ...] = (
         lambda: _check_failures(asked, answers.device),
         lambda: _check_memory(answers),
-        lambda: _check_accuracy([row for row in fitting if row.expected], answers.min_accuracy, rules),
-        lambda: _measure_parts([row for row in fitting if row.expected], TASK_ANSWERS[answers.task]),
+        lambda: _check_accuracy(expected, answers.min_accuracy, rules),
+        lambda: _measure_parts([row for row in expected if _is_compared(row)], TASK_ANSWERS[answers.task]),
         lambda: _check_agreement(
             [row for row in fitting if not row.expected and row.active is not None], rules, TASK_ANSWERS[answers.task]
         ),
@@ -109,6 +112,22 @@ def _check_failures(asked: Sequence[GoldenQuestion], device: str) -> _Check:
     return measured, [GateJudgement(GateVerdict.REFUSE, "ANSWERS_FAILED", message)]
 
 
+def _is_compared(row: GoldenQuestion) -> bool:
+    """Whether the active model, if there is one, has answered, or has failed for a reason of its own."""
+    return row.active is None or row.active.failure not in _NOT_COMPARED
+
+
+def is_one_sided(answers: GateAnswers) -> bool:
+    """Whether the active model has no answer to most of the questions, so that too little is compared."""
+    asked = [row for row in answers.questions if not _is_void(row)]
+    return all(row.active is not None for row in asked) and are_missing([row.active for row in asked if row.active])
+
+
+def are_missing(found: Sequence[GoldenAnswer]) -> bool:
+    """Whether most of the active model's answers are missing for a reason that need not be its own."""
+    return 2 * sum(answer.failure in _NOT_COMPARED for answer in found) > len(found)
+
+
 def _check_memory(answers: GateAnswers) -> _Check:
     if not answers.planned_bytes or not answers.candidate_bytes:
         return [], []
@@ -122,7 +141,6 @@ def _check_accuracy(asked: Sequence[GoldenQuestion], min_accuracy: float, rules:
     if not asked:
         return [], []
     right = [row.candidate.text == row.expected for row in asked]
-    active = [row.active is not None and row.active.text == row.expected for row in asked]
     has_active = any(row.active is not None for row in asked)
     share = accuracy(right)
     measured: list[Measured] = []
@@ -140,7 +158,7 @@ def _check_accuracy(asked: Sequence[GoldenQuestion], min_accuracy: float, rules:
                 )
             )
     if has_active:
-        rows, found = _compare_with_active(right, active, rules)
+        rows, found = _compare_with_active([row for row in asked if _is_compared(row)], rules)
         measured += rows
         findings += found
     elif min_accuracy == 0:
@@ -155,8 +173,12 @@ def _measure_parts(asked: Sequence[GoldenQuestion], task: TaskAnswers) -> _Check
     return [Measured("micro_f1", *micro_f1(asked, task), 0.0, passed=True)], []
 
 
-def _compare_with_active(right: Sequence[bool], active: Sequence[bool], rules: GateRules) -> _Check:
+def _compare_with_active(compared: Sequence[GoldenQuestion], rules: GateRules) -> _Check:
     """Compare accuracy and negative flips with the active model's, by the exact paired test."""
+    if not compared:
+        return [], []
+    right = [row.candidate.text == row.expected for row in compared]
+    active = [row.active is not None and row.active.text == row.expected for row in compared]
     negative, positive = negative_flips(active, right), positive_flips(active, right)
     by_chance = worse_by_chance(negative, positive)
     share, before, flips = accuracy(right), accuracy(active), negative / len(right)

@@ -34,7 +34,14 @@ from updater.core.golden import (
 from updater.core.record import Differing, HeldFor, Update, UpdateKind
 from updater.core.rules import DEVICE_BREAKER, GateRules, ObserveRules, Rules
 from updater.settings import UpdaterSection
-from updater.stages.gate_verdict import LATE_ANSWERS, GateVerdict, judge, under_by_chance, worse_by_chance
+from updater.stages.gate_verdict import (
+    LATE_ANSWERS,
+    GateVerdict,
+    is_one_sided,
+    judge,
+    under_by_chance,
+    worse_by_chance,
+)
 from updater.stages.observe import TrialVerdict
 from updater.stages.observe import judge as judge_trial
 
@@ -110,6 +117,36 @@ def test_golden_questions_that_are_only_late_are_no_wrong_answers(reason: str, l
         failed = replace(good.questions[-1], candidate=GoldenAnswer(failure="ENGINE_FAILED"))
         judgement = judge(replace(good, questions=(*rows, failed)), RULES)
         assert (judgement.verdict, judgement.reason) == (GateVerdict.REFUSE, "ANSWERS_FAILED")
+
+
+@pytest.mark.parametrize("reason", ["RUNNER_DIED", "PREPARE_TIMEOUT", "OUT_OF_MEMORY"])
+@pytest.mark.parametrize("is_expected", [True, False])
+def test_what_the_active_model_could_not_answer_is_no_wrong_answer_of_it(reason: str, *, is_expected: bool) -> None:
+    """Such questions are left out; if nothing is left, nothing was compared."""
+
+    def judge_with(missing: int, candidate: str) -> tuple[GateVerdict, str]:
+        row = answers("r" * 40, candidate)
+        found = [
+            replace(
+                one,
+                expected=one.expected if is_expected else "",
+                active=GoldenAnswer(failure=reason) if number < missing else one.active,
+            )
+            for number, one in enumerate(row.questions)
+        ]
+        judgement = judge(replace(row, questions=tuple(found)), RULES)
+        return judgement.verdict, judgement.reason
+
+    worse = "r" * 30 + "w" * 10
+    assert judge_with(0, worse) == judge_with(4, worse)
+    assert judge_with(4, worse)[0] in (GateVerdict.REFUSE, GateVerdict.HOLD)
+    assert judge_with(4, "r" * 40)[0] is GateVerdict.PASS
+    row = answers("r" * 40, worse)
+    lost = [replace(one, active=GoldenAnswer(failure=reason)) for one in row.questions]
+    assert is_one_sided(replace(row, questions=tuple(lost)))
+    assert not is_one_sided(replace(row, questions=(*lost[:20], *row.questions[20:])))
+    few = judge(replace(row, questions=(*row.questions[:5], *lost[5:]), min_accuracy=0.9), RULES)
+    assert (few.verdict, few.reason) == (GateVerdict.REFUSE, "BELOW_MIN_ACCURACY")
 
 
 def _delay(row: GoldenQuestion, reason: str, *, is_first: bool = False) -> GoldenQuestion:
