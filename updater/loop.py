@@ -24,7 +24,7 @@ from updater.status import StatusPublisher
 
 STATE_SECONDS = 5.0  # of one look at the server
 GRACE_SECONDS = 60.0  # on top of an effect's own deadline, before its thread is taken for stuck
-WRITE_PAUSE_SECONDS = 2.0  # after a journal that could not be written
+WRITE_PAUSE_SECONDS, MAX_WRITE_PAUSE_SECONDS = 2.0, 60.0  # after a journal that could not be written
 LOOK_PAUSE_SECONDS = 2.0  # after a look that failed, for example for lack of open files
 _F = TypeVar("_F")
 
@@ -116,6 +116,7 @@ class ModelLoop:
         self._before = dependencies.clock.monotonic()  # of the last step that was applied
         self._rest = Wait(0.0)  # what the last step decided, if it was to wait
         self._is_durable = False  # whether the step in progress was written to the journal
+        self._unwritten = 0  # steps in a row that could not be written, and were to wait longer
         self._trouble = ""  # why it was not
         self._faults: dict[str, str] = {}  # of facts that the last look could not read, by their names
         self._due = self._before + GRACE_SECONDS  # clock.monotonic() by which the step in progress must be over
@@ -187,7 +188,9 @@ class ModelLoop:
             dependencies.crash.reach(f"after:{name}")
             after = Transition(after.record, (*noted, *after.events))
             if not self._write(after, must=facts.is_first or isinstance(step, CommandResult)):
-                return WRITE_PAUSE_SECONDS
+                pause = self._choose_write_pause(step, facts)
+                self._due = dependencies.clock.monotonic() + pause + GRACE_SECONDS
+                return pause
         finally:
             if isinstance(step, CommandResult):
                 self._return_command(step)
@@ -196,6 +199,17 @@ class ModelLoop:
         self._due = dependencies.clock.monotonic() + GRACE_SECONDS
         is_in_vain = isinstance(result, EffectFailure) or result == Probed(0, 0)
         return max(self._rest.seconds, dependencies.rules.look_seconds if is_in_vain else 0.0)
+
+    def _choose_write_pause(self, step: Step | CommandResult, facts: Facts) -> float:
+        """Seconds before a step whose record could not be written is taken again, with its effect: a poll, a gate.
+
+        Steps of a trial renew its lease, and an operator waits for a command: they do not wait longer.
+        """
+        if isinstance(step, CommandResult) or (facts.server is not None and facts.server.trial is not None):
+            return WRITE_PAUSE_SECONDS
+        pause = min(MAX_WRITE_PAUSE_SECONDS, WRITE_PAUSE_SECONDS * 2.0 ** min(self._unwritten, 8))
+        self._unwritten += 1
+        return pause
 
     def _return_command(self, result: CommandResult) -> None:
         """Answer a command that was written down, whatever failed afterwards; give back one that was not."""
@@ -226,9 +240,10 @@ class ModelLoop:
                 dependencies.journal.write(record, events)
             except OSError as error:
                 dependencies.observer.report_error(dependencies.model, "journal_not_written", str(error))
+                self.publisher.report_fault(str(error))
                 self._trouble = str(error)
                 return False
-            self._written, self._is_durable = record, True
+            self._written, self._is_durable, self._unwritten = record, True, 0
             if record.stage is not before:
                 dependencies.crash.reach(record.stage.value)
             dependencies.observer.record_written(record, events)

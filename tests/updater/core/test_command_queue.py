@@ -118,6 +118,19 @@ def test_a_command_is_tried_again_while_its_caller_waits(world: World, queue: Co
     assert caller.result.record.paused
 
 
+def test_a_journal_that_cannot_be_written_is_shown_and_its_effects_are_not_repeated_at_full_speed(world: World) -> None:
+    """Polls of the hub, or a whole gate; a trial's steps do not wait longer, and a command ends the pause."""
+    world.passes(1000.0)
+    world.disk.journal_fails = True
+    pauses = [world.loop.step() for _ in range(7)]
+    assert pauses == [2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0]
+    assert "no space left" in world.loop.publisher.snapshot.fault
+
+    world.disk.journal_fails = False
+    world.loop.step()
+    assert world.loop.publisher.snapshot.fault == ""
+
+
 def test_who_waits_too_short_for_a_full_disk_is_told_so(world: World, queue: CommandQueue) -> None:
     """Nothing was changed, and the reason is the journal, not a busy updater."""
     world.disk.journal_fails = True
