@@ -250,13 +250,13 @@ class UpdatesApi:
         self._apply(handle, CommandKind.UPDATE, request.revision, caller, request.operator)
 
         def is_answered(snapshot: StatusSnapshot) -> bool:
-            record = snapshot.record
-            return record.requested_revision != request.revision and bool(
-                _list_new_events(before, snapshot) or record.update
-            )
+            record, events = snapshot.record, _list_new_events(before, snapshot)
+            if record.requested_revision == request.revision:
+                return any(event.name == "hub_unanswered" for event in events)
+            return bool(events or record.update)
 
         snapshot = handle.publisher.wait(is_answered, min(caller.seconds_left(), POLL_SECONDS), caller.on_end)
-        if snapshot is None:
+        if snapshot is None or snapshot.record.requested_revision == request.revision:
             message = "the hub has not answered yet; the update starts when it does"
             raise NotReady(message, reason="HUB_UNREACHABLE", retry_after_seconds=POLL_SECONDS)
         for event in _list_new_events(before, snapshot):
@@ -265,6 +265,8 @@ class UpdatesApi:
                 raise kind(event.message, reason=reason, field="revision")
             if event.name == "update_started" and event.update is not None:
                 return pb.UpdateResponse(update=convert.to_summary(event.model, event.update, event.stage))
+        if any(event.name == "hub_unanswered" for event in _list_new_events(before, snapshot)):
+            raise NotReady(f"nothing was started: {snapshot.record.watch.message}", reason="HUB_UNREACHABLE")
         return pb.UpdateResponse(update=convert.to_current_summary(snapshot.record))
 
     def _rollback(self, request: pb.RollbackRequest, caller: Caller) -> pb.RollbackResponse:

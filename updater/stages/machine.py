@@ -10,6 +10,8 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import NamedTuple
 
+from updater.core import breaker
+from updater.core.breaker import BreakerName, BreakerState
 from updater.core.effects import CollectGarbage, Effect, EffectFailure, Listed, PollHub, Result, Wait
 from updater.core.facts import Facts, PointerState
 from updater.core.record import ModelRecord, Stage, Update, UpdateKind
@@ -131,7 +133,18 @@ def _complete(record: ModelRecord, transition: Transition, facts: Facts, rules: 
     before, after = record.stage, transition.record.stage
     if after is not before and after not in TRANSITIONS[before]:
         raise RuntimeError(f"{before} must not lead to {after}")
-    return failback.report_probe(transition, facts, rules)
+    return failback.report_probe(_give_back_probe(transition, facts, rules), facts, rules)
+
+
+def _give_back_probe(transition: Transition, facts: Facts, rules: Rules) -> Transition:
+    """Let the next update be the activation breaker's probe, if that has ended or waits without a verdict."""
+    record, events = transition
+    is_over = record.update is None or record.stage is Stage.HELD
+    if not is_over or record.activation.state is not BreakerState.HALF_OPEN:
+        return transition
+    limits = rules.breakers[BreakerName.ACTIVATION]
+    activation = breaker.report(record.activation, breaker.WorkResult.NEUTRAL, limits, facts.jitter)
+    return Transition(replace(record, activation=activation), events)
 
 
 def _over_limit(record: ModelRecord, facts: Facts, rules: Rules) -> Transition | None:

@@ -28,11 +28,13 @@ from updater.stages import transitions, upgrade
 from updater.stages.choice import MAX_SHOWN_NAMES, Choice, choose, find_meant, find_replay, name_release
 from updater.stages.transitions import MAX_ALARMS, Transition
 
+# A hub that answers so may do it for this revision alone: asked for again and again, it would keep all others waiting.
+_OF_THE_REVISION = frozenset({"HUB_REFUSED", "HUB_NOT_UNDERSTOOD", "HUB_UNREADABLE", "REDIRECT_CIRCLE"})
+
 
 def poll_if_due(record: ModelRecord, rules: Rules) -> PollHub | None:
     """Poll the hub if the next poll is due and the hub breaker allows it."""
-    is_due = bool(record.requested_revision) or record.watch.seconds_to_poll <= 0
-    if not is_due or not record.hub.may_begin:
+    if record.watch.seconds_to_poll > 0 or not record.hub.may_begin:
         return None
     committed = record.committed
     is_known = committed is None or rules.policy.branch or choosing.is_contact_made(record, rules.policy)
@@ -143,7 +145,12 @@ def _apply_failed(record: ModelRecord, failed: EffectFailure, facts: Facts, rule
         hub = breaker.report(breaker.begin(hub, limits), result, limits, facts.jitter, reason=why, at_least=wait)
     pause = max(_draw_poll_seconds(facts, rules), min(failed.retry_after_seconds, limits.cap_seconds))
     watch = replace(record.watch, seconds_to_poll=pause, message=why)
-    record = replace(record, hub=hub, watch=watch, requested_revision="")
+    # A revision that an operator requested is asked for again, unless a person must change something first.
+    is_kept = failed.kind is FailureKind.TRANSIENT and failed.reason not in _OF_THE_REVISION
+    kept = record.requested_revision if is_kept else ""
+    if kept:
+        watch = replace(watch, message=f"{kept} was requested, and is asked for until the hub answers: {why}")
+    record = replace(record, hub=hub, watch=watch, requested_revision=kept)
     events: tuple[Event, ...] = (transitions.make_event(record, facts, "hub_unanswered", why),)
     if not is_open and not hub.may_begin:
         events = (*events, transitions.make_event(record, facts, "breaker_opened", f"hub: {hub.reason}"))

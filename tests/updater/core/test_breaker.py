@@ -179,6 +179,41 @@ def test_an_open_breaker_delays_new_updates_until_one_probe(world: World) -> Non
     assert BreakerState.CLOSED is world.record.activation.state
 
 
+@pytest.mark.fault("B8")
+def test_a_probe_without_a_verdict_gives_its_turn_to_the_next_update(world: World) -> None:
+    """Neither a success nor a failure: the next one need not wait until the probe's time is over."""
+    for minor in (1, 2, 3):
+        world.publish(f"1.{minor}.0", Quality(right=2))
+        world.settle()
+    world.publish("1.4.0")
+    world.passes(2 * 3600.0)
+    world.converter.faults = [EffectFailure(FailureKind.TRANSIENT, "CONVERT_FAILED")] * world.rules.max_attempts
+    world.settle()
+    assert (world.stage, world.record.activation.may_begin) == (Stage.HELD, True)
+
+    world.publish("1.5.0")
+    world.settle()
+    assert world.committed == "1.5.0"
+    assert BreakerState.CLOSED is world.record.activation.state
+
+
+@pytest.mark.fault("N2")
+def test_a_revision_that_an_operator_requested_is_not_forgotten_while_the_hub_is_away(world: World) -> None:
+    """It is installed when the hub answers again."""
+    world.hub.fault = EffectFailure(FailureKind.TRANSIENT, "HUB_UNREACHABLE")
+    world.publish("1.1.0")
+    world.publish("1.2.0")
+    assert world.command(CommandKind.UPDATE, "1.1.0") is None
+    for _ in range(40):
+        world.tick()
+    assert world.record.requested_revision == "1.1.0"
+
+    world.hub.fault = None
+    world.tick_until(Stage.OBSERVING)
+    assert world.record.under_way.revision == "1.1.0"
+    assert world.record.requested_revision == ""
+
+
 def test_more_than_three_failed_updates_in_an_hour_open_the_breaker(world: World) -> None:
     """Even with a good one between them."""
     for minor in range(1, 6):
