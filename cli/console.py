@@ -82,13 +82,14 @@ def _serve(section: ConsoleSection, endpoint: Endpoint, folder: Path, level: str
         if (error.name or "").partition(".")[0] in _EXTRA:
             raise CommandFailed(_MISSING) from error
         raise
-    known = endpoint
+    known, has_settings = endpoint, settings_path().is_file()
 
     def find_server() -> ServerAddress:
         nonlocal known
-        with contextlib.suppress(WronglyUsed, SettingsInvalid):  # half a file: the next look finds the whole one
+        # Half a file, or one that is away for a moment: the next look finds the whole one.
+        with contextlib.suppress(WronglyUsed, SettingsInvalid, OSError):
             found = known if endpoint.again is None else endpoint.again()
-            if known.trust is None or found.trust is not None:  # else the settings file is away for a moment
+            if settings_path().is_file() or not has_settings:
                 known = found
         target, trust = to_target(known.address), known.trust or TlsTrust()
         credentials = (trust.ca, trust.certificate, trust.key, trust.name)
