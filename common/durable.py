@@ -226,22 +226,22 @@ def exchange_folders(one: Path, other: Path) -> bool:
 
 def sync_folder(folder: Path) -> None:
     """Flush a folder to disk, so that renames and new files in it survive a crash of the machine."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    _sync(folder, os.O_DIRECTORY)
 
 
 def sync_tree(folder: Path) -> None:
     """Flush a copied folder with all its files to disk, before anything that names it is written."""
     for path in folder.rglob("*"):
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _sync(path, os.O_NOFOLLOW)
     sync_folder(folder)
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, os.O_RDONLY | flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_bounded(path: Path, max_bytes: int) -> bytes:

@@ -219,7 +219,7 @@ class BundleStore:
 
     def write_pointer(self, installed: Installed | None) -> None:
         """Replace the model's row, durably; other models' rows stay."""
-        row = None if installed is None else _row(self._model, installed)
+        row = None if installed is None else make_row(self._model, installed)
         try:
             # The rows of all models with an updater are also in the journal: each model writes its own again.
             update_pointer(self._state, self._model, lambda _: row, replace_broken=True)
@@ -301,7 +301,8 @@ def _classify_broken_pointer(error: BundleBroken) -> EffectFailed:
     return EffectFailed.permanent("POINTER_BROKEN", str(error))
 
 
-def _row(model: str, installed: Installed) -> Committed:
+def make_row(model: str, installed: Installed) -> Committed:
+    """The row of the committed pointer for a committed revision."""
     return Committed(model, installed.bundle_digest, installed.source_digest, installed.revision, installed.origin)
 
 

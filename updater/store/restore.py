@@ -28,6 +28,7 @@ from updater.core.witness import ProtectedState, Witness
 from updater.settings import JOURNAL_NAME
 from updater.store import garbage
 from updater.store.backup import MAX_MANIFEST_BYTES, BackupBroken, check_backup, check_kept
+from updater.store.bundles import make_row
 from updater.store.journal import Journal, read_records
 from updater.store.state_folder import SOURCES
 from updater.store.witness import WitnessBroken, read_witness, rollback_path, witness_path
@@ -49,8 +50,9 @@ def restore(backup: Path, state: Path, policies: Mapping[str, ReleasePolicy] | N
         OSError: a file cannot be read or written; the same may be tried again.
     """
     check_backup(backup)
-    records = _merge_protected(backup, _read_protected(state), {} if policies is None else policies)
-    content = _make_pointer(state, backup, records)
+    saved = {record.model: record for record in read_records(backup / JOURNAL_NAME)}
+    records = _merge_protected(backup, saved, _read_protected(state), {} if policies is None else policies)
+    content = _make_pointer(state, backup, saved, records)
     for folder in ("bundles", SOURCES):
         for source in sorted((backup / folder).glob("sha256-*")):
             _copy_whole(source, state / folder / source.name)
@@ -115,7 +117,7 @@ def _record_of(row: ProtectedState) -> ModelRecord:
 
 
 def _merge_protected(
-    backup: Path, kept: Witness | None, policies: Mapping[str, ReleasePolicy]
+    backup: Path, saved: Mapping[str, ModelRecord], kept: Witness | None, policies: Mapping[str, ReleasePolicy]
 ) -> tuple[ModelRecord, ...]:
     """The records of a backup with what the folder's witness knows, also of models that the backup does not know.
 
@@ -124,10 +126,9 @@ def _merge_protected(
     """
     records = [
         _without_taken_back(_keep_protected(row, kept, policies.get(row.model, ReleasePolicy())), row, backup)
-        for row in read_records(backup / JOURNAL_NAME)
+        for row in saved.values()
     ]
-    names = {record.model for record in records}
-    return (*records, *(_record_of(row) for row in (kept.models if kept else ()) if row.model not in names))
+    return (*records, *(_record_of(row) for row in (kept.models if kept else ()) if row.model not in saved))
 
 
 def _without_taken_back(record: ModelRecord, before: ModelRecord, backup: Path) -> ModelRecord:
@@ -161,7 +162,9 @@ def _no_good_revision(model: str, revision: str) -> BackupBroken:
     )
 
 
-def _make_pointer(state: Path, backup: Path, records: Iterable[ModelRecord]) -> bytes | None:
+def _make_pointer(
+    state: Path, backup: Path, saved: Mapping[str, ModelRecord], records: Iterable[ModelRecord]
+) -> bytes | None:
     """The committed pointer to restore; None if the backup has none.
 
     Without what was taken back since. A model that the backup does not know keeps its row: its minimal version is kept
@@ -177,19 +180,18 @@ def _make_pointer(state: Path, backup: Path, records: Iterable[ModelRecord]) -> 
         rows = read_committed(backup)
     except BundleBroken:  # it is restored as it is, and a start says so
         return content
-    in_backup = {record.model: record for record in read_records(backup / JOURNAL_NAME)}
     own: dict[str, Committed] = {}
     with contextlib.suppress(BundleBroken, OSError):
         own = read_committed(state)
     changed = dict(rows)
     for record in records:
-        model, before = record.model, in_backup.get(record.model)
+        model, before = record.model, saved.get(record.model)
         if before is None:
             if model in rows and record.is_quarantined(rows[model].source_digest):
                 del changed[model]
             if model in own and not record.is_quarantined(own[model].source_digest):
                 changed.setdefault(model, own[model])
-        elif before is not None and model in rows and _is_taken_back(rows[model].source_digest, record, before):
+        elif model in rows and _is_taken_back(rows[model].source_digest, record, before):
             changed[model] = _row_of(record, rows[model])
     return render_pointer(changed) if changed != rows else content
 
@@ -198,7 +200,7 @@ def _row_of(record: ModelRecord, bad: Committed) -> Committed:
     good = record.committed
     if good is None or good.source_digest == bad.source_digest:
         raise _no_good_revision(record.model, bad.revision)
-    return Committed(record.model, good.bundle_digest, good.source_digest, good.revision, good.origin)
+    return make_row(record.model, good)
 
 
 def _keep_protected(record: ModelRecord, kept: Witness | None, policy: ReleasePolicy) -> ModelRecord:
