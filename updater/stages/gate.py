@@ -34,7 +34,7 @@ from updater.stages.transitions import Transition
 MOVED = frozenset(
     {"GENERATION_CONFLICT", "SERVER_UNREACHABLE", "DRAINING", "NO_FREE_SLOT", "LOAD_YIELDED", "SLOT_IN_USE"}
 )
-_NOT_COMPARED = "the active model has no answer to most of the questions, so that too little was compared"
+_TOO_FEW_ANSWERS = "the active model has no answer to most of the questions, so that too little was compared"
 _LOST_BUNDLE = frozenset({"BUNDLE_UNKNOWN", "BUNDLE_BROKEN"})
 
 
@@ -156,7 +156,7 @@ def _apply_gated(record: ModelRecord, effect: RunGate, result: Gated, facts: Fac
         return transitions.refuse(record, facts, rules, judgement.reason, message, evidence=evidence)
     is_alone = is_one_sided(answers) and not failback.is_under_way(record)
     if judgement.reason == LATE_ANSWERS or is_alone:  # not for approval: a worse model may hide behind missing answers
-        message = _NOT_COMPARED if is_alone else message
+        message = _TOO_FEW_ANSWERS if is_alone else message
         failed = EffectFailure(FailureKind.INCONCLUSIVE, LATE_ANSWERS, message)
         return _apply_gate_failed(record, failed, facts, rules)
     if held_for is not None and not (update.approved and held_for in APPROVABLE):
@@ -172,7 +172,7 @@ def _apply_gated(record: ModelRecord, effect: RunGate, result: Gated, facts: Fac
 def _keep_answers(record: ModelRecord, answers: GateAnswers, facts: Facts, rules: Rules) -> Transition:
     """Keep the active model's answers before it is unloaded; ask again if most are missing: later that is too late."""
     if are_missing([row.candidate for row in answers.questions]):
-        failed = EffectFailure(FailureKind.INCONCLUSIVE, LATE_ANSWERS, _NOT_COMPARED)
+        failed = EffectFailure(FailureKind.INCONCLUSIVE, LATE_ANSWERS, _TOO_FEW_ANSWERS)
         return _apply_gate_failed(record, failed, facts, rules)
     return Transition(bridge.keep_answers(record, answers))
 

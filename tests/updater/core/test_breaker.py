@@ -163,12 +163,17 @@ def test_an_open_breaker_blocks_no_rollback(world: World) -> None:
     assert world.server.lost == 0
 
 
-@pytest.mark.fault("B8")
-def test_an_open_breaker_delays_new_updates_until_one_probe(world: World) -> None:
-    """After its open time one update is the probe; committed, it closes the breaker."""
+def fail_three_updates(world: World) -> None:
+    """So many open the activation breaker."""
     for minor in (1, 2, 3):
         world.publish(f"1.{minor}.0", Quality(right=2))
         world.settle()
+
+
+@pytest.mark.fault("B8")
+def test_an_open_breaker_delays_new_updates_until_one_probe(world: World) -> None:
+    """After its open time one update is the probe; committed, it closes the breaker."""
+    fail_three_updates(world)
     world.publish("1.4.0")
     world.settle()
     assert world.committed == "1.0.0"
@@ -182,9 +187,7 @@ def test_an_open_breaker_delays_new_updates_until_one_probe(world: World) -> Non
 @pytest.mark.fault("B8")
 def test_a_probe_without_a_verdict_gives_its_turn_to_the_next_update(world: World) -> None:
     """Neither a success nor a failure: the next one need not wait until the probe's time is over."""
-    for minor in (1, 2, 3):
-        world.publish(f"1.{minor}.0", Quality(right=2))
-        world.settle()
+    fail_three_updates(world)
     world.publish("1.4.0")
     world.passes(2 * 3600.0)
     world.converter.faults = [EffectFailure(FailureKind.TRANSIENT, "CONVERT_FAILED")] * world.rules.max_attempts
